@@ -1,0 +1,20 @@
+//! Model files in and out. Everything here reads untrusted bytes: sizes are checked before anything is allocated, every
+//! refusal is a typed error that names the field, nothing panics.
+//!
+//! A file of any format opens as a [`Checkpoint`]: one [`ModelConfig`], one [`TokenizerFiles`], and tensors under canonical
+//! (Hugging Face) names that load as [`Tensor`]s. What a format does differently (names, row order, scale meaning, packing) is
+//! undone inside its own module and never seen outside.
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod error;
+pub mod limits;
+mod open;
+mod tensor;
+mod tokenizer_files;
+
+pub use config::ModelConfig;
+pub use error::CheckpointError;
+pub use open::{StoredFormat, TensorInfo};
+pub use tensor::{DenseTensor, DenseType, Tensor};
+pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};

@@ -1,0 +1,116 @@
+//! What loading a tensor yields: dense numbers as stored, or a ternary matrix.
+
+use bitnet_ternary::TernaryMatrix;
+use half::{bf16, f16};
+
+/// Element type of a dense tensor in memory. Block-quantised types decode to `F32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenseType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DenseType {
+    /// Bytes of one element.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A dense tensor, row-major, little-endian, in its stored precision. Invariant: `bytes.len() == Π shape × size_bytes`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseTensor {
+    shape: Vec<usize>,
+    dtype: DenseType,
+    bytes: Vec<u8>,
+}
+
+impl DenseTensor {
+    /// Takes little-endian bytes. `None` if their number does not match the shape.
+    pub fn from_bytes(shape: Vec<usize>, dtype: DenseType, bytes: Vec<u8>) -> Option<Self> {
+        let n_elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
+        (n_elements.checked_mul(dtype.size_bytes())? == bytes.len()).then_some(Self { shape, dtype, bytes })
+    }
+
+    /// Takes f32 values. `None` if their number does not match the shape.
+    pub fn from_f32(shape: Vec<usize>, values: &[f32]) -> Option<Self> {
+        Self::from_bytes(shape, DenseType::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DenseType {
+        self.dtype
+    }
+
+    /// Little-endian elements.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Number of elements.
+    pub fn n_elements(&self) -> usize {
+        self.bytes.len() / self.dtype.size_bytes()
+    }
+
+    /// Elements `range` as f32 (exact for every [`DenseType`]) into `values`. Panics if the range is outside or of another length.
+    pub fn read_f32(&self, range: std::ops::Range<usize>, values: &mut [f32]) {
+        assert_eq!(range.len(), values.len(), "read_f32 needs a buffer of the range's length");
+        let size = self.dtype.size_bytes();
+        let bytes = &self.bytes[range.start * size..range.end * size];
+        match self.dtype {
+            DenseType::F32 => {
+                for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *value = f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+                }
+            }
+            DenseType::F16 => {
+                for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *value = f16::from_le_bytes([chunk[0], chunk[1]]).to_f32();
+                }
+            }
+            DenseType::Bf16 => {
+                for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *value = bf16::from_le_bytes([chunk[0], chunk[1]]).to_f32();
+                }
+            }
+        }
+    }
+
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.n_elements()];
+        self.read_f32(0..values.len(), &mut values);
+        values
+    }
+}
+
+/// A loaded tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tensor {
+    /// Numbers in their stored precision.
+    Dense(DenseTensor),
+    /// Trits with scales.
+    Ternary(TernaryMatrix),
+}
+
+impl Tensor {
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Dense(dense) => dense.shape().to_vec(),
+            Self::Ternary(matrix) => vec![matrix.n_rows(), matrix.n_cols()],
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Packed layouts of the public formats: one file each, `pack` and `unpack` between a format's blocks and trits with scales.

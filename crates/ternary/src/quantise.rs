@@ -1,0 +1,108 @@
+//! How real numbers become integers: weights by absmean, activations by absmax. Rounding is to nearest, ties to even, as
+//! `torch.round` and ggml's `nearest_int` do; `f32::round` would differ on every tie.
+//!
+//! Source: BitNet b1.58 (arXiv 2402.17764 eq. 1–3); huggingface/transformers:src/transformers/integrations/bitnet.py.
+
+use crate::matrix::{ACTIVATION_MAX, MatrixError, Scales, TernaryMatrix};
+
+/// No scale is smaller than this, so that an all-zero row or matrix divides by something.
+pub const SCALE_FLOOR: f32 = 1e-5;
+
+/// Mean magnitude of `weights`, summed in f64 so that the result does not depend on the order of summation, then floored.
+pub fn absmean_scale(weights: &[f32]) -> f32 {
+    if weights.is_empty() {
+        return SCALE_FLOOR;
+    }
+    let sum: f64 = weights.iter().map(|&weight| f64::from(weight.abs())).sum();
+    ((sum / weights.len() as f64) as f32).max(SCALE_FLOOR)
+}
+
+/// Ternarises master weights `[n_rows, n_cols]` with one scale: trit = clamp(round(w · (1/scale)), −1, 1), real = trit × 1/(1/scale).
+///
+/// The double reciprocal is what the training code does and is kept, since it moves the last bit.
+/// Errors: a shape that does not match, or weights that are not finite.
+pub fn absmean(n_rows: usize, n_cols: usize, weights: &[f32]) -> Result<TernaryMatrix, MatrixError> {
+    let inverse_scale = 1.0 / absmean_scale(weights);
+    let scale = 1.0 / inverse_scale;
+    if !scale.is_finite() || scale == 0.0 {
+        return Err(MatrixError::Scale { index: 0, value: scale });
+    }
+    let trits: Vec<i8> = weights.iter().map(|&weight| (weight * inverse_scale).round_ties_even().clamp(-1.0, 1.0) as i8).collect();
+    TernaryMatrix::from_trits(n_rows, n_cols, &trits, Scales::Tensor(scale))
+}
+
+/// Quantises one token's activations `x[k]` to int8: `quantized[i] = clamp(round(x[i] · inverse_scale), −127, 127)` with
+/// `inverse_scale = 127 / max(max|x|, 1e-5)`. Returns the scale, 1/`inverse_scale`: real = int × scale.
+///
+/// NaN quantises to 0 and infinities make every finite neighbour 0; the forward pass checks its logits for that.
+pub fn absmax(x: &[f32], quantized: &mut [i8]) -> f32 {
+    assert_eq!(x.len(), quantized.len(), "absmax needs one integer for each activation");
+    let largest = x.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let (scale, inverse_scale) = absmax_scales(largest);
+    for (integer, value) in quantized.iter_mut().zip(x) {
+        *integer = quantise_one(*value, inverse_scale);
+    }
+    scale
+}
+
+/// `(scale, inverse_scale)` of a token whose largest magnitude is `largest`.
+#[inline(always)]
+pub fn absmax_scales(largest: f32) -> (f32, f32) {
+    let floored = largest.max(SCALE_FLOOR);
+    (floored / f32::from(ACTIVATION_MAX), f32::from(ACTIVATION_MAX) / floored)
+}
+
+/// One activation to int8, ties to even, never −128.
+#[inline(always)]
+pub fn quantise_one(value: f32, inverse_scale: f32) -> i8 {
+    let limit = f32::from(ACTIVATION_MAX);
+    (value * inverse_scale).round_ties_even().clamp(-limit, limit) as i8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absmean_rounds_ties_to_even_and_clamps() {
+        // mean |w| = 1, so 0.5 is a tie and goes to 0, 1.5 would be 2 and is clamped.
+        let matrix = absmean(1, 4, &[0.5, -0.5, 1.5, -1.5]).expect("finite");
+        assert_eq!(matrix.to_trits(), [0, 0, 1, -1]);
+        assert_eq!(matrix.scales(), &Scales::Tensor(1.0));
+    }
+
+    #[test]
+    fn absmean_of_zeros_uses_the_floor() {
+        let matrix = absmean(1, 3, &[0.0; 3]).expect("finite");
+        assert_eq!(matrix.to_trits(), [0, 0, 0]);
+        assert!(absmean(1, 2, &[f32::NAN, 1.0]).is_err());
+        assert!(absmean(1, 2, &[f32::INFINITY, 1.0]).is_err());
+    }
+
+    #[test]
+    fn absmax_rounds_ties_to_even() {
+        let mut quantized = [0i8; 5];
+        let scale = absmax(&[127.0, 0.5, 1.5, 2.5, -0.5], &mut quantized);
+        assert_eq!(scale, 1.0);
+        assert_eq!(quantized, [127, 0, 2, 2, 0]);
+    }
+
+    #[test]
+    fn absmax_never_gives_minus_128() {
+        for bits in 0..20_000u32 {
+            let x = [f32::from_bits(0x3f00_0000 + bits * 977), -f32::from_bits(0x3f00_0000 + bits * 977)];
+            let mut quantized = [0i8; 2];
+            absmax(&x, &mut quantized);
+            assert_eq!(quantized, [127, -127]);
+        }
+        assert_eq!(quantise_one(-1e9, 1.0), -127, "the clamp exists");
+    }
+
+    #[test]
+    fn absmax_of_zeros_uses_the_floor() {
+        let mut quantized = [1i8; 4];
+        let scale = absmax(&[0.0; 4], &mut quantized);
+        assert_eq!(quantized, [0; 4]);
+        assert_eq!(scale, SCALE_FLOOR / 127.0);
+    }
+}
