@@ -1,0 +1,168 @@
+//! `Device`: the narrow seam. A dozen fused operations that the walk (`transformer`) is written over, once, for every machine.
+//!
+//! A device owns all memory that the operations touch; the walk holds opaque handles. Every device must give the bits of
+//! [`crate::reference::ReferenceDevice`] — integers always, floats because they all follow `numerics` — and shows it by passing
+//! [`crate::conformance`]. In this file m = tokens of the step, n = out features, k = in features.
+//!
+//! It deliberately has no general tensor algebra: an operation exists because the walk needs it fused.
+
+use bitnet_checkpoint::Tensor;
+use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_ternary::TernaryMatrix;
+use thiserror::Error;
+
+use crate::batch::Step;
+use crate::token::TokenId;
+
+/// Why a device could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum DeviceError {
+    #[error("out of memory: {what} needs {size_bytes} bytes")]
+    OutOfMemory { what: &'static str, size_bytes: usize },
+    #[error("the device cannot hold {what}: {reason}")]
+    Unsupported { what: &'static str, reason: String },
+    #[error("the device failed: {reason}")]
+    Failed { reason: String },
+}
+
+/// What a device says of itself, for people and benchmarks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceDescription {
+    /// `reference`, `cpu`.
+    pub name: &'static str,
+    /// Instruction set in use: `scalar`, `avx2`.
+    pub isa: &'static str,
+    /// Threads that compute.
+    pub n_threads: usize,
+}
+
+/// Size of a paged KV cache: keys and values of `n_blocks` × `BLOCK_TOKENS` tokens in every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Layers, each with its own keys and values.
+    pub n_layers: usize,
+    /// Key-value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Blocks, shared by all layers: block b holds the same tokens in each.
+    pub n_blocks: usize,
+}
+
+/// RMSNorms applied one after another before an int8 quantisation: none, one, or two (a projection's own norm).
+pub struct Norms<'a, V> {
+    /// Norm weights, each `[k]`, in the order they are applied.
+    pub weights: &'a [V],
+    /// ε of each.
+    pub epsilon: f32,
+}
+
+/// How query, key and value rows divide into heads, and the norms on them.
+pub struct Heads<'a, V> {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key-value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// RMSNorm weights `[head_dim]` on each query head and each key head, before rotation.
+    pub qk_norms: Option<(&'a V, &'a V)>,
+    /// ε of those norms.
+    pub epsilon: f32,
+}
+
+/// The fused operations of one decoder step. Shapes are `[rows, width]`, row-major, f32 unless said otherwise.
+///
+/// Contract for all operations: shapes were fixed when the handles were made, and a handle of another device is never passed;
+/// a violated shape is a bug and panics. After warm-up an operation allocates nothing.
+pub trait Device: Send {
+    /// f32 vector `[n]`: a norm weight.
+    type Vector: Send;
+    /// Ternary weights `[n, k]` in the device's own layout, with their scales.
+    type Linear: Send;
+    /// Embedding or head `[n_vocab, k]`, dense in stored precision or ternary.
+    type Table: Send;
+    /// f32 rows `[m, width]`, m changing from step to step.
+    type Hidden: Send;
+    /// What a linear layer reads, `[m, k]`: int8 with one scale a row, or f32, by the model's policy.
+    type Activations: Send;
+    /// Keys and values of all layers.
+    type KvCache: Send;
+
+    /// What this device is.
+    fn describe(&self) -> DeviceDescription;
+
+    /// Uploads a vector.
+    fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, DeviceError>;
+    /// Uploads a linear layer. `policy` says what it will be multiplied with.
+    fn linear(&mut self, weights: &TernaryMatrix, policy: ActivationPolicy) -> Result<Self::Linear, DeviceError>;
+    /// Uploads an embedding or head `[n_vocab, k]`.
+    fn table(&mut self, rows: &Tensor) -> Result<Self::Table, DeviceError>;
+    /// Makes room for `[n_rows_max, width]`.
+    fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<Self::Hidden, DeviceError>;
+    /// Makes room for `[n_rows_max, width_max]`; the width in use is that of the last `norm_quantize`.
+    fn activations(&mut self, n_rows_max: usize, width_max: usize, policy: ActivationPolicy) -> Result<Self::Activations, DeviceError>;
+    /// Makes an empty cache.
+    fn kv_cache(&mut self, layout: KvLayout) -> Result<Self::KvCache, DeviceError>;
+
+    /// `x[i] = table[token_ids[i]]`; sets x to `[m, k]`.
+    fn embed(&mut self, table: &Self::Table, token_ids: &[TokenId], x: &mut Self::Hidden) -> Result<(), DeviceError>;
+
+    /// Applies `norms` to each row of `x[m, k]`, then quantises it by the policy of `out` (`quantise::absmax`, or not at all).
+    fn norm_quantize(&mut self, x: &Self::Hidden, norms: Norms<'_, Self::Vector>, out: &mut Self::Activations) -> Result<(), DeviceError>;
+
+    /// `out[:, first_column..first_column + n] = x · Wᵀ`; sets out's rows to m. Integers are exact; the float epilogue is
+    /// `numerics::dequantise` (int8), or per group `numerics::dot_trits` × scale, added up ascending (f32).
+    fn bit_linear(
+        &mut self,
+        x: &Self::Activations,
+        weights: &Self::Linear,
+        out: &mut Self::Hidden,
+        first_column: usize,
+    ) -> Result<(), DeviceError>;
+
+    /// `residual[m, n] += x · Wᵀ`.
+    fn bit_linear_add(&mut self, x: &Self::Activations, weights: &Self::Linear, residual: &mut Self::Hidden) -> Result<(), DeviceError>;
+
+    /// Takes rows `qkv[m, (n_heads + 2·n_kv_heads)·head_dim]` = q | k | v: norms each query and key head if there are norms,
+    /// rotates them by the step's angles, leaves q in place and writes k and v into their cache slots of `layer`.
+    fn rope_append(
+        &mut self,
+        qkv: &mut Self::Hidden,
+        heads: &Heads<'_, Self::Vector>,
+        step: &Step,
+        cache: (&mut Self::KvCache, usize),
+    ) -> Result<(), DeviceError>;
+
+    /// Causal attention of each token over positions 0..=its own of its sequence, through the block table:
+    /// `out[m, n_heads·head_dim]`, scores scaled by 1/√head_dim, summed in position order (`numerics`).
+    fn attention(
+        &mut self,
+        qkv: &Self::Hidden,
+        heads: &Heads<'_, Self::Vector>,
+        step: &Step,
+        cache: (&Self::KvCache, usize),
+        out: &mut Self::Hidden,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[m, f] = activation(gate_up[:, ..f]) · gate_up[:, f..]`.
+    fn gate(&mut self, gate_up: &Self::Hidden, activation: Activation, out: &mut Self::Hidden) -> Result<(), DeviceError>;
+
+    /// `out[r] = rms_norm(x[rows[r]])`; sets out to `[rows.len(), k]`.
+    fn final_norm(
+        &mut self,
+        x: &Self::Hidden,
+        norm: Norms<'_, Self::Vector>,
+        rows: &[usize],
+        out: &mut Self::Hidden,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[r, v] = x[r] · head[v]`; sets out to `[rows, n_vocab]`.
+    fn logits(&mut self, x: &Self::Hidden, head: &Self::Table, out: &mut Self::Hidden) -> Result<(), DeviceError>;
+
+    /// Index of the largest value of each row of `logits`, the lowest index where several are equal.
+    fn argmax(&mut self, logits: &Self::Hidden, out: &mut Vec<TokenId>) -> Result<(), DeviceError>;
+
+    /// Ends the step: waits for everything submitted and yields the rows of `x`, `[rows, width]`, on the host.
+    fn finish<'a>(&mut self, x: &'a Self::Hidden) -> Result<&'a [f32], DeviceError>;
+}

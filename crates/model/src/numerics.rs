@@ -1,0 +1,299 @@
+//! Every float operation of the forward pass that could be done in more than one order, written once.
+//!
+//! Sums run in [`LANES`] interleaved lanes (element `i` goes to lane `i % LANES`) that are added up by a fixed tree. Rust never
+//! contracts a multiply and an add, so this source gives the same bits whether it is compiled for scalar, AVX2, AVX-512 or NEON:
+//! devices call these functions from inside their own target-feature functions (everything is `inline(always)`) and are
+//! bit-equal by construction. A device may write its own instructions only if it keeps this order.
+//!
+//! What it does not do: choose what is computed (that is the walk), or run in parallel (that is the device). No sum is ever
+//! split across threads or tokens.
+
+/// Interleaved partial sums: two AVX2 registers, one AVX-512 register, four NEON registers.
+pub const LANES: usize = 16;
+
+/// Adds the lanes up: l + (l + 8), then 4, 2, 1.
+#[inline(always)]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Σ a[i]·b[i]. Panics if lengths differ.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "dot of unequal lengths");
+    let (a_chunks, a_tail) = a.as_chunks::<LANES>();
+    let (b_chunks, b_tail) = b.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for (x, y) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += x[lane] * y[lane];
+        }
+    }
+    for (lane, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
+        lanes[lane] += x * y;
+    }
+    sum_lanes(lanes)
+}
+
+/// Σ x[i]².
+#[inline(always)]
+pub fn sum_of_squares(x: &[f32]) -> f32 {
+    dot(x, x)
+}
+
+/// Σ x[i].
+#[inline(always)]
+pub fn sum(x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += chunk[lane];
+        }
+    }
+    for (lane, value) in tail.iter().enumerate() {
+        lanes[lane] += value;
+    }
+    sum_lanes(lanes)
+}
+
+/// max |x[i]|; 0 if empty. NaN is passed over, as `f32::max` does.
+#[inline(always)]
+pub fn largest_magnitude(x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = select_larger(lanes[lane], chunk[lane].abs());
+        }
+    }
+    let largest = lanes.into_iter().fold(0.0f32, select_larger);
+    tail.iter().fold(largest, |largest, value| select_larger(largest, value.abs()))
+}
+
+/// `a` unless `b` is larger: one instruction, and NaN in `b` is passed over.
+#[inline(always)]
+fn select_larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// 1 / √(mean(x²) + ε), the factor of an RMSNorm.
+#[inline(always)]
+pub fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// RMSNorm in place: x[i] ← (x[i] · inverse_rms) · weight[i].
+#[inline(always)]
+pub fn rms_norm(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    assert_eq!(x.len(), weight.len(), "one norm weight for each element");
+    let factor = inverse_rms(x, epsilon);
+    for (value, weight) in x.iter_mut().zip(weight) {
+        *value = (*value * factor) * weight;
+    }
+}
+
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// ln 2 in two parts, so that n·ln 2 loses nothing for |n| ≤ 128 (Cephes expf).
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+/// Adding and subtracting 1.5·2²³ rounds to an integer, ties to even.
+const ROUND_TO_INTEGER: f32 = 12_582_912.0;
+/// Arguments are clamped to where the result is a normal number.
+const EXP_MIN: f32 = -87.336_54;
+const EXP_MAX: f32 = 88.376_26;
+
+/// eˣ within 2 ULP for x in [−87.3, 88.3], clamped outside. The same bits everywhere: no libm is asked.
+///
+/// Method: x = n·ln 2 + r, a degree-6 polynomial for eʳ, n put into the exponent (Cephes `expf`).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let x = if x < EXP_MIN { EXP_MIN } else { x };
+    let x = if x > EXP_MAX { EXP_MAX } else { x };
+    let n = (x * LOG2_E + ROUND_TO_INTEGER) - ROUND_TO_INTEGER;
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.000_000_3e-1;
+    let mantissa = (p * (r * r) + r) + 1.0;
+    // |n| <= 127 by the clamps (NaN converts to 0 and stays NaN through the mantissa), so the exponent field cannot wrap.
+    mantissa * f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+/// x · sigmoid(x).
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// max(x, 0)².
+#[inline(always)]
+pub fn relu2(x: f32) -> f32 {
+    let positive = if x > 0.0 { x } else { 0.0 };
+    positive * positive
+}
+
+/// Rotates one head in place, rotate-half convention: pairs (i, i + head_dim/2).
+///
+/// Shapes: `head[head_dim]`, `cos` and `sin` `[head_dim / 2]`.
+#[inline(always)]
+pub fn rotate_half(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = head.len() / 2;
+    assert!(cos.len() == half && sin.len() == half, "one angle for each pair");
+    let (low, high) = head.split_at_mut(half);
+    for pair in 0..half {
+        let (x, y) = (low[pair], high[pair]);
+        low[pair] = x * cos[pair] - y * sin[pair];
+        high[pair] = y * cos[pair] + x * sin[pair];
+    }
+}
+
+/// scores[j] = (query · keys[j]) · scale for the rows of one KV block: `keys[n, head_dim]`, `scores[n]`.
+#[inline(always)]
+pub fn score_block(query: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
+    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len())) {
+        *score = dot(query, key) * scale;
+    }
+}
+
+/// scores[j] ← exp(scores[j] − max). Returns 1 / Σ.
+#[inline(always)]
+pub fn softmax_numerators(scores: &mut [f32]) -> f32 {
+    let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, &score| select_larger(largest, score));
+    for score in scores.iter_mut() {
+        *score = exp(*score - largest);
+    }
+    1.0 / sum(scores)
+}
+
+/// out[d] += weights[j] · values[j, d], j ascending: `values[n, head_dim]`, `weights[n]`, `out[head_dim]`.
+#[inline(always)]
+pub fn accumulate_block(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    for (weight, value) in weights.iter().zip(values.chunks_exact(out.len())) {
+        for (sum, x) in out.iter_mut().zip(value) {
+            *sum += weight * x;
+        }
+    }
+}
+
+/// Σ x[i]·trit[i] of one scale group, in the lane order of [`dot`]. Trits are given as f32 −1, 0, 1.
+///
+/// A kernel may add, skip or subtract instead of multiplying: x·1, x·−1 and +0 are exact, and a lane that starts at +0 never
+/// becomes −0, so the bits are the same.
+#[inline(always)]
+pub fn dot_trits(x: &[f32], trits: &[f32]) -> f32 {
+    dot(x, trits)
+}
+
+/// The fixed epilogue of an int8 product: Σ over groups of (accumulator · weight scale), groups ascending, times the token's scale.
+#[inline(always)]
+pub fn dequantise(accumulators: impl Iterator<Item = (i32, f32)>, activation_scale: f32) -> f32 {
+    let mut y = 0.0f32;
+    for (accumulator, weight_scale) in accumulators {
+        y += accumulator as f32 * weight_scale;
+    }
+    y * activation_scale
+}
+
+/// Index of the largest value, the lowest where several are equal; 0 if none is larger than −∞ (NaN is passed over).
+#[inline(always)]
+pub fn argmax(values: &[f32]) -> usize {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (index, &value) in values.iter().enumerate() {
+        if value > best.1 {
+            best = (index, value);
+        }
+    }
+    best.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn dot_of_every_length_is_close_to_f64() {
+        for n in 0..70 {
+            let (a, b) = (values(n, 1), values(n, 2));
+            let exact: f64 = a.iter().zip(&b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+            assert!((f64::from(dot(&a, &b)) - exact).abs() < 1e-5, "n {n}");
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_of_f64() {
+        let mut worst = 0.0f64;
+        for step in -87_300..88_300 {
+            let x = step as f32 / 1000.0;
+            let exact = f64::from(x).exp();
+            let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / ulp);
+        }
+        assert!(worst <= 2.0, "worst error {worst} ULP");
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-1e9) > 0.0 && exp(-1e9) < 1.2e-38);
+        assert!(exp(1e9).is_finite());
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn rms_norm_of_ones_is_the_weight() {
+        let mut x = vec![1.0; 33];
+        let weight = values(33, 3);
+        rms_norm(&mut x, &weight, 0.0);
+        assert_eq!(x, weight);
+    }
+
+    #[test]
+    fn silu_and_relu2_differ_where_it_matters() {
+        assert_eq!(relu2(-3.0), 0.0);
+        assert_eq!(relu2(3.0), 9.0);
+        assert!((silu(3.0) - 2.857_722_3).abs() < 1e-6);
+        assert!((silu(-3.0) + 0.142_277_6).abs() < 1e-6);
+        assert!(silu(-500.0).abs() < 1e-30);
+    }
+
+    #[test]
+    fn softmax_numerators_sum_to_one() {
+        let mut scores = values(37, 4);
+        let inverse_sum = softmax_numerators(&mut scores);
+        let total: f32 = scores.iter().map(|score| score * inverse_sum).sum();
+        assert!((total - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn rotation_keeps_length_and_turns_by_the_angle() {
+        let mut head = [1.0, 0.0];
+        rotate_half(&mut head, &[0.5f32.cos()], &[0.5f32.sin()]);
+        assert_eq!(head, [0.5f32.cos(), 0.5f32.sin()]);
+    }
+
+    #[test]
+    fn largest_magnitude_passes_over_nan() {
+        assert_eq!(largest_magnitude(&[]), 0.0);
+        let mut x = values(40, 5);
+        x[17] = f32::NAN;
+        x[39] = -7.0;
+        assert_eq!(largest_magnitude(&x), 7.0);
+    }
+}
