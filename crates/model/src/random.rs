@@ -1,0 +1,205 @@
+//! Random ternary models of published shapes: honest work for a speed test, since values do not change speed; they say nothing
+//! of quality. Weights come from a counter-based generator, so a shape and a seed always give the same model.
+
+use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, Rope, RopeScaling, TensorRole};
+use bitnet_checkpoint::{CheckpointError, DenseTensor, DenseType, ModelConfig, Tensor};
+use bitnet_ternary::{Scales, TernaryMatrix};
+use half::bf16;
+
+use crate::weights::WeightSource;
+
+/// Weights of a shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RandomWeights {
+    config: ModelConfig,
+    /// Columns that share a scale; `None`: one scale a tensor.
+    group_size: Option<usize>,
+    /// Embedding and head are ternary too.
+    ternary_tables: bool,
+    seed: u64,
+}
+
+/// Names of the published shapes that [`RandomWeights::published`] knows.
+pub const PUBLISHED_SHAPES: [&str; 4] = ["0.7b", "2b4t", "3b", "8b"];
+
+impl RandomWeights {
+    /// Random weights for any configuration, one scale a tensor, bfloat16 tables. `config` must be valid.
+    pub fn new(config: ModelConfig, seed: u64) -> Self {
+        Self { config, group_size: None, ternary_tables: false, seed }
+    }
+
+    /// A published shape: `0.7b` (1bitLLM/bitnet_b1_58-large), `2b4t` (microsoft/bitnet-b1.58-2B-4T), `3b`
+    /// (1bitLLM/bitnet_b1_58-3B), `8b` (prism-ml/Ternary-Bonsai-8B, groups of 128, weight-only, ternary tables).
+    pub fn published(name: &str, seed: u64) -> Option<Self> {
+        let (config, group_size) = match name {
+            "0.7b" => (bitnet([1536, 4096, 24, 16, 16, 96], 32_002, 2048), None),
+            "2b4t" => (ModelConfig { rope: rope(500_000.0), ..bitnet([2560, 6912, 30, 20, 5, 128], 128_256, 4096) }, None),
+            "3b" => (bitnet([3200, 8640, 26, 32, 32, 100], 32_002, 2048), None),
+            "8b" => (qwen3_8b(), Some(128)),
+            _ => return None,
+        };
+        Some(Self { config, group_size, ternary_tables: group_size.is_some(), seed })
+    }
+
+    fn matrix(&self, n_rows: usize, n_cols: usize, stream: u64) -> Result<TernaryMatrix, bitnet_ternary::MatrixError> {
+        let table = four_trits_of_a_byte();
+        let mut counter = Counter { state: self.seed ^ stream };
+        let row_bytes = TernaryMatrix::row_bytes(n_cols);
+        let mut codes = vec![0u8; n_rows * row_bytes];
+        for chunk in codes.chunks_mut(8) {
+            let random = counter.next().to_le_bytes();
+            chunk.iter_mut().zip(random).for_each(|(code, byte)| *code = table[usize::from(byte)]);
+        }
+        // Two thirds of random trits are ±1: this scale keeps a unit input at unit variance.
+        let scale = (1.5 / n_cols as f32).sqrt();
+        let scales = match self.group_size {
+            Some(group_size) if n_cols % group_size == 0 => {
+                Scales::Group { group_size, scales: vec![scale; n_rows * (n_cols / group_size)] }
+            }
+            _ => Scales::Tensor(scale),
+        };
+        TernaryMatrix::from_codes(n_rows, n_cols, codes, scales)
+    }
+}
+
+impl WeightSource for RandomWeights {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
+        let tensors = self.config.expected_tensors();
+        let (index, expected) = tensors
+            .iter()
+            .enumerate()
+            .find(|(_, expected)| expected.name == name)
+            .ok_or_else(|| CheckpointError::MissingTensor { name: name.to_string() })?;
+        let stream = (index as u64) << 32;
+        let ternary = |n_rows, n_cols| {
+            let matrix = self.matrix(n_rows, n_cols, stream);
+            matrix.map(Tensor::Ternary).map_err(|source| CheckpointError::Matrix { name: name.to_string(), source })
+        };
+        let bytes = match (expected.role, expected.shape.as_slice()) {
+            (TensorRole::Linear, &[n_rows, n_cols]) => return ternary(n_rows, n_cols),
+            (TensorRole::Table, &[n_rows, n_cols]) if self.ternary_tables => return ternary(n_rows, n_cols),
+            (TensorRole::Vector, &[n]) => bf16::ONE.to_le_bytes().repeat(n),
+            (_, shape) => random_bf16(shape.iter().product(), self.seed ^ stream),
+        };
+        DenseTensor::from_bytes(expected.shape.clone(), DenseType::Bf16, bytes)
+            .map(Tensor::Dense)
+            .ok_or_else(|| CheckpointError::tensor(name, "random bytes do not fill the shape"))
+    }
+}
+
+/// bfloat16 values of magnitude 1/64 to 1/16: sign, two mantissa-and-exponent bits at random.
+fn random_bf16(n: usize, seed: u64) -> Vec<u8> {
+    let mut counter = Counter { state: seed };
+    let mut bytes = vec![0u8; n * 2];
+    for chunk in bytes.chunks_mut(8) {
+        let random = counter.next().to_le_bytes();
+        for (pair, random) in chunk.chunks_exact_mut(2).zip(random.chunks_exact(2)) {
+            pair[0] = random[0];
+            pair[1] = (random[1] & 0x80) | 0x3c | (random[1] & 1);
+        }
+    }
+    bytes
+}
+
+/// Maps a random byte to four codes 0..=2 (81 combinations; 256 is not a multiple of 81, which a speed test does not notice).
+fn four_trits_of_a_byte() -> [u8; 256] {
+    std::array::from_fn(|byte| {
+        let value = byte % 81;
+        (value % 3 | (value / 3 % 3) << 2 | (value / 9 % 3) << 4 | (value / 27) << 6) as u8
+    })
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Counter {
+    state: u64,
+}
+
+impl Counter {
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+fn rope(theta: f64) -> Rope {
+    Rope { theta, scaling: RopeScaling::None }
+}
+
+/// hidden, ffn, layers, heads, key-value heads, head width.
+fn bitnet(sizes: [usize; 6], n_vocab: usize, context_length: usize) -> ModelConfig {
+    let [hidden_size, intermediate_size, n_layers, n_heads, n_kv_heads, head_dim] = sizes;
+    ModelConfig {
+        architecture: Architecture::Bitnet,
+        hidden_size,
+        intermediate_size,
+        n_layers,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        n_vocab,
+        context_length,
+        rms_norm_eps: 1e-5,
+        rope: rope(10_000.0),
+        activation: Activation::Relu2,
+        sub_norms: true,
+        qk_norm: false,
+        projection_norms: false,
+        tied_head: true,
+        activation_policy: ActivationPolicy::Int8PerToken,
+        last_token_pooling: false,
+    }
+}
+
+fn qwen3_8b() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Qwen3,
+        rms_norm_eps: 1e-6,
+        rope: rope(1_000_000.0),
+        activation: Activation::Silu,
+        sub_norms: false,
+        qk_norm: true,
+        tied_head: false,
+        activation_policy: ActivationPolicy::Unquantised,
+        ..bitnet([4096, 12_288, 36, 32, 8, 128], 151_936, 65_536)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_shapes_are_valid_and_complete() {
+        for name in PUBLISHED_SHAPES {
+            let weights = RandomWeights::published(name, 1).expect("known");
+            weights.config().validate().expect("valid");
+        }
+        assert!(RandomWeights::published("70b", 1).is_none());
+        let parameters: usize = RandomWeights::published("2b4t", 1)
+            .expect("known")
+            .config()
+            .expected_tensors()
+            .iter()
+            .map(|tensor| tensor.shape.iter().product::<usize>())
+            .sum();
+        assert_eq!(parameters, 2_412_820_480, "the published parameter count");
+    }
+
+    #[test]
+    fn random_tensors_have_their_shapes_and_repeat() {
+        let weights = RandomWeights::new(bitnet([64, 96, 1, 2, 1, 32], 50, 128), 7);
+        for expected in weights.config().expected_tensors() {
+            let tensor = weights.load(&expected.name).expect("every expected tensor exists");
+            assert_eq!(tensor.shape(), expected.shape, "{}", expected.name);
+            assert_eq!(tensor, weights.load(&expected.name).expect("again"));
+        }
+        assert!(matches!(weights.load("nothing"), Err(CheckpointError::MissingTensor { .. })));
+    }
+}

@@ -1,0 +1,156 @@
+//! `Runner`: the coarse seam. The engine hands over a [`Batch`] of token ids and gets output rows back. Above it nobody knows a
+//! tensor. A `Box<dyn Runner>` is chosen once, at start-up.
+
+use bitnet_checkpoint::ModelConfig;
+use thiserror::Error;
+
+use crate::batch::{Batch, BatchError, BatchLimits, Step};
+use crate::device::{Device, DeviceDescription, DeviceError, KvLayout};
+use crate::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
+use crate::rope::RopeTable;
+use crate::token::TokenId;
+use crate::transformer::{OUTPUT_ROWS, Transformer, Workspace};
+use crate::weights::{LoadError, WeightSource, Weights};
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum RunnerError {
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("the model computed a value that is not finite in output row {row}: its weights or scales are damaged")]
+    NotFinite { row: usize },
+}
+
+/// What a step yields: one row for each output token the batch asked for, in batch order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepOutput {
+    /// `[n_rows, width]`: logits over the vocabulary, or hidden states of an embedding model.
+    pub values: Vec<f32>,
+    /// Row length: `n_vocab`, or `hidden_size` of an embedding model.
+    pub width: usize,
+    /// Most likely token of each row; empty for an embedding model.
+    pub greedy: Vec<TokenId>,
+}
+
+impl StepOutput {
+    /// Row by row.
+    pub fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
+        self.values.chunks_exact(self.width)
+    }
+}
+
+/// Runs batches of one model on one device.
+pub trait Runner: Send {
+    /// The model.
+    fn config(&self) -> &ModelConfig;
+    /// The device.
+    fn device(&self) -> DeviceDescription;
+    /// What a batch may hold.
+    fn limits(&self) -> BatchLimits;
+    /// One step. A failed step leaves the cache slots that it named undefined and everything else untouched.
+    fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError>;
+}
+
+/// How large a runner's buffers and cache are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunnerOptions {
+    /// Tokens in one step.
+    pub n_tokens_max: usize,
+    /// Tokens the KV cache holds, over all sequences; rounded up to whole blocks.
+    pub n_cached_tokens: usize,
+}
+
+impl RunnerOptions {
+    /// Room for one sequence of `context_length` tokens.
+    pub fn single_sequence(context_length: usize) -> Self {
+        Self { n_tokens_max: STEP_TOKENS_MAX, n_cached_tokens: context_length }
+    }
+}
+
+/// The runner of every model on every [`Device`].
+pub struct TransformerRunner<D: Device> {
+    transformer: Transformer<D>,
+    rope: RopeTable,
+    limits: BatchLimits,
+    step: Step,
+    output: StepOutput,
+}
+
+impl<D: Device> TransformerRunner<D> {
+    /// Loads `source` onto `device`; `progress` hears of each loaded layer.
+    pub fn load(
+        mut device: D,
+        source: &dyn WeightSource,
+        options: RunnerOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self, LoadError> {
+        let config = source.config().clone();
+        let n_blocks = options.n_cached_tokens.div_ceil(BLOCK_TOKENS);
+        let layout = KvLayout { n_layers: config.n_layers, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, n_blocks };
+        let limits = BatchLimits {
+            n_tokens_max: options.n_tokens_max,
+            n_vocab: config.n_vocab,
+            context_length: config.context_length.min(n_blocks * BLOCK_TOKENS),
+            n_blocks,
+        };
+        let cache = device.kv_cache(layout)?;
+        let workspace = Workspace::new(&mut device, &config, options.n_tokens_max)?;
+        let weights = Weights::load(&mut device, source, progress)?;
+        let width = if config.last_token_pooling { config.hidden_size } else { config.n_vocab };
+        Ok(Self {
+            rope: RopeTable::new(&config.rope, config.head_dim),
+            transformer: Transformer { device, config, weights, workspace, cache },
+            limits,
+            step: Step::default(),
+            output: StepOutput { width, ..StepOutput::default() },
+        })
+    }
+
+    /// Copies the rows that `Transformer::outputs` left on the device behind those already in `output`.
+    fn collect_outputs(&mut self) -> Result<(), DeviceError> {
+        let Transformer { device, workspace, .. } = &mut self.transformer;
+        match &workspace.logits {
+            Some(logits) => {
+                let mut greedy = Vec::new();
+                device.argmax(logits, &mut greedy)?;
+                self.output.greedy.append(&mut greedy);
+                self.output.values.extend_from_slice(device.finish(logits)?);
+            }
+            None => self.output.values.extend_from_slice(device.finish(&workspace.normed)?),
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device> Runner for TransformerRunner<D> {
+    fn config(&self) -> &ModelConfig {
+        &self.transformer.config
+    }
+
+    fn device(&self) -> DeviceDescription {
+        self.transformer.device.describe()
+    }
+
+    fn limits(&self) -> BatchLimits {
+        self.limits
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {
+        batch.validate(self.limits)?;
+        self.step.fill(batch, &self.rope);
+        self.transformer.forward(&self.step)?;
+        self.output.values.clear();
+        self.output.greedy.clear();
+        for first in (0..self.step.output_tokens.len()).step_by(OUTPUT_ROWS) {
+            let end = self.step.output_tokens.len().min(first + OUTPUT_ROWS);
+            self.transformer.outputs(&self.step.output_tokens[first..end])?;
+            self.collect_outputs()?;
+        }
+        match self.output.rows().position(|row| row.iter().any(|value| !value.is_finite())) {
+            Some(row) => Err(RunnerError::NotFinite { row }),
+            None => Ok(&self.output),
+        }
+    }
+}

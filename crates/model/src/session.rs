@@ -1,0 +1,103 @@
+//! `Session`: one sequence on one runner, as the command line uses it: prefill, decode, take back. Blocks are handed out in
+//! order; sharing them between sequences is the engine's business, not done here.
+
+use crate::batch::{Batch, BatchSequence, BlockId, Rows};
+use crate::limits::BLOCK_TOKENS;
+use crate::runner::{Runner, RunnerError};
+use crate::token::TokenId;
+
+/// One sequence whose keys and values are in the runner's cache.
+pub struct Session {
+    runner: Box<dyn Runner>,
+    history: Vec<TokenId>,
+    batch: Batch,
+}
+
+impl Session {
+    /// An empty sequence.
+    pub fn new(runner: Box<dyn Runner>) -> Self {
+        let sequence = BatchSequence { n_tokens: 0, first_position: 0, block_table: Vec::new(), rows: Rows::Last };
+        Self { runner, history: Vec::new(), batch: Batch { token_ids: Vec::new(), sequences: vec![sequence] } }
+    }
+
+    /// The runner.
+    pub fn runner(&self) -> &dyn Runner {
+        &*self.runner
+    }
+
+    /// Tokens whose keys and values are cached.
+    pub fn history(&self) -> &[TokenId] {
+        &self.history
+    }
+
+    /// Tokens that still fit.
+    pub fn n_tokens_left(&self) -> usize {
+        self.runner.limits().context_length - self.history.len()
+    }
+
+    /// Forgets all but the first `n_tokens`; nothing if there are fewer.
+    pub fn truncate(&mut self, n_tokens: usize) {
+        self.history.truncate(n_tokens);
+    }
+
+    /// Appends `token_ids`, in chunks as large as the runner takes, and returns the output row of the last: logits
+    /// `[n_vocab]`, or the hidden state of an embedding model.
+    /// Errors: an empty list, an id outside the vocabulary, a full context — found before anything is computed.
+    pub fn prefill(&mut self, token_ids: &[TokenId]) -> Result<&[f32], RunnerError> {
+        self.check(token_ids)?;
+        let chunk = self.runner.limits().n_tokens_max;
+        let n_inner = (token_ids.len() - 1) / chunk * chunk;
+        let (inner, last) = token_ids.split_at(n_inner);
+        for tokens in inner.chunks(chunk) {
+            self.step(tokens, Rows::None)?;
+        }
+        self.step(last, Rows::Last)
+    }
+
+    /// Appends one token and returns the logits of the next.
+    pub fn decode(&mut self, token_id: TokenId) -> Result<&[f32], RunnerError> {
+        self.step(&[token_id], Rows::Last)
+    }
+
+    /// Appends `token_ids` and shows every output row to `visit` with its position in `token_ids`.
+    pub fn score(&mut self, token_ids: &[TokenId], visit: &mut dyn FnMut(usize, &[f32])) -> Result<(), RunnerError> {
+        self.check(token_ids)?;
+        let chunk = self.runner.limits().n_tokens_max.min(SCORE_CHUNK);
+        let width = self.row_width();
+        for (index, tokens) in token_ids.chunks(chunk).enumerate() {
+            let rows = self.step(tokens, Rows::All)?;
+            rows.chunks_exact(width).enumerate().for_each(|(row, values)| visit(index * chunk + row, values));
+        }
+        Ok(())
+    }
+
+    fn row_width(&self) -> usize {
+        let config = self.runner.config();
+        if config.last_token_pooling { config.hidden_size } else { config.n_vocab }
+    }
+
+    /// Refuses all of `token_ids` before the first chunk is computed.
+    fn check(&self, token_ids: &[TokenId]) -> Result<(), RunnerError> {
+        let limits = self.runner.limits();
+        let whole = Batch { token_ids: token_ids.to_vec(), sequences: vec![sequence(self.history.len(), token_ids.len(), Rows::None)] };
+        let any_length = crate::batch::BatchLimits { n_tokens_max: usize::MAX, ..limits };
+        Ok(whole.validate(any_length)?)
+    }
+
+    fn step(&mut self, token_ids: &[TokenId], rows: Rows) -> Result<&[f32], RunnerError> {
+        self.batch.token_ids.clear();
+        self.batch.token_ids.extend_from_slice(token_ids);
+        self.batch.sequences[0] = sequence(self.history.len(), token_ids.len(), rows);
+        let output = self.runner.step(&self.batch)?;
+        self.history.extend_from_slice(token_ids);
+        Ok(&output.values)
+    }
+}
+
+/// Tokens scored in one step: bounds the logits held at once.
+const SCORE_CHUNK: usize = 64;
+
+fn sequence(first_position: usize, n_tokens: usize, rows: Rows) -> BatchSequence {
+    let n_blocks = first_position.saturating_add(n_tokens).div_ceil(BLOCK_TOKENS);
+    BatchSequence { n_tokens, first_position, block_table: (0..n_blocks as u32).map(BlockId).collect(), rows }
+}

@@ -1,0 +1,159 @@
+//! From named tensors to a device's handles: which tensors stack into one projection, which norms stand before it. Tensors are
+//! loaded, uploaded and dropped one projection at a time, so memory never holds a model twice.
+
+use bitnet_checkpoint::config::ActivationPolicy;
+use bitnet_checkpoint::{CheckpointError, ModelConfig, Tensor};
+use bitnet_ternary::TernaryMatrix;
+use thiserror::Error;
+
+use crate::device::{Device, DeviceError};
+
+/// Where weights come from: an opened checkpoint, or random numbers of a published shape.
+pub trait WeightSource {
+    /// What the weights belong to; validated.
+    fn config(&self) -> &ModelConfig;
+    /// A tensor by canonical name, in the shape that `ModelConfig::expected_tensors` gives.
+    fn load(&self, name: &str) -> Result<Tensor, CheckpointError>;
+}
+
+/// Why a model could not be put on a device.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// A linear layer and the norms before it. `first_column` is where its output goes in the row it shares with its neighbours.
+pub struct Projection<D: Device> {
+    /// RMSNorms applied to the input, in order: none, the layer's, the projection's own.
+    pub norms: Vec<D::Vector>,
+    /// Weights `[n, k]`.
+    pub weights: D::Linear,
+    /// First output column.
+    pub first_column: usize,
+}
+
+/// One transformer layer.
+pub struct Layer<D: Device> {
+    /// q, k and v: one stacked projection, or three where each has its own norm. Output `[q | k | v]`.
+    pub qkv: Vec<Projection<D>>,
+    /// Norms on query heads and key heads.
+    pub qk_norms: Option<(D::Vector, D::Vector)>,
+    /// Back to the residual stream.
+    pub o: Projection<D>,
+    /// gate and up: one stacked projection, or two where each has its own norm. Output `[gate | up]`.
+    pub gate_up: Vec<Projection<D>>,
+    /// Back to the residual stream.
+    pub down: Projection<D>,
+}
+
+/// A model on a device.
+pub struct Weights<D: Device> {
+    /// Token embedding.
+    pub embedding: D::Table,
+    /// Layers, in order.
+    pub layers: Vec<Layer<D>>,
+    /// The last norm, `[hidden]`, alone in its list.
+    pub final_norm: Vec<D::Vector>,
+    /// The head, unless it is the embedding or the model has none.
+    pub head: Option<D::Table>,
+}
+
+impl<D: Device> Weights<D> {
+    /// Loads every tensor of `source` onto `device`; `progress` hears of each loaded layer, out of `n_layers`.
+    pub fn load(device: &mut D, source: &dyn WeightSource, progress: &mut dyn FnMut(usize)) -> Result<Self, LoadError> {
+        let config = source.config();
+        let embedding = device.table(&source.load("model.embed_tokens.weight")?)?;
+        let mut layers = Vec::with_capacity(config.n_layers);
+        for layer in 0..config.n_layers {
+            let mut loader = Loader { device, source, prefix: format!("model.layers.{layer}.") };
+            layers.push(loader.layer()?);
+            progress(layer + 1);
+        }
+        let mut loader = Loader { device, source, prefix: String::new() };
+        let final_norm = vec![loader.vector("model.norm")?];
+        let has_head = !config.tied_head && !config.last_token_pooling;
+        let head = if has_head { Some(device.table(&source.load("lm_head.weight")?)?) } else { None };
+        Ok(Self { embedding, layers, final_norm, head })
+    }
+}
+
+struct Loader<'a, D: Device> {
+    device: &'a mut D,
+    source: &'a dyn WeightSource,
+    prefix: String,
+}
+
+impl<D: Device> Loader<'_, D> {
+    fn layer(&mut self) -> Result<Layer<D>, LoadError> {
+        let config = self.source.config();
+        let attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        let qk_norms = if config.qk_norm { Some((self.vector("self_attn.q_norm")?, self.vector("self_attn.k_norm")?)) } else { None };
+        let sub_norm = |name| if config.sub_norms { Some(name) } else { None };
+        Ok(Layer {
+            qkv: self.projections(Some("input_layernorm"), &attention)?,
+            qk_norms,
+            o: self.projection(sub_norm("self_attn.attn_sub_norm"), "self_attn.o_proj")?,
+            gate_up: self.projections(Some("post_attention_layernorm"), &["mlp.gate_proj", "mlp.up_proj"])?,
+            down: self.projection(sub_norm("mlp.ffn_sub_norm"), "mlp.down_proj")?,
+        })
+    }
+
+    /// Projections that read the same input: stacked into one, unless each has a norm of its own.
+    fn projections(&mut self, norm: Option<&str>, names: &[&str]) -> Result<Vec<Projection<D>>, LoadError> {
+        if !self.source.config().projection_norms {
+            let parts = names.iter().map(|name| self.matrix(name)).collect::<Result<Vec<_>, _>>()?;
+            let stacked = TernaryMatrix::stack(&parts).map_err(|source| self.matrix_error(names[0], source))?;
+            return Ok(vec![Projection { norms: self.norms(norm, None)?, weights: self.upload(&stacked)?, first_column: 0 }]);
+        }
+        let mut first_column = 0;
+        let mut projections = Vec::with_capacity(names.len());
+        for name in names {
+            let matrix = self.matrix(name)?;
+            projections.push(Projection { norms: self.norms(norm, Some(name))?, weights: self.upload(&matrix)?, first_column });
+            first_column += matrix.n_rows();
+        }
+        Ok(projections)
+    }
+
+    fn projection(&mut self, norm: Option<&str>, name: &str) -> Result<Projection<D>, LoadError> {
+        let matrix = self.matrix(name)?;
+        let own_norm = self.source.config().projection_norms.then_some(name);
+        Ok(Projection { norms: self.norms(norm, own_norm)?, weights: self.upload(&matrix)?, first_column: 0 })
+    }
+
+    fn norms(&mut self, norm: Option<&str>, projection: Option<&str>) -> Result<Vec<D::Vector>, LoadError> {
+        let own = projection.map(|name| format!("{name}.norm"));
+        norm.into_iter().chain(own.as_deref()).map(|name| self.vector(name)).collect()
+    }
+
+    fn vector(&mut self, name: &str) -> Result<D::Vector, LoadError> {
+        let name = format!("{}{name}.weight", self.prefix);
+        match self.source.load(&name)? {
+            Tensor::Dense(dense) => Ok(self.device.vector(&dense.to_f32())?),
+            Tensor::Ternary(_) => Err(CheckpointError::tensor(name, "a norm weight must be dense, found ternary").into()),
+        }
+    }
+
+    fn matrix(&mut self, name: &str) -> Result<TernaryMatrix, LoadError> {
+        let name = format!("{}{name}.weight", self.prefix);
+        match self.source.load(&name)? {
+            Tensor::Ternary(matrix) => Ok(matrix),
+            Tensor::Dense(dense) => {
+                let reason = format!("stored as {:?} numbers; quantise the model first", dense.dtype());
+                Err(CheckpointError::NotTernary { name, reason }.into())
+            }
+        }
+    }
+
+    fn upload(&mut self, matrix: &TernaryMatrix) -> Result<D::Linear, LoadError> {
+        let policy: ActivationPolicy = self.source.config().activation_policy;
+        Ok(self.device.linear(matrix, policy)?)
+    }
+
+    fn matrix_error(&self, name: &str, source: bitnet_ternary::MatrixError) -> CheckpointError {
+        CheckpointError::Matrix { name: format!("{}{name}.weight", self.prefix), source }
+    }
+}
