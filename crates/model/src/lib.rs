@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod conformance;
 pub mod device;
 pub mod limits;
 pub mod numerics;

@@ -8,13 +8,16 @@ use crate::matrix::{ACTIVATION_MAX, MatrixError, Scales, TernaryMatrix};
 /// No scale is smaller than this, so that an all-zero row or matrix divides by something.
 pub const SCALE_FLOOR: f32 = 1e-5;
 
-/// Mean magnitude of `weights`, summed in f64 so that the result does not depend on the order of summation, then floored.
+/// Mean magnitude of `weights`, summed in f64 so that the result does not depend on the order of summation, then floored;
+/// NaN if a weight is NaN.
 pub fn absmean_scale(weights: &[f32]) -> f32 {
     if weights.is_empty() {
         return SCALE_FLOOR;
     }
     let sum: f64 = weights.iter().map(|&weight| f64::from(weight.abs())).sum();
-    ((sum / weights.len() as f64) as f32).max(SCALE_FLOOR)
+    let mean = (sum / weights.len() as f64) as f32;
+    // Not `max`: it would turn the NaN of damaged weights into a plausible scale.
+    if mean < SCALE_FLOOR { SCALE_FLOOR } else { mean }
 }
 
 /// Ternarises master weights `[n_rows, n_cols]` with one scale: trit = clamp(round(w · (1/scale)), −1, 1), real = trit × 1/(1/scale).
