@@ -132,7 +132,7 @@ impl BatchSequence {
 }
 
 /// A validated batch, flattened per token. Buffers are kept from step to step.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Step {
     /// Token ids, `[n_tokens]`.
     pub token_ids: Vec<TokenId>,

@@ -2,7 +2,7 @@
 //! [`ReferenceDevice`](crate::reference::ReferenceDevice), over shapes with odd tails, extreme values, mixed batches and shuffled
 //! cache blocks. Called from each device's tests; a difference panics with the operation, shape and place.
 
-use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_checkpoint::config::{Activation, ActivationPolicy, Rope, RopeScaling};
 use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use half::{bf16, f16};
@@ -13,7 +13,6 @@ use crate::limits::BLOCK_TOKENS;
 use crate::reference::ReferenceDevice;
 use crate::rope::RopeTable;
 use crate::token::TokenId;
-use bitnet_checkpoint::config::{Rope, RopeScaling};
 
 /// Runs every operation's cases on devices made by `make`.
 pub fn check_operations<D: Device>(mut make: impl FnMut() -> D) {
@@ -175,7 +174,7 @@ struct AttentionShape {
 fn attention_outputs<D: Device>(device: &mut D, shape: AttentionShape, lengths: Lengths) -> [Vec<f32>; 2] {
     let AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm } = shape;
     let width = (n_heads + 2 * n_kv_heads) * head_dim;
-    let rope = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, head_dim);
+    let rope = RopeTable::new(&ROPE, head_dim);
     let past = attention_batch(lengths, true);
     let present = attention_batch(lengths, false);
     let run = |device: &mut D| {
@@ -204,6 +203,7 @@ fn attention_outputs<D: Device>(device: &mut D, shape: AttentionShape, lengths: 
 }
 
 const N_BLOCKS: usize = 32;
+pub(crate) const ROPE: Rope = Rope { theta: 10_000.0, scaling: RopeScaling::None };
 
 /// The batch of `lengths`, or of everything before it; blocks dealt out in a scattered order.
 fn attention_batch(lengths: Lengths, past: bool) -> Batch {

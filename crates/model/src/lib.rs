@@ -9,6 +9,8 @@ pub mod conformance;
 pub mod device;
 pub mod limits;
 pub mod numerics;
+#[cfg(test)]
+mod planted_bugs;
 pub mod random;
 pub mod reference;
 pub mod rope;

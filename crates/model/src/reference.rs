@@ -44,6 +44,11 @@ impl Rows {
     fn n_rows(&self) -> usize {
         self.values.len() / self.width
     }
+
+    #[cfg(test)]
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
 }
 
 /// Activations as a linear layer reads them, one entry a row.
@@ -51,6 +56,18 @@ impl Rows {
 pub struct ReferenceActivations {
     policy: ActivationPolicy,
     rows: Vec<ActivationRow>,
+}
+
+#[cfg(test)]
+impl ReferenceActivations {
+    /// Quantises again with the wrong rounding, for the planted bug of that name.
+    pub(crate) fn round_half_away(&mut self, x: &Rows) {
+        for (row, x) in self.rows.iter_mut().zip(x.rows()) {
+            if let ActivationRow::Int8 { quantized, scale } = row {
+                quantized.iter_mut().zip(x).for_each(|(q, x)| *q = (x * (1.0 / *scale)).round().clamp(-127.0, 127.0) as i8);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
