@@ -9,8 +9,6 @@ pub mod conformance;
 pub mod device;
 pub mod limits;
 pub mod numerics;
-#[cfg(test)]
-mod planted_bugs;
 pub mod random;
 pub mod reference;
 pub mod rope;

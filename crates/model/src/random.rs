@@ -28,6 +28,11 @@ impl RandomWeights {
         Self { config, group_size: None, ternary_tables: false, seed }
     }
 
+    /// The same with a scale for each `group_size` columns (where it divides the row), and ternary tables.
+    pub fn grouped(config: ModelConfig, seed: u64, group_size: usize) -> Self {
+        Self { config, group_size: Some(group_size), ternary_tables: true, seed }
+    }
+
     /// A published shape: `0.7b` (1bitLLM/bitnet_b1_58-large), `2b4t` (microsoft/bitnet-b1.58-2B-4T), `3b`
     /// (1bitLLM/bitnet_b1_58-3B), `8b` (prism-ml/Ternary-Bonsai-8B, groups of 128, weight-only, ternary tables).
     pub fn published(name: &str, seed: u64) -> Option<Self> {

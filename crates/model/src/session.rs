@@ -1,8 +1,9 @@
 //! `Session`: one sequence on one runner, as the command line uses it: prefill, decode, take back. Blocks are handed out in
 //! order; sharing them between sequences is the engine's business, not done here.
 
-use crate::batch::{Batch, BatchSequence, BlockId, Rows};
+use crate::batch::{Batch, BatchLimits, BatchSequence, BlockId, Rows};
 use crate::limits::BLOCK_TOKENS;
+use crate::numerics;
 use crate::runner::{Runner, RunnerError};
 use crate::token::TokenId;
 
@@ -71,6 +72,18 @@ impl Session {
         Ok(())
     }
 
+    /// The embedding of `token_ids` by an embedding model: the last token's hidden state after the final norm, scaled to length 1.
+    /// Forgets whatever was cached before.
+    pub fn embed(&mut self, token_ids: &[TokenId]) -> Result<Vec<f32>, RunnerError> {
+        self.truncate(0);
+        let mut embedding = self.prefill(token_ids)?.to_vec();
+        let length = numerics::sum_of_squares(&embedding).sqrt();
+        if length > 0.0 {
+            embedding.iter_mut().for_each(|value| *value /= length);
+        }
+        Ok(embedding)
+    }
+
     fn row_width(&self) -> usize {
         let config = self.runner.config();
         if config.last_token_pooling { config.hidden_size } else { config.n_vocab }
@@ -80,7 +93,7 @@ impl Session {
     fn check(&self, token_ids: &[TokenId]) -> Result<(), RunnerError> {
         let limits = self.runner.limits();
         let whole = Batch { token_ids: token_ids.to_vec(), sequences: vec![sequence(self.history.len(), token_ids.len(), Rows::None)] };
-        let any_length = crate::batch::BatchLimits { n_tokens_max: usize::MAX, ..limits };
+        let any_length = BatchLimits { n_tokens_max: usize::MAX, ..limits };
         Ok(whole.validate(any_length)?)
     }
 
@@ -100,4 +113,76 @@ const SCORE_CHUNK: usize = 64;
 fn sequence(first_position: usize, n_tokens: usize, rows: Rows) -> BatchSequence {
     let n_blocks = first_position.saturating_add(n_tokens).div_ceil(BLOCK_TOKENS);
     BatchSequence { n_tokens, first_position, block_table: (0..n_blocks as u32).map(BlockId).collect(), rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_checkpoint::ModelConfig;
+
+    use super::*;
+    use crate::batch::BatchError;
+    use crate::random::RandomWeights;
+    use crate::reference::ReferenceDevice;
+    use crate::runner::{RunnerOptions, TransformerRunner};
+    use crate::weights::WeightSource;
+
+    fn session(last_token_pooling: bool) -> Session {
+        let published = RandomWeights::published("0.7b", 1).expect("known");
+        let config = ModelConfig {
+            hidden_size: 64,
+            intermediate_size: 96,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 32,
+            n_vocab: 50,
+            context_length: 40,
+            last_token_pooling,
+            ..published.config().clone()
+        };
+        let options = RunnerOptions { n_tokens_max: 8, n_cached_tokens: 64 };
+        let runner = TransformerRunner::load(ReferenceDevice, &RandomWeights::new(config, 1), options, &mut |_| {});
+        Session::new(Box::new(runner.expect("a random model loads")))
+    }
+
+    fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
+        range.map(TokenId).collect()
+    }
+
+    #[test]
+    fn prefill_decode_and_score_agree() {
+        let mut session = session(false);
+        let prompt = tokens(3..23);
+        let mut scored = Vec::new();
+        session.score(&prompt, &mut |index, row| scored.push((index, row.to_vec()))).expect("fits");
+        assert_eq!(scored.len(), 20);
+        session.truncate(0);
+        assert_eq!(session.prefill(&prompt).expect("fits"), scored[19].1);
+        session.truncate(18);
+        assert_eq!(session.decode(prompt[18]).expect("fits"), scored[18].1);
+        assert_eq!(session.history(), &prompt[..19]);
+        assert_eq!(session.n_tokens_left(), 21);
+    }
+
+    #[test]
+    fn prefill_that_does_not_fit_is_refused_before_anything_is_computed() {
+        let mut session = session(false);
+        let error = session.prefill(&tokens(0..41)).expect_err("41 tokens do not fit 40");
+        assert!(matches!(error, RunnerError::Batch(BatchError::ContextExceeded { position: 40, .. })));
+        assert!(matches!(session.prefill(&[]), Err(RunnerError::Batch(BatchError::Empty))));
+        let mut outside = tokens(0..20);
+        outside[19] = TokenId(50);
+        assert!(matches!(session.prefill(&outside), Err(RunnerError::Batch(BatchError::TokenOutsideVocabulary { .. }))));
+        assert!(session.history().is_empty());
+    }
+
+    #[test]
+    fn embedding_has_length_one_and_does_not_depend_on_the_past() {
+        let mut session = session(true);
+        let first = session.embed(&tokens(0..11)).expect("fits");
+        session.embed(&tokens(20..33)).expect("fits");
+        assert_eq!(session.embed(&tokens(0..11)).expect("fits"), first);
+        let length: f32 = first.iter().map(|value| value * value).sum();
+        assert!((length - 1.0).abs() < 1e-5);
+    }
 }

@@ -1,6 +1,4 @@
-//! The suite that every [`Device`] must pass: each operation, and whole models, bit for bit against the
-//! [`ReferenceDevice`](crate::reference::ReferenceDevice), over shapes with odd tails, extreme values, mixed batches and shuffled
-//! cache blocks. Called from each device's tests; a difference panics with the operation, shape and place.
+//! Each operation over shapes with odd tails, extreme values, mixed batches and shuffled cache blocks.
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Rope, RopeScaling};
 use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};

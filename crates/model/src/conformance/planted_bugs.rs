@@ -8,7 +8,6 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::batch::Step;
-use crate::conformance;
 use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms};
 use crate::reference::{ReferenceActivations, ReferenceDevice, ReferenceKvCache, Rows};
 use crate::token::TokenId;
@@ -133,7 +132,7 @@ impl Device for Planted {
         if self.bug != Bug::RopeOffByOne {
             return self.inner.rope_append(qkv, heads, step, cache);
         }
-        let rope = crate::rope::RopeTable::new(&conformance::ROPE, heads.head_dim);
+        let rope = crate::rope::RopeTable::new(&super::operations::ROPE, heads.head_dim);
         let mut late = step.clone();
         late.positions.iter_mut().for_each(|position| *position += 1);
         rope.fill(&late.positions, &mut late.rope);
@@ -180,7 +179,7 @@ impl Device for Planted {
 
 /// What the suite says of a device with `bug`: nothing, or the message it fails with.
 fn verdict(bug: Bug) -> Result<(), String> {
-    let run = || conformance::check_operations(|| Planted { inner: ReferenceDevice, bug });
+    let run = || super::check_operations(|| Planted { inner: ReferenceDevice, bug });
     catch_unwind(AssertUnwindSafe(run)).map_err(|payload| payload.downcast_ref::<String>().cloned().unwrap_or_default())
 }
 
