@@ -1,0 +1,78 @@
+//! PTQ1_0 (type 143 of the PrismML fork of ggml): 128 weights in 28 bytes, TQ1_0's base-3 digits, one f16 scale a block, last.
+//!
+//! Bytes 0–15 hold weights `n·16 + m` (n = digit 0..5), bytes 16–23 hold `80 + n·8 + m`, bytes 24–25 hold four digits each:
+//! `120 + n·2 + m`. Source: PrismML-Eng/llama.cpp, ggml-quants.c (branch prism).
+
+use super::{BlockShape, LayoutError, POWERS_OF_THREE, base_3_byte, base_3_digit, check_trits, exact_f16, read_f16};
+
+/// Name of the layout, as its fork spells it.
+pub const LAYOUT: &str = "PTQ1_0";
+/// Weights of a block.
+pub const BLOCK_WEIGHTS: usize = 128;
+/// Bytes of a block.
+pub const BLOCK_BYTES: usize = 28;
+
+const SHAPE: BlockShape = BlockShape { layout: LAYOUT, weights: BLOCK_WEIGHTS, size_bytes: BLOCK_BYTES };
+
+/// `(first byte, bytes, first weight, digits)` of the three runs.
+const RUNS: [(usize, usize, usize, usize); 3] = [(0, 16, 0, 5), (16, 8, 80, 5), (24, 2, 120, 4)];
+
+const _: () = assert!(16 * 5 + 8 * 5 + 2 * 4 == BLOCK_WEIGHTS && 16 + 8 + 2 + 2 == BLOCK_BYTES);
+
+/// `bytes[n_blocks · 28]` → `trits[n_blocks · 128]`, `scales[n_blocks]`. Errors: lengths. Every byte value is valid.
+pub fn unpack(bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), LayoutError> {
+    SHAPE.check(trits.len(), scales.len(), bytes.len())?;
+    for ((block, trits), scale) in bytes.chunks_exact(BLOCK_BYTES).zip(trits.chunks_exact_mut(BLOCK_WEIGHTS)).zip(scales) {
+        *scale = read_f16(&block[26..]);
+        for (first_byte, n_bytes, first_weight, n_digits) in RUNS {
+            let packed = &block[first_byte..first_byte + n_bytes];
+            for (digit, &power) in POWERS_OF_THREE[..n_digits].iter().enumerate() {
+                let first = first_weight + digit * n_bytes;
+                for (trit, &byte) in trits[first..first + n_bytes].iter_mut().zip(packed) {
+                    *trit = base_3_digit(byte, power);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The inverse of [`unpack`]. Errors: lengths, values that are not trits, scales that f16 would round.
+pub fn pack(trits: &[i8], scales: &[f32], bytes: &mut [u8]) -> Result<(), LayoutError> {
+    SHAPE.check(trits.len(), scales.len(), bytes.len())?;
+    check_trits(LAYOUT, trits)?;
+    let blocks = bytes.chunks_exact_mut(BLOCK_BYTES).zip(trits.chunks_exact(BLOCK_WEIGHTS)).zip(scales);
+    for (index, ((block, trits), &scale)) in blocks.enumerate() {
+        block[26..].copy_from_slice(&exact_f16(LAYOUT, index, scale)?);
+        for (first_byte, n_bytes, first_weight, n_digits) in RUNS {
+            for m in 0..n_bytes {
+                block[first_byte + m] = base_3_byte((0..n_digits).map(|digit| trits[first_weight + digit * n_bytes + m]));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_256_byte_values_decode_in_every_place() {
+        for byte in 0..=255u8 {
+            let mut trits = [9i8; BLOCK_WEIGHTS];
+            unpack(&[byte; BLOCK_BYTES], &mut trits, &mut [0.0]).expect("every byte is valid");
+            assert!(trits.iter().all(|trit| (-1..=1).contains(trit)), "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn last_two_code_bytes_hold_the_last_eight_weights() {
+        let mut trits = [0i8; BLOCK_WEIGHTS];
+        trits[120..].copy_from_slice(&[1, -1, 1, -1, 1, -1, 1, -1]);
+        let mut bytes = [0; BLOCK_BYTES];
+        pack(&trits, &[1.0], &mut bytes).expect("packs");
+        assert_eq!((bytes[24], bytes[25]), (253, 0));
+        assert_eq!(bytes[26..], [0x00, 0x3C], "the scale is last");
+    }
+}
