@@ -8,13 +8,21 @@
 
 pub mod config;
 mod error;
+mod hf_config;
+mod hf_names;
+mod hf_tokenizer;
+mod json;
 pub mod limits;
+mod mlx;
 mod open;
+mod positioned;
+mod quantise;
+mod safetensors;
 mod tensor;
 mod tokenizer_files;
 
 pub use config::ModelConfig;
 pub use error::CheckpointError;
-pub use open::{StoredFormat, TensorInfo};
+pub use open::{Checkpoint, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
 pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};

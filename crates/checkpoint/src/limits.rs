@@ -24,3 +24,7 @@ pub const TOKENIZER_JSON_BYTES_MAX: u64 = 256 << 20;
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Most shards of a sharded checkpoint.
 pub const N_SHARDS_MAX: usize = 4096;
+/// Longest `model.safetensors.index.json`, in bytes.
+pub const SAFETENSORS_INDEX_BYTES_MAX: u64 = 32 << 20;
+/// Longest `chat_template.jinja`, in bytes.
+pub const CHAT_TEMPLATE_BYTES_MAX: u64 = 1 << 20;

@@ -1,6 +1,27 @@
 //! `Checkpoint`: a model file or folder of any format, opened. Opening reads and validates headers, configuration and tokenizer;
 //! tensors are read one by one with positioned reads, so nothing is mapped, a file that shrinks meanwhile is an error and not
 //! a SIGBUS, and once a model is loaded its file may go.
+//!
+//! What something is, its first bytes say, not the ending of its name.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::ModelConfig;
+use crate::error::CheckpointError;
+use crate::positioned::PositionedFile;
+use crate::safetensors::source::HfSource;
+use crate::tensor::Tensor;
+use crate::tokenizer_files::TokenizerFiles;
+
+const GGUF_MAGIC: [u8; 4] = *b"GGUF";
+/// First bytes of files that people mistake for models, and what to do with them.
+const OTHER_MAGIC: [(&[u8], &str); 4] = [
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch pickle; export it as safetensors"),
+    (b"\x80\x02", "a Python pickle, which can run code when it is read; export it as safetensors"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (b"ggml", "a GGML file from before GGUF; convert it with the tools of its time"),
+];
 
 /// How a tensor lies in its file; shown by `inspect`, decided on by `convert`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,4 +41,126 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How it is stored.
     pub stored: StoredFormat,
+}
+
+/// A model of any format, opened.
+#[derive(Debug)]
+pub struct Checkpoint {
+    source: Source,
+    index: HashMap<String, usize>,
+}
+
+/// The formats.
+#[derive(Debug)]
+enum Source {
+    /// Hugging Face and MLX folders.
+    Folder(HfSource),
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json` and safetensors (Hugging Face or MLX), one of its safetensors files, a GGUF file, or a
+    /// folder with one GGUF file.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let metadata = match std::fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_a_model(path, "there is nothing at that path")),
+            other => other.map_err(io)?,
+        };
+        if metadata.is_dir() { Self::open_folder(path) } else { Self::open_file(path) }
+    }
+
+    /// What the model computes.
+    pub fn config(&self) -> &ModelConfig {
+        match &self.source {
+            Source::Folder(source) => &source.config,
+        }
+    }
+
+    /// Vocabulary, chat template and generation defaults.
+    pub fn tokenizer_files(&self) -> &TokenizerFiles {
+        match &self.source {
+            Source::Folder(source) => &source.text,
+        }
+    }
+
+    /// All tensors, in the order in which the model is walked.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        match &self.source {
+            Source::Folder(source) => &source.tensors,
+        }
+    }
+
+    /// Loads a tensor by its canonical name. Packing, the meaning of scales and the order of rows are undone; ternary matrices come
+    /// with the coarsest scales that give their weights.
+    pub fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
+        let index = self.index.get(name).ok_or_else(|| CheckpointError::MissingTensor { name: name.to_owned() })?;
+        match &self.source {
+            Source::Folder(source) => source.load(*index),
+        }
+    }
+
+    /// The name of the format, for people.
+    pub fn format_name(&self) -> &'static str {
+        match &self.source {
+            Source::Folder(source) if source.is_mlx => "MLX",
+            Source::Folder(_) => "safetensors",
+        }
+    }
+
+    fn new(source: Source) -> Self {
+        let mut checkpoint = Self { source, index: HashMap::new() };
+        checkpoint.index = checkpoint.tensors().iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
+        checkpoint
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self, CheckpointError> {
+        if let Some(source) = HfSource::open(folder)? {
+            return Ok(Self::new(Source::Folder(source)));
+        }
+        let ggufs = files_with_magic(folder, &GGUF_MAGIC)?;
+        match ggufs.as_slice() {
+            [only] => Self::open_file(only),
+            [] if folder.join("config.json").is_file() => {
+                let advice = "config.json is there, but neither model.safetensors nor model.safetensors.index.json";
+                Err(not_a_model(folder, advice))
+            }
+            [] => Err(not_a_model(folder, "expected config.json with safetensors files, or one GGUF file")),
+            several => Err(not_a_model(folder, format!("it holds {} GGUF files; name one of them", several.len()))),
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, CheckpointError> {
+        let file = PositionedFile::open(path)?.ok_or_else(|| not_a_model(path, "there is nothing at that path"))?;
+        let first = file.read_at(0, file.size_bytes().min(32))?;
+        if first.starts_with(&GGUF_MAGIC) {
+            return Err(not_a_model(path, "GGUF files are not read by this build"));
+        }
+        if let Some((_, advice)) = OTHER_MAGIC.iter().find(|(magic, _)| first.starts_with(magic)) {
+            return Err(not_a_model(path, *advice));
+        }
+        // A safetensors file begins with the length of its header, and the header with a brace.
+        if first.get(8) == Some(&b'{') {
+            let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let source = HfSource::open(folder)?;
+            let missing = || not_a_model(path, "a safetensors file needs config.json beside it");
+            return Ok(Self::new(Source::Folder(source.ok_or_else(missing)?)));
+        }
+        Err(not_a_model(path, "neither GGUF nor safetensors; name a GGUF file or a folder with config.json and safetensors files"))
+    }
+}
+
+/// The regular files of a folder, not of its subfolders, that begin with `magic`; sorted.
+fn files_with_magic(folder: &Path, magic: &[u8]) -> Result<Vec<PathBuf>, CheckpointError> {
+    let entries = std::fs::read_dir(folder).map_err(|source| CheckpointError::Io { path: folder.to_owned(), source })?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    paths.retain(|path| {
+        let file = PositionedFile::open(path).ok().flatten();
+        file.and_then(|file| file.read_at(0, magic.len() as u64).ok()).is_some_and(|first| first == magic)
+    });
+    paths.sort();
+    Ok(paths)
+}
+
+fn not_a_model(path: &Path, reason: impl Into<String>) -> CheckpointError {
+    CheckpointError::NotAModel { path: path.to_owned(), reason: reason.into() }
 }

@@ -5,8 +5,10 @@
 //! caller and their lengths are checked; a code that no ternary weight has, a partial block or a scale that the format would
 //! round is a typed [`LayoutError`].
 
+pub mod hf_u8;
 pub mod i2_s;
 pub mod i2_s_detect;
+pub mod mlx;
 pub mod ptq1_0;
 pub mod q1_0;
 pub mod q2_0;

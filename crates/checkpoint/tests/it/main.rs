@@ -1,0 +1,6 @@
+//! Checkpoints through their public door: whole files and folders, good and bad.
+
+mod hf_config;
+mod hf_models;
+mod safetensors_bad;
+mod small_model;
