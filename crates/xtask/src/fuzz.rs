@@ -21,8 +21,8 @@ const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 const RSS_LIMIT_MB: u32 = 1024;
 /// An input that takes longer than this, in seconds, is a finding.
 const INPUT_SECONDS_MAX: u32 = 10;
-/// How much of a failing target's log is worth showing.
-const LOG_LINES_SHOWN: usize = 40;
+/// How much of a failing target's log is worth showing, from the line that says what went wrong.
+const LOG_LINES_SHOWN: usize = 12;
 
 /// Fuzz the parsers.
 ///
@@ -108,15 +108,14 @@ impl Fuzzer {
     }
 
     fn run_one(&self, target: &str, effort: &Effort) -> Result<()> {
-        let fuzz = self.root.join("fuzz");
-        let (corpus, artifacts) = (fuzz.join("corpus").join(target), fuzz.join("artifacts").join(target));
-        let seeds = fuzz.join("seeds").join(target);
+        // Relative to the root, where the program runs, so that what it prints can be typed.
+        let [corpus, artifacts, seeds] = ["corpus", "artifacts", "seeds"].map(|kind| format!("fuzz/{kind}/{target}"));
         for folder in [&corpus, &artifacts] {
-            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+            std::fs::create_dir_all(self.root.join(folder)).with_context(|| folder.clone())?;
         }
         let mut program = self.program(target);
-        program.arg(&corpus).args(seeds.is_dir().then_some(&seeds));
-        program.arg(format!("-artifact_prefix={}/", artifacts.display()));
+        program.arg(&corpus).args(self.root.join(&seeds).is_dir().then_some(&seeds));
+        program.arg(format!("-artifact_prefix={artifacts}/"));
         program.arg(format!("-max_total_time={}", effort.seconds)).args(effort.runs.map(|runs| format!("-runs={runs}")));
         program.args([format!("-rss_limit_mb={RSS_LIMIT_MB}"), format!("-timeout={INPUT_SECONDS_MAX}")]);
         program.args(["-print_final_stats=1", "-use_value_profile=1"]);
@@ -129,8 +128,7 @@ impl Fuzzer {
             println!("  {target}: {}", summary(&log));
             return Ok(());
         }
-        let lines: Vec<&str> = log.lines().collect();
-        eprintln!("{}", lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n"));
+        eprintln!("{}", failure(&log));
         match reproducer(&log) {
             Some(file) => bail!("fuzz target {target} failed; reproduce it with `cargo xtask fuzz {target} --input {file}`"),
             None => bail!("fuzz target {target} failed ({}) and left no input behind", output.status),
@@ -164,6 +162,14 @@ fn summary(log: &str) -> String {
     format!("{n_runs} inputs, {reached} code edges reached, {rss} MB at most")
 }
 
+/// The part of a failed run's log that says what went wrong: the panic, else libFuzzer's own error.
+fn failure(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let first = ["panicked at", "ERROR: libFuzzer"].iter().find_map(|words| lines.iter().position(|line| line.contains(words)));
+    let first = first.unwrap_or(lines.len().saturating_sub(LOG_LINES_SHOWN));
+    lines[first..].iter().take(LOG_LINES_SHOWN).copied().collect::<Vec<_>>().join("\n")
+}
+
 /// The file that libFuzzer wrote the failing input to.
 fn reproducer(log: &str) -> Option<&str> {
     log.lines().rev().find_map(|line| line.split_once("Test unit written to ")).map(|(_, file)| file.trim())
@@ -182,7 +188,8 @@ mod tests {
 
     #[test]
     fn log_of_a_crash_names_the_input() {
-        let log = "panicked\nartifact_prefix='a/'; Test unit written to a/crash-12\nBase64: AA==\n";
+        let log = "#1 INITED\nthread '<unnamed>' panicked at a.rs:1:1:\nno\nartifact_prefix='a/'; Test unit written to a/crash-12\nBase64: AA==\n";
+        assert!(failure(log).starts_with("thread '<unnamed>' panicked at a.rs:1:1:\nno\n"));
         assert_eq!(reproducer(log), Some("a/crash-12"));
     }
 
