@@ -1,2 +1,65 @@
-//! Project chores.
-fn main() {}
+//! The project's chores as commands: `cargo xtask VERB`. One file a verb; nothing here is part of the product, and no chore lives
+//! anywhere else (no Makefile, no scripts folder).
+//!
+//! Idea: matklad/cargo-xtask, chores written in the project's own language so that they run wherever it does.
+#![forbid(unsafe_code)]
+
+mod command;
+mod coverage;
+mod fixtures;
+mod fuzz;
+mod repository;
+mod test;
+mod tidy;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's chores.
+///
+/// `cargo xtask test` is what a change has to pass.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Test(test::TestArgs),
+    Tidy(tidy::TidyArgs),
+    Fuzz(fuzz::FuzzArgs),
+    Coverage(coverage::CoverageArgs),
+    Fixtures(fixtures::FixturesArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Test(args) => test::run(&args),
+        Verb::Tidy(args) => tidy::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Coverage(args) => coverage::run(&args),
+        Verb::Fixtures(args) => fixtures::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
