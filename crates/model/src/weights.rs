@@ -2,7 +2,7 @@
 //! loaded, uploaded and dropped one projection at a time, so memory never holds a model twice.
 
 use bitnet_checkpoint::config::ActivationPolicy;
-use bitnet_checkpoint::{CheckpointError, ModelConfig, Tensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, Tensor};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
@@ -14,6 +14,16 @@ pub trait WeightSource {
     fn config(&self) -> &ModelConfig;
     /// A tensor by canonical name, in the shape that `ModelConfig::expected_tensors` gives.
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError>;
+}
+
+impl WeightSource for Checkpoint {
+    fn config(&self) -> &ModelConfig {
+        Checkpoint::config(self)
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
+        Checkpoint::load(self, name)
+    }
 }
 
 /// Why a model could not be put on a device.
