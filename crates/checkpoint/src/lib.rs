@@ -8,6 +8,7 @@
 
 pub mod config;
 mod error;
+pub mod gguf;
 pub mod limits;
 mod open;
 mod tensor;
