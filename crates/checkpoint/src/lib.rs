@@ -12,6 +12,7 @@ mod hf_config;
 mod hf_names;
 mod hf_tokenizer;
 mod json;
+pub mod gguf;
 pub mod limits;
 mod mlx;
 mod open;

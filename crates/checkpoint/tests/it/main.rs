@@ -4,3 +4,8 @@ mod hf_config;
 mod hf_models;
 mod safetensors_bad;
 mod small_model;
+
+mod gguf_bad_files;
+mod gguf_files;
+mod gguf_fixture;
+mod gguf_round_trip;
