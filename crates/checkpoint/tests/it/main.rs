@@ -1,5 +1,6 @@
 //! Checkpoints through their public door: whole files and folders, good and bad.
 
+mod convert_folders;
 mod hf_config;
 mod hf_models;
 mod safetensors_bad;
