@@ -3,5 +3,6 @@
 mod convert_folders;
 mod hf_config;
 mod hf_models;
+mod mlx_bad;
 mod safetensors_bad;
 mod small_model;
