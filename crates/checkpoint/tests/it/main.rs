@@ -1,7 +1,9 @@
 //! Checkpoints through their public door: whole files and folders, good and bad.
 
+mod convert_folders;
 mod hf_config;
 mod hf_models;
+mod mlx_bad;
 mod safetensors_bad;
 mod small_model;
 
