@@ -4,6 +4,7 @@
 use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_model::TokenId;
 use bitnet_model::device::DeviceError;
+use bitnet_model::numerics::LANES;
 use half::{bf16, f16};
 
 use crate::arch::{Memory, OutOfMemory};
@@ -114,7 +115,7 @@ impl CpuTable {
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         let rows = match &self.rows {
             TableRows::Ternary(_) => pad_rows(x, BLOCK_COLUMNS, padded, (pool, scratch)),
-            TableRows::Dense(_) => F32Rows { values: x.values(), stride: k },
+            TableRows::Dense(_) => pad_rows(x, LANES, padded, (pool, scratch)),
         };
         match &self.rows {
             TableRows::Dense(dense) => pool.run_columns(scratch, target, |scratch, columns| {

@@ -146,7 +146,7 @@ pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>
     for row in columns.clone() {
         table.read(row, values);
         for token in 0..x.n_rows() {
-            out.row_mut(token)[row - columns.start] = numerics::dot(x.row(token), values);
+            out.row_mut(token)[row - columns.start] = numerics::dot(&x.row(token)[..table.k], values);
         }
     }
 }

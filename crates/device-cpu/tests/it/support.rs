@@ -9,7 +9,7 @@ use bitnet_model::reference::ReferenceDevice;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// Scalar and, where the processor has it, AVX2, with several numbers of threads.
-pub fn devices(threads: &[usize]) -> Vec<CpuDevice> {
+pub(crate) fn devices(threads: &[usize]) -> Vec<CpuDevice> {
     let mut devices = Vec::new();
     for &n_threads in threads {
         for isa in [IsaChoice::Scalar, IsaChoice::Avx2] {
@@ -34,7 +34,7 @@ macro_rules! assert_equal_on_all {
 pub(crate) use assert_equal_on_all;
 
 /// Equal lengths and equal bits, save that any NaN equals any NaN.
-pub fn assert_bits(got: &[f32], expected: &[f32], context: &str) {
+pub(crate) fn assert_bits(got: &[f32], expected: &[f32], context: &str) {
     assert_eq!(got.len(), expected.len(), "{context}");
     let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
     if let Some(index) = got.iter().zip(expected).position(differs) {
@@ -43,31 +43,31 @@ pub fn assert_bits(got: &[f32], expected: &[f32], context: &str) {
 }
 
 /// Deterministic noise.
-pub struct Noise(pub u64);
+pub(crate) struct Noise(pub(crate) u64);
 
 impl Noise {
-    pub fn next(&mut self) -> u32 {
+    pub(crate) fn next(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
     }
 
     /// In [−1, 1).
-    pub fn float(&mut self) -> f32 {
+    pub(crate) fn float(&mut self) -> f32 {
         (self.next() >> 7) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    pub fn floats(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn floats(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.float()).collect()
     }
 
-    pub fn trits(&mut self, n: usize) -> Vec<i8> {
+    pub(crate) fn trits(&mut self, n: usize) -> Vec<i8> {
         (0..n).map(|_| (self.next() % 3) as i8 - 1).collect()
     }
 }
 
 /// How values are laid out, from random to the worst for 16-bit lanes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Pattern {
+pub(crate) enum Pattern {
     Random,
     AllPlus,
     AllMinus,
@@ -76,7 +76,7 @@ pub enum Pattern {
     Zero,
 }
 
-pub const PATTERNS: [Pattern; 6] =
+pub(crate) const PATTERNS: [Pattern; 6] =
     [Pattern::Random, Pattern::AllPlus, Pattern::AllMinus, Pattern::Alternating, Pattern::OneHot(5), Pattern::Zero];
 
 impl Pattern {
@@ -92,12 +92,12 @@ impl Pattern {
         }
     }
 
-    pub fn trits(self, n_rows: usize, n_cols: usize, noise: &mut Noise) -> Vec<i8> {
+    pub(crate) fn trits(self, n_rows: usize, n_cols: usize, noise: &mut Noise) -> Vec<i8> {
         (0..n_rows * n_cols).map(|i| self.sign(i % n_cols, noise)).collect()
     }
 
     /// Activations that quantise to ±127 and 0, or to anything if random.
-    pub fn activations(self, n_rows: usize, n_cols: usize, noise: &mut Noise) -> Vec<f32> {
+    pub(crate) fn activations(self, n_rows: usize, n_cols: usize, noise: &mut Noise) -> Vec<f32> {
         match self {
             Self::Random => noise.floats(n_rows * n_cols),
             _ => (0..n_rows * n_cols).map(|i| f32::from(self.sign(i % n_cols, noise)) * 127.0).collect(),
@@ -106,7 +106,7 @@ impl Pattern {
 }
 
 /// Scales of each granularity; `group` must divide the columns.
-pub fn scales(n_rows: usize, n_cols: usize, group: Option<usize>, noise: &mut Noise) -> Scales {
+pub(crate) fn scales(n_rows: usize, n_cols: usize, group: Option<usize>, noise: &mut Noise) -> Scales {
     match group {
         None => Scales::Row(noise.floats(n_rows)),
         Some(group_size) if group_size == n_cols => Scales::Tensor(noise.float()),
@@ -115,7 +115,7 @@ pub fn scales(n_rows: usize, n_cols: usize, group: Option<usize>, noise: &mut No
 }
 
 /// Puts `values[n_rows, width]` on a device.
-pub fn upload<D: Device>(device: &mut D, values: &[f32], width: usize) -> D::Hidden {
+pub(crate) fn upload<D: Device>(device: &mut D, values: &[f32], width: usize) -> D::Hidden {
     let n_rows = values.len() / width;
     let table = DenseTensor::from_f32(vec![n_rows, width], values).expect("whole rows");
     let table = device.table(&Tensor::Dense(table)).expect("memory");
@@ -126,7 +126,7 @@ pub fn upload<D: Device>(device: &mut D, values: &[f32], width: usize) -> D::Hid
 }
 
 /// `x · Wᵀ` with `first_column` columns to its left and one to its right, then the same added to a residual.
-pub fn products<D: Device>(device: &mut D, x: &[f32], weights: &TernaryMatrix, policy: ActivationPolicy, first_column: usize) -> Vec<f32> {
+pub(crate) fn products<D: Device>(device: &mut D, x: &[f32], weights: &TernaryMatrix, policy: ActivationPolicy, first_column: usize) -> Vec<f32> {
     let (k, n, m) = (weights.n_cols(), weights.n_rows(), x.len() / weights.n_cols());
     let linear = device.linear(weights, policy).expect("memory");
     let hidden = upload(device, x, k);
@@ -141,6 +141,6 @@ pub fn products<D: Device>(device: &mut D, x: &[f32], weights: &TernaryMatrix, p
 }
 
 /// The reference itself, to name it in tests.
-pub fn reference() -> ReferenceDevice {
+pub(crate) fn reference() -> ReferenceDevice {
     ReferenceDevice
 }

@@ -1,6 +1,10 @@
 //! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them.
 
 mod avx2;
+mod float;
+mod int8;
+mod rows;
+mod vector;
 
 use bitnet_checkpoint::config::Activation;
 
@@ -33,7 +37,7 @@ impl Kernels for Avx2 {
 
     fn quantise(&self, row: &[f32], out: Int8RowMut<'_>) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { avx2::quantise(row, out) }
+        unsafe { rows::quantise(row, out) }
     }
 
     fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]) {
@@ -48,17 +52,17 @@ impl Kernels for Avx2 {
 
     fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { avx2::linear_int8(x, weights, store, out, scratch) }
+        unsafe { int8::linear(x, weights, store, out, scratch) }
     }
 
     fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { avx2::linear_f32(x, weights, store, out, scratch) }
+        unsafe { float::linear(x, weights, store, out, scratch) }
     }
 
     fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { avx2::logits(x, table, out, scratch) }
+        unsafe { float::logits(x, table, out, scratch) }
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
@@ -68,6 +72,6 @@ impl Kernels for Avx2 {
 
     fn argmax(&self, values: &[f32]) -> usize {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { avx2::argmax(values) }
+        unsafe { rows::argmax(values) }
     }
 }
