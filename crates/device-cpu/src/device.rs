@@ -50,6 +50,11 @@ impl CpuDevice {
         Ok(Self { kernels, pool: Pool::new(n_threads)?, scratch, padded: Vec::new() })
     }
 
+    /// Kernels, threads and their buffers, for measuring.
+    pub(crate) fn workers(&mut self) -> (&dyn Kernels, &mut Pool, &mut [Scratch]) {
+        (&*self.kernels, &mut self.pool, &mut self.scratch)
+    }
+
     /// Makes every thread's row buffer at least this wide.
     fn widen_scratch(&mut self, width: usize) {
         for scratch in self.scratch.iter_mut().filter(|scratch| scratch.row.len() < width) {

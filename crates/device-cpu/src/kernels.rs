@@ -178,4 +178,10 @@ pub(crate) trait Kernels: Send + Sync {
 
     /// `numerics::argmax`.
     fn argmax(&self, values: &[f32]) -> usize;
+
+    /// Reads all bytes, as fast as can be, for `roof`.
+    fn read_all(&self, bytes: &[u8]) -> i32;
+
+    /// Does `n_rounds` rounds of int8 products from registers, for `roof`; yields the multiply-adds done.
+    fn products(&self, n_rounds: usize) -> u64;
 }

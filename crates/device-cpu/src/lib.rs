@@ -16,6 +16,7 @@ mod kernels;
 pub mod limits;
 mod linear;
 mod pool;
+mod roof;
 mod table;
 mod tile;
 
@@ -26,4 +27,5 @@ pub use device::{CpuDevice, CpuVector};
 pub use error::CpuError;
 pub use hidden::CpuHidden;
 pub use linear::CpuLinear;
+pub use roof::{RoofMeter, Roofs};
 pub use table::CpuTable;

@@ -53,4 +53,12 @@ impl Kernels for Scalar {
     fn argmax(&self, values: &[f32]) -> usize {
         numerics::argmax(values)
     }
+
+    fn read_all(&self, bytes: &[u8]) -> i32 {
+        bytes.as_chunks().0.iter().fold(0, |sum, word| sum ^ i32::from_le_bytes(*word))
+    }
+
+    fn products(&self, _n_rounds: usize) -> u64 {
+        0
+    }
 }

@@ -3,6 +3,7 @@
 mod avx2;
 mod float;
 mod int8;
+mod roof;
 mod rows;
 mod vector;
 
@@ -73,5 +74,15 @@ impl Kernels for Avx2 {
     fn argmax(&self, values: &[f32]) -> usize {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { rows::argmax(values) }
+    }
+
+    fn read_all(&self, bytes: &[u8]) -> i32 {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { roof::read_all(bytes) }
+    }
+
+    fn products(&self, n_rounds: usize) -> u64 {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { roof::products(n_rounds) }
     }
 }
