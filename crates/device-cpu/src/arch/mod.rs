@@ -1,0 +1,15 @@
+//! Instruction sets: the only rooms, beside `pool`, where unsafe code may stand. One folder per processor, one file per kind of
+//! kernel; `portable` holds sources that are compiled once for each.
+
+#![allow(unsafe_code)]
+
+mod memory;
+mod portable;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub(crate) use memory::{Memory, OutOfMemory};
+pub(crate) use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::Avx2;

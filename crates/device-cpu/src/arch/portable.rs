@@ -1,0 +1,183 @@
+//! Kernels in plain Rust over `numerics`, all `inline(always)`: compiled for the baseline by `scalar` and again inside the
+//! target-feature functions of each instruction set. Same source, same bits.
+//!
+//! Not here: anything that a compiler does not vectorise well by itself; such kernels are written per instruction set and
+//! must equal these.
+
+use bitnet_checkpoint::config::Activation;
+use bitnet_model::limits::BLOCK_TOKENS;
+use bitnet_model::numerics;
+use bitnet_ternary::quantise;
+
+use crate::attention::AttentionStep;
+use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
+use crate::pool::ColumnsMut;
+use crate::table::DenseRows;
+use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
+
+/// `quantise::absmax` of one row, with its sums and zero padding.
+#[inline(always)]
+pub(super) fn quantise_row(row: &[f32], out: Int8RowMut<'_>) {
+    let (scale, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(row));
+    let (quantized, padding) = out.quantized.split_at_mut(row.len());
+    for (integer, value) in quantized.iter_mut().zip(row) {
+        *integer = quantise::quantise_one(*value, inverse_scale);
+    }
+    padding.fill(0);
+    for (sum, quarter) in out.quarter_sums.iter_mut().zip(out.quantized.as_chunks::<QUARTER_COLUMNS>().0) {
+        *sum = quarter.iter().map(|&integer| i32::from(integer)).sum();
+    }
+    *out.scale = RowScale { scale, sum: out.quarter_sums.iter().sum() };
+}
+
+/// `activation(gate) · up` of one row.
+#[inline(always)]
+pub(super) fn gate_row(gate_up: &[f32], activation: Activation, out: &mut [f32]) {
+    let (gate, up) = gate_up.split_at(out.len());
+    match activation {
+        Activation::Silu => combine(gate, up, out, numerics::silu),
+        Activation::Relu2 => combine(gate, up, out, numerics::relu2),
+    }
+}
+
+#[inline(always)]
+fn combine(gate: &[f32], up: &[f32], out: &mut [f32], activation: impl Fn(f32) -> f32) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = activation(gate) * up;
+    }
+}
+
+/// Rotates neighbouring heads by the same angles.
+#[inline(always)]
+pub(super) fn rotate_heads(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+    for head in heads.chunks_exact_mut(head_dim) {
+        numerics::rotate_half(head, cos, sin);
+    }
+}
+
+/// int8 product of one thread's tiles, any grouping.
+#[inline(always)]
+pub(super) fn linear_int8(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
+        let offset = tile * TILE_ROWS - columns.start;
+        for token in 0..out.n_rows() {
+            let values = std::array::from_fn(|row| {
+                let groups = weights.tile_scales(tile).iter().enumerate();
+                let sums = groups.map(|(group, scales)| (group_sum(x, token, weights, (tile, row, group)), scales[row]));
+                numerics::dequantise(sums, x.scales[token].scale)
+            });
+            store.store(&mut out.row_mut(token)[offset..], values);
+        }
+    }
+}
+
+/// Σ quantized · trit over one scale group of one row.
+#[inline(always)]
+fn group_sum(x: Int8Rows<'_>, token: usize, weights: &Tiles, (tile, row, group): (usize, usize, usize)) -> i32 {
+    let activations = x.blocks(token);
+    if !weights.has_whole_quarters() {
+        let columns = group * weights.group_size()..(group + 1) * weights.group_size();
+        let products = columns.map(|column| {
+            let trit = weights.trit(tile * TILE_ROWS + row, column);
+            i32::from(activations[column / BLOCK_COLUMNS][column % BLOCK_COLUMNS]) * i32::from(trit)
+        });
+        return products.sum();
+    }
+    let quarters = weights.group_quarters(group);
+    let codes = weights.tile(tile);
+    let products = quarters.map(|quarter| {
+        let (block, within) = (quarter / (BLOCK_COLUMNS / QUARTER_COLUMNS), quarter % (BLOCK_COLUMNS / QUARTER_COLUMNS));
+        let unit = &codes[block][row * UNIT_BYTES..(row + 1) * UNIT_BYTES];
+        let activations = &activations[block][within * QUARTER_COLUMNS..(within + 1) * QUARTER_COLUMNS];
+        let pairs = unit.iter().zip(activations);
+        pairs.map(|(byte, &activation)| (i32::from((byte >> (2 * within)) & 3) - 1) * i32::from(activation)).sum::<i32>()
+    });
+    products.sum()
+}
+
+/// f32 product of one thread's tiles, any grouping.
+#[inline(always)]
+pub(super) fn linear_f32(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    let columns = out.range();
+    let (k, group_size) = (weights.k(), weights.group_size());
+    if scratch.row.len() < k {
+        scratch.row.resize(k, 0.0);
+    }
+    let trits = &mut scratch.row[..k];
+    for row in columns.clone() {
+        unpack_trits(weights.tile(row / TILE_ROWS), row % TILE_ROWS, trits);
+        for token in 0..out.n_rows() {
+            let mut y = 0.0f32;
+            let groups = x.row(token)[..k].chunks_exact(group_size).zip(trits.chunks_exact(group_size));
+            for ((x, trits), scales) in groups.zip(weights.tile_scales(row / TILE_ROWS)) {
+                y += numerics::dot_trits(x, trits) * scales[row % TILE_ROWS];
+            }
+            let out = &mut out.row_mut(token)[row - columns.start];
+            match store {
+                Store::Write => *out = y,
+                Store::Add => *out += y,
+            }
+        }
+    }
+}
+
+/// Trits of one row of a tile as f32, `[k]`.
+#[inline(always)]
+fn unpack_trits(tile: &[[u8; BLOCK_BYTES]], row: usize, trits: &mut [f32]) {
+    for (trits, block) in trits.chunks_mut(BLOCK_COLUMNS).zip(tile) {
+        let unit = &block[row * UNIT_BYTES..(row + 1) * UNIT_BYTES];
+        for (within, trits) in trits.chunks_mut(QUARTER_COLUMNS).enumerate() {
+            for (trit, byte) in trits.iter_mut().zip(unit) {
+                *trit = f32::from(((byte >> (2 * within)) & 3) as i8 - 1);
+            }
+        }
+    }
+}
+
+/// Products with one thread's rows of a dense table.
+#[inline(always)]
+pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    let columns = out.range();
+    if scratch.row.len() < table.k {
+        scratch.row.resize(table.k, 0.0);
+    }
+    let values = &mut scratch.row[..table.k];
+    for row in columns.clone() {
+        table.read(row, values);
+        for token in 0..x.n_rows() {
+            out.row_mut(token)[row - columns.start] = numerics::dot(&x.row(token)[..table.k], values);
+        }
+    }
+}
+
+/// Attention of all tokens for one thread's query heads.
+#[inline(always)]
+pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    let dim = step.head_dim();
+    let columns = out.range();
+    for token in 0..out.n_rows() {
+        let scores = &mut scratch.scores[..step.n_positions(token)];
+        for head in columns.start / dim..columns.end / dim {
+            let kv_head = head / step.heads_per_kv_head();
+            let start = head * dim - columns.start;
+            attend(step, (token, head, kv_head), scores, &mut out.row_mut(token)[start..start + dim]);
+        }
+    }
+}
+
+/// One query head of one token.
+#[inline(always)]
+fn attend(step: &AttentionStep<'_>, (token, head, kv_head): (usize, usize, usize), scores: &mut [f32], out: &mut [f32]) {
+    let query = step.queries(token, head..head + 1);
+    let scale = 1.0 / (query.len() as f32).sqrt();
+    for (block, scores) in scores.chunks_mut(BLOCK_TOKENS).enumerate() {
+        numerics::score_block(query, step.keys(token, block, kv_head), scale, scores);
+    }
+    let inverse_sum = numerics::softmax_numerators(scores);
+    out.fill(0.0);
+    for (block, weights) in scores.chunks(BLOCK_TOKENS).enumerate() {
+        numerics::accumulate_block(weights, step.values(token, block, kv_head), out);
+    }
+    out.iter_mut().for_each(|value| *value *= inverse_sum);
+}

@@ -1,0 +1,64 @@
+//! The portable kernels compiled for the baseline of the target: what every processor can run and what tests compare with.
+
+use bitnet_checkpoint::config::Activation;
+use bitnet_model::numerics;
+
+use crate::arch::portable;
+use crate::attention::AttentionStep;
+use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::pool::ColumnsMut;
+use crate::table::DenseRows;
+use crate::tile::Tiles;
+
+/// Portable kernels.
+pub(crate) struct Scalar;
+
+impl Kernels for Scalar {
+    fn isa(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn norm(&self, row: &mut [f32], weight: &[f32], epsilon: f32) {
+        numerics::rms_norm(row, weight, epsilon);
+    }
+
+    fn quantise(&self, row: &[f32], out: Int8RowMut<'_>) {
+        portable::quantise_row(row, out);
+    }
+
+    fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]) {
+        portable::gate_row(gate_up, activation, out);
+    }
+
+    fn rotate(&self, heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+        portable::rotate_heads(heads, head_dim, cos, sin);
+    }
+
+    fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
+        portable::linear_int8(x, weights, store, out);
+    }
+
+    fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        portable::linear_f32(x, weights, store, out, scratch);
+    }
+
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        portable::logits(x, table, out, scratch);
+    }
+
+    fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        portable::attention(step, out, scratch);
+    }
+
+    fn argmax(&self, values: &[f32]) -> usize {
+        numerics::argmax(values)
+    }
+
+    fn read_all(&self, bytes: &[u8]) -> i32 {
+        bytes.as_chunks().0.iter().fold(0, |sum, word| sum ^ i32::from_le_bytes(*word))
+    }
+
+    fn products(&self, _n_rounds: usize) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,269 @@
+//! int8 activations × ternary weights. Codes 0..=2 are multiplied as they are (`maddubs`) and the sum of the activations is
+//! subtracted at the end: Σ(code − 1)·q = Σ code·q − Σ q.
+//!
+//! 16-bit lanes are widened once for every `DEFERRED_COLUMNS` columns, the most for which they cannot overflow (const assert
+//! in `kernels`). One or two tokens unpack codes as they stream by; more tokens share a panel of codes unpacked into L1, and
+//! take turns in blocks whose activations stay in L2. What this leaves out: groups that are not whole quarters (`portable`).
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::vector::*;
+use crate::arch::portable;
+use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES, PANEL_TOKENS, Scratch, Store};
+use crate::pool::ColumnsMut;
+use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
+
+/// Quarters in a block.
+const QUARTERS: usize = BLOCK_COLUMNS / QUARTER_COLUMNS;
+/// Blocks whose sums fit 16-bit lanes.
+const DEFERRED_BLOCKS: usize = DEFERRED_COLUMNS / BLOCK_COLUMNS;
+/// From this many tokens on a panel pays.
+const PANEL_FROM: usize = 3;
+/// Bytes of activations that a block of tokens may take of the L2 cache.
+const TOKEN_BLOCK_BYTES: usize = 256 << 10;
+/// Tokens that share the weights in registers.
+const TOKENS: usize = 2;
+
+/// 16-bit or 32-bit sums of four rows for each of T tokens.
+type Sums<const T: usize> = [[__m256i; TILE_ROWS]; T];
+
+/// Product of one thread's tiles.
+#[target_feature(enable = "avx2")]
+pub(super) fn linear(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    if !weights.has_whole_quarters() {
+        return portable::linear_int8(x, weights, store, out);
+    }
+    let n_tokens = out.n_rows();
+    let in_cache = (TOKEN_BLOCK_BYTES / x.stride / TOKENS * TOKENS).clamp(8 * TOKENS, PANEL_TOKENS);
+    for first in (0..n_tokens).step_by(in_cache) {
+        let tokens = first..n_tokens.min(first + in_cache);
+        if weights.n_groups() == 1 && tokens.len() >= PANEL_FROM {
+            panels(x, weights, (tokens, store), out, scratch);
+        } else {
+            streams(x, weights, (tokens, store), out);
+        }
+    }
+}
+
+/// Every tile for one or two tokens at a time, codes unpacked in registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn streams(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Store), out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
+        let offset = tile * TILE_ROWS - columns.start;
+        let mut token = tokens.start;
+        while token + 2 <= tokens.end {
+            let values = stream::<2>(x, weights, tile, [token, token + 1]);
+            for (index, values) in values.into_iter().enumerate() {
+                store.store(&mut out.row_mut(token + index)[offset..], to_array(values));
+            }
+            token += 2;
+        }
+        if token < tokens.end {
+            let [values] = stream::<1>(x, weights, tile, [token]);
+            store.store(&mut out.row_mut(token)[offset..], to_array(values));
+        }
+    }
+}
+
+/// Four outputs of T tokens, epilogue included.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn stream<const T: usize>(x: Int8Rows<'_>, weights: &Tiles, tile: usize, tokens: [usize; T]) -> [__m128; T] {
+    let codes = weights.tile(tile);
+    let activations = tokens.map(|token| x.blocks(token));
+    let mut y = [_mm_setzero_ps(); T];
+    for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
+        let quarters = weights.group_quarters(group);
+        let blocks = quarters.start / QUARTERS..quarters.end / QUARTERS;
+        let sums = if quarters.start.is_multiple_of(QUARTERS) && quarters.end.is_multiple_of(QUARTERS) {
+            sum_blocks(&codes[blocks.clone()], activations.map(|rows| &rows[blocks.clone()]))
+        } else {
+            sum_quarters(codes, activations, quarters.clone())
+        };
+        for index in 0..T {
+            let sum = x.sum(tokens[index], quarters.clone());
+            y[index] = _mm_add_ps(y[index], scaled(sum_rows(sums[index]), sum, scales));
+        }
+    }
+    std::array::from_fn(|index| _mm_mul_ps(y[index], _mm_set1_ps(x.scales[tokens[index]].scale)))
+}
+
+/// (Σ code·q − Σ q) · scale.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scaled(sums: __m128i, sum: i32, scales: &[f32; TILE_ROWS]) -> __m128 {
+    _mm_mul_ps(_mm_cvtepi32_ps(_mm_sub_epi32(sums, _mm_set1_epi32(sum))), load_scales(scales))
+}
+
+/// Adds 16-bit sums to 32-bit ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen<const T: usize>(wide: &mut Sums<T>, narrow: &Sums<T>) {
+    for (wide, narrow) in wide.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
+        *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*narrow, _mm256_set1_epi16(1)));
+    }
+}
+
+/// Σ code·q over whole blocks, 32-bit.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_blocks<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8; BLOCK_COLUMNS]]; T]) -> Sums<T> {
+    let mask = _mm256_set1_epi8(3);
+    let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+    for (chunk, codes) in codes.chunks(DEFERRED_BLOCKS).enumerate() {
+        let activations = activations.map(|rows| &rows[chunk * DEFERRED_BLOCKS..][..codes.len()]);
+        let mut narrow = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+        for (index, block) in codes.iter().enumerate() {
+            prefetch_behind(block);
+            let mut rows: [__m256i; TILE_ROWS] = std::array::from_fn(|row| load_u8(&block.as_chunks().0[row]));
+            for quarter in 0..QUARTERS {
+                let x: [__m256i; T] = std::array::from_fn(|token| load_i8(&activations[token][index].as_chunks().0[quarter]));
+                for row in 0..TILE_ROWS {
+                    let codes = _mm256_and_si256(rows[row], mask);
+                    rows[row] = _mm256_srli_epi16::<2>(rows[row]);
+                    for token in 0..T {
+                        narrow[token][row] = _mm256_add_epi16(narrow[token][row], _mm256_maddubs_epi16(codes, x[token]));
+                    }
+                }
+            }
+        }
+        widen(&mut wide, &narrow);
+    }
+    wide
+}
+
+/// Σ code·q over any quarters, 32-bit.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_quarters<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8; BLOCK_COLUMNS]]; T], quarters: Range<usize>) -> Sums<T> {
+    let mask = _mm256_set1_epi8(3);
+    let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+    for first in quarters.clone().step_by(DEFERRED_BLOCKS * QUARTERS) {
+        let mut narrow = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+        for quarter in first..quarters.end.min(first + DEFERRED_BLOCKS * QUARTERS) {
+            let (block, within) = (quarter / QUARTERS, quarter % QUARTERS);
+            let shift = _mm_cvtsi32_si128(2 * within as i32);
+            let x: [__m256i; T] = std::array::from_fn(|token| load_i8(&activations[token][block].as_chunks().0[within]));
+            for row in 0..TILE_ROWS {
+                let codes = _mm256_and_si256(_mm256_srl_epi16(load_u8(&codes[block].as_chunks().0[row]), shift), mask);
+                for token in 0..T {
+                    narrow[token][row] = _mm256_add_epi16(narrow[token][row], _mm256_maddubs_epi16(codes, x[token]));
+                }
+            }
+        }
+        widen(&mut wide, &narrow);
+    }
+    wide
+}
+
+/// Unpacked codes of one quarter of a tile.
+type PanelStep = [u8; TILE_ROWS * QUARTER_COLUMNS];
+
+/// Every tile for a block of tokens, through panels of unpacked codes. One scale group only.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn panels(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Store), out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    let columns = out.range();
+    let n_chunks = weights.n_blocks().div_ceil(DEFERRED_BLOCKS);
+    let chunk_blocks = weights.n_blocks().div_ceil(n_chunks);
+    let end = columns.end.div_ceil(TILE_ROWS);
+    for first_tile in (columns.start / TILE_ROWS..end).step_by(PANEL_TILES) {
+        let tiles = first_tile..end.min(first_tile + PANEL_TILES);
+        for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
+            let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
+            sum_panel(x, weights, (tokens.clone(), tiles.clone(), blocks), scratch);
+        }
+        finish_panel(x, weights, (tokens.clone(), tiles, store), out, scratch);
+    }
+}
+
+/// Sums of some blocks of a panel's tiles for all tokens of the block, written (first blocks) or added to `scratch.sums`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<usize>, Range<usize>, Range<usize>), scratch: &mut Scratch) {
+    let n_steps = blocks.len() * QUARTERS;
+    let panel: &mut [PanelStep] = scratch.panel.as_chunks_mut().0;
+    for (tile, panel) in tiles.clone().zip(panel.chunks_exact_mut(n_steps)) {
+        unpack(&weights.tile(tile)[blocks.clone()], panel);
+    }
+    let panels = scratch.panel.as_chunks().0.chunks_exact(n_steps).take(tiles.len());
+    let is_first = blocks.start == 0;
+    let sums: &mut [[i32; TILE_ROWS]] = scratch.sums.as_chunks_mut().0;
+    let mut token = tokens.start;
+    while token < tokens.end {
+        let n = TOKENS.min(tokens.end - token);
+        let rows: [&[[i8; QUARTER_COLUMNS]]; TOKENS] =
+            std::array::from_fn(|index| x.blocks(token + index.min(n - 1))[blocks.clone()].as_flattened().as_chunks().0);
+        for (index, panel) in panels.clone().enumerate() {
+            let products = sum_steps(panel, rows);
+            for (offset, product) in products.into_iter().enumerate().take(n) {
+                let sums = &mut sums[(token - tokens.start + offset) * PANEL_TILES + index];
+                let total = if is_first { product } else { _mm_add_epi32(load_sums(sums), product) };
+                store_sums(sums, total);
+            }
+        }
+        token += n;
+    }
+}
+
+/// Codes of whole blocks, one byte each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
+    let mask = _mm256_set1_epi8(3);
+    for (block, steps) in codes.iter().zip(panel.as_chunks_mut::<QUARTERS>().0) {
+        prefetch_behind(block);
+        for (row, unit) in block.as_chunks().0.iter().enumerate() {
+            let mut codes = load_u8(unit);
+            for step in steps.iter_mut() {
+                store_u8(&mut step.as_chunks_mut().0[row], _mm256_and_si256(codes, mask));
+                codes = _mm256_srli_epi16::<2>(codes);
+            }
+        }
+    }
+}
+
+/// Σ code·q of four rows for each token: the register tile. At most `DEFERRED_COLUMNS` columns, so 16-bit lanes suffice.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_steps<const T: usize>(panel: &[PanelStep], rows: [&[[i8; QUARTER_COLUMNS]]; T]) -> [__m128i; T] {
+    assert!(panel.len() <= DEFERRED_COLUMNS / QUARTER_COLUMNS, "16-bit lanes would overflow");
+    let rows = rows.map(|row| &row[..panel.len()]);
+    let mut sums = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+    for (index, step) in panel.iter().enumerate() {
+        let x: [__m256i; T] = std::array::from_fn(|token| load_i8(&rows[token][index]));
+        for row in 0..TILE_ROWS {
+            let codes = load_u8(&step.as_chunks().0[row]);
+            for token in 0..T {
+                sums[token][row] = _mm256_add_epi16(sums[token][row], _mm256_maddubs_epi16(codes, x[token]));
+            }
+        }
+    }
+    sums.map(|rows| sum_rows(rows.map(|row| _mm256_madd_epi16(row, _mm256_set1_epi16(1)))))
+}
+
+/// The epilogue of a panel.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn finish_panel(
+    x: Int8Rows<'_>,
+    weights: &Tiles,
+    (tokens, tiles, store): (Range<usize>, Range<usize>, Store),
+    out: &mut ColumnsMut<'_>,
+    scratch: &Scratch,
+) {
+    let first_column = out.range().start;
+    let sums = scratch.sums.as_chunks::<{ TILE_ROWS }>().0.chunks_exact(PANEL_TILES);
+    for (token, sums) in tokens.zip(sums) {
+        let row = x.scales[token];
+        let out = out.row_mut(token);
+        for (tile, sums) in tiles.clone().zip(sums) {
+            let y = _mm_add_ps(_mm_setzero_ps(), scaled(load_sums(sums), row.sum, &weights.tile_scales(tile)[0]));
+            let values = to_array(_mm_mul_ps(y, _mm_set1_ps(row.scale)));
+            store.store(&mut out[tile * TILE_ROWS - first_column..], values);
+        }
+    }
+}

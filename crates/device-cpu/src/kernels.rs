@@ -1,0 +1,187 @@
+//! `Kernels`: what an instruction set must provide, and the views that kernels read and write. One implementation per
+//! instruction set under `arch/`; all give the same bits.
+//!
+//! A kernel works on one thread's part and never splits a sum; dividing the work is `pool`'s, shapes are checked by the
+//! operations that call it.
+
+use bitnet_checkpoint::config::Activation;
+
+use crate::arch::{Memory, OutOfMemory};
+use crate::attention::AttentionStep;
+use crate::pool::ColumnsMut;
+use crate::table::DenseRows;
+use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
+
+/// Most columns whose codes are summed in one 16-bit lane: a pair of codes 0..=2 times ±127 is at most 508 in magnitude, and
+/// one maddubs of a quarter adds one pair to each lane.
+pub(crate) const DEFERRED_COLUMNS: usize = 2048;
+const DEFERRED_PAIRS: usize = DEFERRED_COLUMNS / QUARTER_COLUMNS;
+const _: () = assert!(DEFERRED_PAIRS * 2 * 2 * 127 <= i16::MAX as usize && DEFERRED_COLUMNS.is_multiple_of(BLOCK_COLUMNS));
+
+/// Tiles whose codes are unpacked together for a product of many tokens.
+pub(crate) const PANEL_TILES: usize = 2;
+/// Tokens whose sums wait in scratch while a panel is in use.
+pub(crate) const PANEL_TOKENS: usize = 128;
+/// Columns of an f32 panel of one tile.
+pub(crate) const FLOAT_PANEL_COLUMNS: usize = 512;
+/// Tokens whose lanes wait in scratch while an f32 panel is in use.
+pub(crate) const FLOAT_PANEL_TOKENS: usize = 32;
+
+/// One quantised row's scale (real = int × scale) and the sum of its integers.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct RowScale {
+    pub(crate) scale: f32,
+    pub(crate) sum: i32,
+}
+
+/// int8 activations of a step.
+#[derive(Clone, Copy)]
+pub(crate) struct Int8Rows<'a> {
+    /// `[m, stride]`, columns past k are 0.
+    pub(crate) quantized: &'a [i8],
+    /// k padded to `BLOCK_COLUMNS`.
+    pub(crate) stride: usize,
+    /// Sums of each quarter of a block, `[m, stride / QUARTER_COLUMNS]`.
+    pub(crate) quarter_sums: &'a [i32],
+    /// `[m]`.
+    pub(crate) scales: &'a [RowScale],
+}
+
+impl<'a> Int8Rows<'a> {
+    /// Blocks of one token, `[stride / BLOCK_COLUMNS]`.
+    #[inline]
+    pub(crate) fn blocks(&self, token: usize) -> &'a [[i8; BLOCK_COLUMNS]] {
+        self.quantized[token * self.stride..(token + 1) * self.stride].as_chunks().0
+    }
+
+    /// Sum of the integers of some quarters of one token.
+    #[inline]
+    pub(crate) fn sum(&self, token: usize, quarters: std::ops::Range<usize>) -> i32 {
+        let n_quarters = self.stride / QUARTER_COLUMNS;
+        if quarters == (0..n_quarters) {
+            return self.scales[token].sum;
+        }
+        self.quarter_sums[token * n_quarters..(token + 1) * n_quarters][quarters].iter().sum()
+    }
+}
+
+/// One row being quantised.
+pub(crate) struct Int8RowMut<'a> {
+    /// `[stride]`, all written.
+    pub(crate) quantized: &'a mut [i8],
+    /// `[stride / QUARTER_COLUMNS]`, all written.
+    pub(crate) quarter_sums: &'a mut [i32],
+    pub(crate) scale: &'a mut RowScale,
+}
+
+/// f32 activations of a step.
+#[derive(Clone, Copy)]
+pub(crate) struct F32Rows<'a> {
+    /// `[m, stride]`, columns past k are 0.
+    pub(crate) values: &'a [f32],
+    /// k, padded to `BLOCK_COLUMNS` where kernels of ternary weights read it.
+    pub(crate) stride: usize,
+}
+
+impl<'a> F32Rows<'a> {
+    /// One token, `[stride]`.
+    #[inline]
+    pub(crate) fn row(&self, token: usize) -> &'a [f32] {
+        &self.values[token * self.stride..(token + 1) * self.stride]
+    }
+
+    /// Tokens.
+    pub(crate) fn n_rows(&self) -> usize {
+        self.values.len() / self.stride
+    }
+}
+
+/// What a product does to its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// Replaces it.
+    Write,
+    /// Adds to it.
+    Add,
+}
+
+impl Store {
+    /// Stores up to four neighbouring outputs of a row.
+    #[inline(always)]
+    pub(crate) fn store(self, out: &mut [f32], values: [f32; TILE_ROWS]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = match self {
+                Self::Write => value,
+                Self::Add => *out + value,
+            };
+        }
+    }
+}
+
+/// Buffers of one thread, made once.
+pub(crate) struct Scratch {
+    /// A row under way, as wide as the widest activations or hidden rows.
+    pub(crate) row: Vec<f32>,
+    /// Attention scores of the query heads that share a key head.
+    pub(crate) scores: Vec<f32>,
+    /// Unpacked codes, `[PANEL_TILES, DEFERRED_COLUMNS / QUARTER_COLUMNS, TILE_ROWS, QUARTER_COLUMNS]`.
+    pub(crate) panel: Memory<u8>,
+    /// Sums of a panel, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS]`.
+    pub(crate) sums: Memory<i32>,
+    /// Unpacked weights, `[FLOAT_PANEL_COLUMNS / 8, TILE_ROWS, 8]`.
+    pub(crate) float_panel: Memory<f32>,
+    /// Lanes of an f32 panel, `[FLOAT_PANEL_TOKENS, TILE_ROWS, LANES]`.
+    pub(crate) lanes: Memory<f32>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            row: Vec::new(),
+            scores: Vec::new(),
+            panel: Memory::zeroed(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS)?,
+            sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS)?,
+            float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,
+            lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
+        })
+    }
+}
+
+/// The kernels of one instruction set.
+pub(crate) trait Kernels: Send + Sync {
+    /// `scalar`, `avx2`.
+    fn isa(&self) -> &'static str;
+
+    /// RMSNorm in place (`numerics::rms_norm`).
+    fn norm(&self, row: &mut [f32], weight: &[f32], epsilon: f32);
+
+    /// `quantise::absmax` of one row, with its sums and zero padding.
+    fn quantise(&self, row: &[f32], out: Int8RowMut<'_>);
+
+    /// `activation(gate) · up` for one row.
+    fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]);
+
+    /// Rotates neighbouring heads of one row by the same angles.
+    fn rotate(&self, heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
+
+    /// `x · Wᵀ` of int8 activations for one thread's out features.
+    fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+
+    /// `x · Wᵀ` of f32 activations for one thread's out features.
+    fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+
+    /// `x · tableᵀ` for one thread's rows of a dense table.
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+
+    /// Attention of all tokens for one thread's query heads.
+    fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+
+    /// `numerics::argmax`.
+    fn argmax(&self, values: &[f32]) -> usize;
+
+    /// Reads all bytes, as fast as can be, for `roof`.
+    fn read_all(&self, bytes: &[u8]) -> i32;
+
+    /// Does `n_rounds` rounds of int8 products from registers, for `roof`; yields the multiply-adds done.
+    fn products(&self, n_rounds: usize) -> u64;
+}
