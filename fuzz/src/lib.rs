@@ -1,15 +1,17 @@
-//! What the fuzz targets share: a memory budget in proportion to the input, and a reader that turns bytes into shapes and flags.
+//! What the fuzz targets share: a memory budget in proportion to the input, a reader that turns bytes into shapes and flags, and
+//! small valid models to put the input beside.
 //! It knows no parser. That a small file must not make a reader allocate much is a promise of every parser; libFuzzer alone sees
 //! only memory that was touched, so allocations are counted here.
 
 mod allocation;
+pub mod models;
 
 use std::sync::atomic::Ordering;
 
-/// What a refusal may cost however short the input: error messages, tables of names, hash map seeds.
-const BUDGET_BYTES_MIN: usize = 1 << 20;
+/// What a refusal may cost however short the input: error messages, and the list of expected tensors of a model of the most layers.
+const BUDGET_BYTES_MIN: usize = 4 << 20;
 
-/// Runs `work` and panics if it ever held more than 1 MiB and `bytes_per_input_byte` times the input's length at once.
+/// Runs `work` and panics if it ever held more than 4 MiB and `bytes_per_input_byte` times the input's length at once.
 pub fn within_budget<T>(input: &[u8], bytes_per_input_byte: usize, work: impl FnOnce() -> T) -> T {
     let budget = BUDGET_BYTES_MIN + input.len() * bytes_per_input_byte;
     let before = allocation::HELD_BYTES.load(Ordering::Relaxed);

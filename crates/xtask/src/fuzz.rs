@@ -122,7 +122,14 @@ impl Fuzzer {
         if !effort.quiet {
             println!("fuzzing {target} for {} s", effort.seconds);
         }
-        let output = program.stdin(Stdio::null()).output().with_context(|| format!("cannot start the fuzz target {target}"))?;
+        let scratch = scratch_folder(&self.programs);
+        std::fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+        let output = program
+            .env("TMPDIR", &scratch)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start the fuzz target {target}"))?;
+        std::fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
         let log = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
             println!("  {target}: {}", summary(&log));
@@ -140,6 +147,14 @@ impl Fuzzer {
         program.current_dir(&self.root);
         program
     }
+}
+
+/// Where targets write the files that their parsers open: in memory where the system has such a place, since a disk makes it ten times
+/// slower.
+fn scratch_folder(programs: &Path) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory } else { programs };
+    parent.join(format!("bitnet-fuzz-scratch-{}", std::process::id()))
 }
 
 fn target_names(folder: &Path) -> Result<Vec<String>> {

@@ -1,6 +1,6 @@
 //! Where unsafe code may live, that each unsafe block says why it is sound, and that every other crate forbids it. Clippy's
 //! `undocumented_unsafe_blocks` and `multiple_unsafe_ops_per_block` check the same code as it is compiled; this reads also what a
-//! given platform does not compile.
+//! given platform does not compile, and files that are excused from the rooms.
 
 use super::rules::{Finding, Rule};
 use super::source::{SourceFile, Token};
@@ -19,7 +19,8 @@ pub(super) fn check(source: &SourceFile, findings: &mut Vec<Finding>) {
     for (index, token) in source.tokens.iter().enumerate().filter(|(_, token)| token.is_ident("unsafe")) {
         if !in_room {
             findings.push(Finding::new(&source.path, token.line, Rule::UnsafeRoom, "unsafe code outside its rooms"));
-        } else if needs_comment(&source.tokens[index + 1..]) && !has_safety_comment(&source.text, token.line) {
+        }
+        if needs_comment(&source.tokens[index + 1..]) && !has_safety_comment(&source.text, token.line) {
             let message = "say in a // SAFETY: comment directly above which check makes this sound";
             findings.push(Finding::new(&source.path, token.line, Rule::SafetyComment, message));
         }

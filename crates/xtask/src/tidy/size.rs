@@ -17,7 +17,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const PARAMETERS_MAX: usize = 5;
 const NESTING_MAX: usize = 3;
 /// Shorter than this, an opening paragraph says nothing.
-const FILE_DOC_CHARS_MIN: usize = 40;
+const FILE_DOC_CHARS_MIN: usize = 30;
 
 pub(super) fn check(source: &SourceFile, findings: &mut Vec<Finding>) {
     let n_lines = source.text.lines().count();

@@ -1,5 +1,5 @@
 //! Rules on every tracked text file, Rust or not: no build for the building machine's own CPU, no path of a developer's machine.
-//! Documents may name the banned flag, since they say that it is banned.
+//! Documents and comments may name the banned flag, since they say that it is banned.
 
 use super::rules::{Finding, Rule};
 
@@ -10,7 +10,8 @@ const MACHINE_FOLDERS: &[&str] = &["home", "Users", "root", "work", "workspace",
 
 pub(super) fn check(path: &str, text: &str, findings: &mut Vec<Finding>) {
     for (index, line) in text.lines().enumerate() {
-        if line.contains(NATIVE_CPU) && !path.ends_with(".md") {
+        let is_prose = path.ends_with(".md") || line.trim_start().starts_with("//");
+        if line.contains(NATIVE_CPU) && !is_prose {
             findings.push(Finding::new(path, index + 1, Rule::NativeCpu, "features are detected at run time"));
         }
         if let Some(folder) = MACHINE_FOLDERS.iter().find(|folder| names_folder(line, folder)) {
@@ -44,6 +45,7 @@ mod tests {
         let text = format!("[build]\nrustflags = [\"-C{NATIVE_CPU}\"]\n");
         assert_eq!(broken(".cargo/config.toml", &text), [(Rule::NativeCpu, 2)]);
         assert_eq!(broken("STYLE.md", &text), []);
+        assert_eq!(broken("a.rs", &format!("//! {NATIVE_CPU} is banned\n")), []);
     }
 
     #[test]
