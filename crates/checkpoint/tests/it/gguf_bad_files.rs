@@ -145,7 +145,7 @@ fn file_that_shrinks_after_opening_is_a_typed_error() {
     assert!(last.to_string().contains("truncated"), "{last}");
     assert!(source.load("model.embed_tokens.weight").is_ok(), "what is still there can be read");
     assert!(GgufSource::open(folder.path(), GgufOptions::default()).is_err(), "a folder is not a file");
-    assert!(matches!(GgufSource::open(&folder.path().join("none"), GgufOptions::default()), Err(CheckpointError::Io { .. })));
+    assert!(matches!(GgufSource::open(&folder.path().join("none"), GgufOptions::default()), Err(CheckpointError::NotAModel { .. })));
 }
 
 #[test]
