@@ -336,22 +336,17 @@ fn keys_of_rope_scaling_with_every_wrong_type_are_refused() {
         ("bitnet.config.rope_scaling.type", "yarn", "bitnet.config.rope_scaling."),
         ("bitnet.config.rope_scaling.type", "llama3", "bitnet.config.rope_scaling."),
     ];
-    for (type_key, name, prefix) in scalings {
-        for part in ["factor", "original_context_length"] {
-            for value_type in 0..=12 {
-                let accepted = if part == "factor" { FLOATS } else { INTEGERS };
-                if accepted.contains(&value_type) {
-                    continue;
-                }
-                let mut file = tiny_model();
-                file.set_text(type_key, name);
-                for (other, payload) in [("factor", 2.0f32), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0), ("attention_factor", 1.0)]
-                {
-                    file.set(&format!("{prefix}{other}"), F32, payload.to_le_bytes().to_vec());
-                }
-                file.set(&format!("{prefix}{part}"), value_type, value_of(value_type));
-                file.refusal(&format!("{prefix}{part} of type {value_type}"));
+    let parts = [("factor", FLOATS), ("original_context_length", INTEGERS)];
+    for (scaling, (part, accepted)) in scalings.into_iter().flat_map(|scaling| parts.map(|part| (scaling, part))) {
+        let (type_key, name, prefix) = scaling;
+        for value_type in (0..=12).filter(|value_type| !accepted.contains(value_type)) {
+            let mut file = tiny_model();
+            file.set_text(type_key, name);
+            for (other, payload) in [("factor", 2.0f32), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0), ("attention_factor", 1.0)] {
+                file.set(&format!("{prefix}{other}"), F32, payload.to_le_bytes().to_vec());
             }
+            file.set(&format!("{prefix}{part}"), value_type, value_of(value_type));
+            file.refusal(&format!("{prefix}{part} of type {value_type}"));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! caller and their lengths are checked; a code that no ternary weight has, a partial block or a scale that the format would
 //! round is a typed [`LayoutError`].
 
+mod base_3;
 pub mod hf_u8;
 pub mod i2_s;
 pub mod i2_s_detect;
@@ -88,25 +89,6 @@ fn exact_f16(layout: &'static str, index: usize, scale: f32) -> Result<[u8; 2], 
 /// Whether a byte holds a 2-bit code 3 in any of its four slots.
 fn has_code_three(byte: u8) -> bool {
     byte & (byte >> 1) & 0x55 != 0
-}
-
-/// Powers of three by which a base-3 digit byte is multiplied to bring digit 0..5 to the top.
-const POWERS_OF_THREE: [u8; 5] = [1, 3, 9, 27, 81];
-
-/// Digit `n` (0 is the most significant) of a base-3 byte: ⌈q·256/243⌉ for the number q of five digits.
-///
-/// Multiplying by 3ⁿ modulo 256 moves the fraction past the first n digits; times 3, the carry is the digit. Every one of the
-/// 256 byte values yields digits 0..=2, so nothing is refused (ggml-org/llama.cpp:ggml/src/ggml-quants.c `dequantize_row_tq1_0`).
-#[inline(always)]
-fn base_3_digit(byte: u8, power_of_three: u8) -> i8 {
-    ((u16::from(byte.wrapping_mul(power_of_three)) * 3) >> 8) as i8 - 1
-}
-
-/// The base-3 byte of up to five trits, the first as the most significant digit; missing digits are zero.
-fn base_3_byte(trits: impl ExactSizeIterator<Item = i8>) -> u8 {
-    let missing = 5 - trits.len();
-    let number = trits.fold(0u16, |number, trit| number * 3 + (trit + 1) as u16) * u16::from(POWERS_OF_THREE[missing]);
-    (number * 256).div_ceil(243) as u8
 }
 
 #[cfg(test)]
@@ -227,23 +209,6 @@ mod tests {
                 let error = (codec.pack)(&trits, &[1.0], &mut bytes).unwrap_err();
                 assert_eq!(error, LayoutError::Value { layout, weight: 5, value });
             }
-        }
-    }
-
-    #[test]
-    fn base_3_of_all_256_bytes_gives_trits_and_all_243_numbers_round_trip() {
-        let mut seen = std::collections::BTreeSet::new();
-        for byte in 0..=255u8 {
-            let trits = POWERS_OF_THREE.map(|power| base_3_digit(byte, power));
-            assert!(trits.iter().all(|trit| (-1..=1).contains(trit)), "byte {byte}: {trits:?}");
-            seen.insert(trits);
-        }
-        assert_eq!(seen.len(), 243);
-        for trits in seen {
-            let byte = base_3_byte(trits.into_iter());
-            assert_eq!(POWERS_OF_THREE.map(|power| base_3_digit(byte, power)), trits);
-            let four = base_3_byte(trits[..4].iter().copied());
-            assert_eq!([1, 3, 9, 27].map(|power| base_3_digit(four, power)), trits[..4]);
         }
     }
 

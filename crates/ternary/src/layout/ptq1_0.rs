@@ -3,7 +3,8 @@
 //! Bytes 0–15 hold weights `n·16 + m` (n = digit 0..5), bytes 16–23 hold `80 + n·8 + m`, bytes 24–25 hold four digits each:
 //! `120 + n·2 + m`. Source: PrismML-Eng/llama.cpp, ggml-quants.c (branch prism).
 
-use super::{BlockShape, LayoutError, POWERS_OF_THREE, base_3_byte, base_3_digit, check_trits, exact_f16, read_f16};
+use super::base_3::Run;
+use super::{BlockShape, LayoutError, check_trits, exact_f16, read_f16};
 
 /// Name of the layout, as its fork spells it.
 pub const LAYOUT: &str = "PTQ1_0";
@@ -14,8 +15,11 @@ pub const BLOCK_BYTES: usize = 28;
 
 const SHAPE: BlockShape = BlockShape { layout: LAYOUT, weights: BLOCK_WEIGHTS, size_bytes: BLOCK_BYTES };
 
-/// `(first byte, bytes, first weight, digits)` of the three runs.
-const RUNS: [(usize, usize, usize, usize); 3] = [(0, 16, 0, 5), (16, 8, 80, 5), (24, 2, 120, 4)];
+const RUNS: [Run; 3] = [
+    Run { first_byte: 0, n_bytes: 16, first_weight: 0, n_digits: 5 },
+    Run { first_byte: 16, n_bytes: 8, first_weight: 80, n_digits: 5 },
+    Run { first_byte: 24, n_bytes: 2, first_weight: 120, n_digits: 4 },
+];
 
 const _: () = assert!(16 * 5 + 8 * 5 + 2 * 4 == BLOCK_WEIGHTS && 16 + 8 + 2 + 2 == BLOCK_BYTES);
 
@@ -24,15 +28,7 @@ pub fn unpack(bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), 
     SHAPE.check(trits.len(), scales.len(), bytes.len())?;
     for ((block, trits), scale) in bytes.chunks_exact(BLOCK_BYTES).zip(trits.chunks_exact_mut(BLOCK_WEIGHTS)).zip(scales) {
         *scale = read_f16(&block[26..]);
-        for (first_byte, n_bytes, first_weight, n_digits) in RUNS {
-            let packed = &block[first_byte..first_byte + n_bytes];
-            for (digit, &power) in POWERS_OF_THREE[..n_digits].iter().enumerate() {
-                let first = first_weight + digit * n_bytes;
-                for (trit, &byte) in trits[first..first + n_bytes].iter_mut().zip(packed) {
-                    *trit = base_3_digit(byte, power);
-                }
-            }
-        }
+        RUNS.iter().for_each(|run| run.unpack(block, trits));
     }
     Ok(())
 }
@@ -44,11 +40,7 @@ pub fn pack(trits: &[i8], scales: &[f32], bytes: &mut [u8]) -> Result<(), Layout
     let blocks = bytes.chunks_exact_mut(BLOCK_BYTES).zip(trits.chunks_exact(BLOCK_WEIGHTS)).zip(scales);
     for (index, ((block, trits), &scale)) in blocks.enumerate() {
         block[26..].copy_from_slice(&exact_f16(LAYOUT, index, scale)?);
-        for (first_byte, n_bytes, first_weight, n_digits) in RUNS {
-            for m in 0..n_bytes {
-                block[first_byte + m] = base_3_byte((0..n_digits).map(|digit| trits[first_weight + digit * n_bytes + m]));
-            }
-        }
+        RUNS.iter().for_each(|run| run.pack(trits, block));
     }
     Ok(())
 }

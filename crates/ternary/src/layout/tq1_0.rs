@@ -3,7 +3,8 @@
 //! Bytes 0–31 hold weights `n·32 + m` (n = digit 0..5), bytes 32–47 hold `160 + n·16 + m`, bytes 48–51 hold four digits each:
 //! `240 + n·4 + m`. Source: ggml-org/llama.cpp:ggml/src/ggml-quants.c `quantize_row_tq1_0_ref`, `dequantize_row_tq1_0`.
 
-use super::{BlockShape, LayoutError, POWERS_OF_THREE, base_3_byte, base_3_digit, check_trits, exact_f16, read_f16};
+use super::base_3::Run;
+use super::{BlockShape, LayoutError, check_trits, exact_f16, read_f16};
 
 /// Name of the layout, as ggml spells it.
 pub const LAYOUT: &str = "TQ1_0";
@@ -13,14 +14,6 @@ pub const BLOCK_WEIGHTS: usize = 256;
 pub const BLOCK_BYTES: usize = 54;
 
 const SHAPE: BlockShape = BlockShape { layout: LAYOUT, weights: BLOCK_WEIGHTS, size_bytes: BLOCK_BYTES };
-
-/// A run of bytes whose digit n holds the weights `first_weight + n · n_bytes + m`.
-struct Run {
-    first_byte: usize,
-    n_bytes: usize,
-    first_weight: usize,
-    n_digits: usize,
-}
 
 const RUNS: [Run; 3] = [
     Run { first_byte: 0, n_bytes: 32, first_weight: 0, n_digits: 5 },
@@ -35,15 +28,7 @@ pub fn unpack(bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), 
     SHAPE.check(trits.len(), scales.len(), bytes.len())?;
     for ((block, trits), scale) in bytes.chunks_exact(BLOCK_BYTES).zip(trits.chunks_exact_mut(BLOCK_WEIGHTS)).zip(scales) {
         *scale = read_f16(&block[52..]);
-        for run in &RUNS {
-            let packed = &block[run.first_byte..run.first_byte + run.n_bytes];
-            for (digit, &power) in POWERS_OF_THREE[..run.n_digits].iter().enumerate() {
-                let first = run.first_weight + digit * run.n_bytes;
-                for (trit, &byte) in trits[first..first + run.n_bytes].iter_mut().zip(packed) {
-                    *trit = base_3_digit(byte, power);
-                }
-            }
-        }
+        RUNS.iter().for_each(|run| run.unpack(block, trits));
     }
     Ok(())
 }
@@ -55,12 +40,7 @@ pub fn pack(trits: &[i8], scales: &[f32], bytes: &mut [u8]) -> Result<(), Layout
     let blocks = bytes.chunks_exact_mut(BLOCK_BYTES).zip(trits.chunks_exact(BLOCK_WEIGHTS)).zip(scales);
     for (index, ((block, trits), &scale)) in blocks.enumerate() {
         block[52..].copy_from_slice(&exact_f16(LAYOUT, index, scale)?);
-        for run in &RUNS {
-            for m in 0..run.n_bytes {
-                let digits = (0..run.n_digits).map(|digit| trits[run.first_weight + digit * run.n_bytes + m]);
-                block[run.first_byte + m] = base_3_byte(digits);
-            }
-        }
+        RUNS.iter().for_each(|run| run.pack(trits, block));
     }
     Ok(())
 }

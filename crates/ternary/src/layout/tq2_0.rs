@@ -29,14 +29,19 @@ pub fn unpack(bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), 
                 let lane = (codes[m] & (codes[m] >> 1) & 0x55).trailing_zeros() as usize / 2;
                 return Err(LayoutError::CodeThree { layout: LAYOUT, weight: index * BLOCK_WEIGHTS + half * 128 + lane * HALF_BYTES + m });
             }
-            for (lane, trits) in trits.chunks_exact_mut(HALF_BYTES).enumerate() {
-                for (trit, &byte) in trits.iter_mut().zip(codes) {
-                    *trit = ((byte >> (2 * lane)) & 3) as i8 - 1;
-                }
-            }
+            unpack_half(codes, trits);
         }
     }
     Ok(())
+}
+
+/// `codes[32]` → `trits[128]`.
+fn unpack_half(codes: &[u8], trits: &mut [i8]) {
+    for (lane, trits) in trits.chunks_exact_mut(HALF_BYTES).enumerate() {
+        for (trit, &byte) in trits.iter_mut().zip(codes) {
+            *trit = ((byte >> (2 * lane)) & 3) as i8 - 1;
+        }
+    }
 }
 
 /// The inverse of [`unpack`], byte for byte. Errors: lengths, values that are not trits, scales that f16 would round.
