@@ -20,6 +20,7 @@ mod quantise;
 mod safetensors;
 mod tensor;
 mod tokenizer_files;
+pub mod tokenizer_json;
 
 pub use config::ModelConfig;
 pub use error::CheckpointError;
