@@ -23,6 +23,7 @@ mod quantise;
 mod safetensors;
 mod tensor;
 mod tokenizer_files;
+pub mod tokenizer_json;
 
 pub use config::ModelConfig;
 pub use convert::{ConvertProgress, ConvertReport, ConvertStage, ConvertTarget, ExistingOutput, Loss, convert};

@@ -1,0 +1,295 @@
+//! Chat templates: messages into a prompt, by the Jinja source that a model's authors published.
+//!
+//! The source is untrusted (CVE-2024-34359 and CVE-2026-5760 ran code from it). minijinja has no host objects to escape to; we also
+//! leave out its loaders, `include`, `import` and `extends`, and bound source, nesting, work (fuel) and output. The
+//! environment follows huggingface/transformers `utils/chat_template_utils.py`: `trim_blocks`, `lstrip_blocks`, Python's methods,
+//! `tojson` as `json.dumps`, `raise_exception`, `strftime_now`.
+
+use std::fmt;
+use std::io;
+
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use crate::limits;
+use crate::text::TextError;
+use crate::text::template_time::strftime;
+
+const NAME: &str = "chat";
+
+/// Names that a request may not pass: ours, and the environment's functions.
+const RESERVED: [&str; 15] = [
+    "messages",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "tools",
+    "documents",
+    "chat_template",
+    "tokenize",
+    "raise_exception",
+    "strftime_now",
+    "namespace",
+    "range",
+    "dict",
+    "loop",
+    "self",
+];
+
+/// One turn of a chat.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+    /// Further fields that templates read, such as `tool_calls` or `name`.
+    pub fields: serde_json::Map<String, Json>,
+}
+
+impl Message {
+    /// A turn without further fields.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), fields: serde_json::Map::new() }
+    }
+}
+
+/// What a rendering depends on besides the messages.
+#[derive(Debug, Clone, Default)]
+pub struct RenderOptions {
+    /// End with what introduces the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// The time that `strftime_now` tells, in seconds since 1970, UTC. Without it, templates see no such function.
+    pub now_unix_seconds: Option<i64>,
+    /// Tool descriptions, as the request gave them.
+    pub tools: Option<Json>,
+    /// Further arguments of the template, such as `enable_thinking`. Reserved names and names that the template never reads are
+    /// refused.
+    pub arguments: serde_json::Map<String, Json>,
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+    /// Names that the template reads from outside.
+    reads: Vec<String>,
+}
+
+/// `raise_exception` was called.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+impl ChatTemplate {
+    /// Compiles a template and renders a short chat as a probe, so that a template that cannot work is refused when the model is
+    /// loaded. A probe that the template itself refuses (`raise_exception`) is fine.
+    ///
+    /// # Errors
+    /// `TemplateTooLong`, `Template`, `TemplateFuel`, `TemplateOutput`.
+    pub fn compile(source: &str, bos_token: Option<&str>, eos_token: Option<&str>) -> Result<Self, TextError> {
+        if source.len() > limits::TEMPLATE_SOURCE_BYTES_MAX {
+            return Err(TextError::TemplateTooLong { got: source.len(), limit: limits::TEMPLATE_SOURCE_BYTES_MAX });
+        }
+        let mut environment = environment();
+        environment.add_template_owned(NAME, source.to_string()).map_err(|error| text_error(&error, 0))?;
+        let template = environment.get_template(NAME).map_err(|error| text_error(&error, 0))?;
+        let reads = template.undeclared_variables(false).into_iter().collect();
+        let text = |token: Option<&str>| token.unwrap_or_default().to_string();
+        let compiled = Self { environment, bos_token: text(bos_token), eos_token: text(eos_token), reads };
+        let options = RenderOptions { add_generation_prompt: true, now_unix_seconds: Some(0), ..RenderOptions::default() };
+        match compiled.render(&[Message::new("user", "Hello")], &options) {
+            Ok(_) | Err(TextError::TemplateRefused { .. }) => Ok(compiled),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the prompt. It holds the special tokens, so it is to be encoded with [`Tokenizer::encode_chat`].
+    ///
+    /// [`Tokenizer::encode_chat`]: crate::text::Tokenizer::encode_chat
+    ///
+    /// # Errors
+    /// `TooManyMessages`, `ReservedArgument`, `UnknownArgument`, `TemplateRefused`, `Template`, `TemplateFuel`, `TemplateOutput`.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TextError> {
+        if messages.len() > limits::N_MESSAGES_MAX {
+            return Err(TextError::TooManyMessages { got: messages.len(), limit: limits::N_MESSAGES_MAX });
+        }
+        self.check_arguments(&options.arguments)?;
+        let context = self.context(messages, options)?;
+        let fuel = fuel_for(messages, options);
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        if let Some(now) = options.now_unix_seconds {
+            environment.add_function("strftime_now", move |format: &str| {
+                strftime(format, now).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "strftime_now: unknown conversion"))
+            });
+        }
+        let template = environment.get_template(NAME).map_err(|error| text_error(&error, fuel))?;
+        let mut output = BoundedOutput { bytes: vec![], is_full: false };
+        let outcome = template.render_captured_to(Value::from_serialize(&context), &mut output).map(|_| ());
+        match outcome {
+            Ok(()) => String::from_utf8(output.bytes).map_err(|_| TextError::Template { reason: "the output is not UTF-8".into() }),
+            Err(_) if output.is_full => Err(TextError::TemplateOutput { limit: limits::TEMPLATE_OUTPUT_BYTES_MAX }),
+            Err(error) => Err(text_error(&error, fuel)),
+        }
+    }
+
+    fn check_arguments(&self, arguments: &serde_json::Map<String, Json>) -> Result<(), TextError> {
+        for name in arguments.keys() {
+            if RESERVED.contains(&name.as_str()) {
+                return Err(TextError::ReservedArgument { name: name.clone() });
+            }
+            if !self.reads.contains(name) {
+                return Err(TextError::UnknownArgument { name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn context(&self, messages: &[Message], options: &RenderOptions) -> Result<serde_json::Map<String, Json>, TextError> {
+        let mut context = options.arguments.clone();
+        let mut turns = Vec::with_capacity(messages.len());
+        for message in messages {
+            if let Some(name) = message.fields.keys().find(|name| ["role", "content"].contains(&name.as_str())) {
+                return Err(TextError::ReservedArgument { name: name.clone() });
+            }
+            let mut turn = serde_json::Map::new();
+            turn.insert("role".into(), message.role.clone().into());
+            turn.insert("content".into(), message.content.clone().into());
+            turn.extend(message.fields.clone());
+            turns.push(Json::Object(turn));
+        }
+        context.insert("messages".into(), turns.into());
+        context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        context.insert("bos_token".into(), self.bos_token.clone().into());
+        context.insert("eos_token".into(), self.eos_token.clone().into());
+        if let Some(tools) = &options.tools {
+            context.insert("tools".into(), tools.clone());
+        }
+        Ok(context)
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_fuel(Some(limits::TEMPLATE_FUEL));
+    environment.set_recursion_limit(limits::TEMPLATE_RECURSION_MAX);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(python_text);
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.remove_global("debug");
+    environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message.to_string())))
+    });
+    environment.add_filter("tojson", tojson);
+    environment
+}
+
+/// Constants print as Python's do.
+fn python_text(output: &mut minijinja::Output, state: &mut minijinja::State, value: &Value) -> Result<(), Error> {
+    let constant = match value.kind() {
+        ValueKind::None => "None",
+        ValueKind::Bool if value.is_true() => "True",
+        ValueKind::Bool => "False",
+        _ => return minijinja::escape_formatter(output, state, value),
+    };
+    output.write_str(constant).map_err(Error::from)
+}
+
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`: no HTML escapes, unlike Jinja's own filter.
+fn tojson(state: &mut minijinja::State, value: &Value, indent: Option<usize>, arguments: Kwargs) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => arguments.get::<Option<usize>>("indent")?,
+    };
+    let _: Option<bool> = arguments.get("ensure_ascii")?;
+    arguments.assert_all_used()?;
+    let mut json = vec![];
+    let wrong = |error: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}"));
+    match indent {
+        Some(indent) => {
+            let spaces = " ".repeat(indent.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter)).map_err(wrong)?;
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, SpacedFormatter)).map_err(wrong)?,
+    }
+    state.consume_fuel(json.len() as u64 / 64)?;
+    String::from_utf8(json).map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson: not UTF-8"))
+}
+
+/// `{"a": 1, "b": [2, 3]}`: a space after commas and colons, as Python writes.
+struct SpacedFormatter;
+
+impl serde_json::ser::Formatter for SpacedFormatter {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// A buffer that refuses to grow beyond the bound.
+struct BoundedOutput {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl io::Write for BoundedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > limits::TEMPLATE_OUTPUT_BYTES_MAX {
+            self.is_full = true;
+            return Err(io::Error::other("output bound"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Work allowed: a base, and some in proportion to what the template has to go through.
+fn fuel_for(messages: &[Message], options: &RenderOptions) -> u64 {
+    let of_messages = messages.iter().map(|message| message.role.len() + message.content.len() + json_bytes_of(&message.fields));
+    let n_bytes = of_messages.sum::<usize>() + json_bytes_of(&options.tools) + json_bytes_of(&options.arguments);
+    limits::TEMPLATE_FUEL + limits::TEMPLATE_FUEL_PER_MESSAGE * messages.len() as u64 + limits::TEMPLATE_FUEL_PER_BYTE * n_bytes as u64
+}
+
+fn json_bytes_of(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
+}
+
+fn text_error(error: &Error, fuel: u64) -> TextError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Raised(reason)) = current.downcast_ref() {
+            return TextError::TemplateRefused { reason: reason.clone() };
+        }
+        if current.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return TextError::TemplateFuel { limit: fuel };
+        }
+        cause = current.source();
+    }
+    TextError::Template { reason: error.to_string() }
+}
