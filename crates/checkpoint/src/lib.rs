@@ -8,6 +8,7 @@
 
 pub mod config;
 mod error;
+pub mod gguf;
 mod hf_config;
 mod hf_names;
 mod hf_tokenizer;

@@ -28,3 +28,13 @@ pub const N_SHARDS_MAX: usize = 4096;
 pub const SAFETENSORS_INDEX_BYTES_MAX: u64 = 32 << 20;
 /// Longest `chat_template.jinja`, in bytes.
 pub const CHAT_TEMPLATE_BYTES_MAX: u64 = 1 << 20;
+/// Longest GGUF metadata (everything before the tensors), in bytes.
+pub const GGUF_METADATA_BYTES_MAX: u64 = 1 << 30;
+/// Most GGUF metadata keys.
+pub const GGUF_N_KEYS_MAX: u64 = 1 << 16;
+/// Longest GGUF metadata key or tensor name, in bytes.
+pub const GGUF_NAME_BYTES_MAX: u64 = 1 << 12;
+/// Largest GGUF alignment, in bytes.
+pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 20;
+/// Most bytes of a tensor's file form that are decoded at a time when a dense type is expanded.
+pub const GGUF_CHUNK_BYTES: usize = 1 << 20;
