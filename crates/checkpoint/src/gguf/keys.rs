@@ -1,5 +1,5 @@
 //! Names of GGUF metadata keys. Those that begin with `bitnet.` are this project's: they say what the public keys cannot, are
-//! always written, and win when read. Public ones: ggml-org/ggml:docs/gguf.md, ggml-org/llama.cpp:gguf-py/gguf/constants.py.
+//! always written, and win when read; none is spelt as a public key of the architecture `bitnet`. Public ones: ggml-org/ggml:docs/gguf.md, ggml-org/llama.cpp:gguf-py/gguf/constants.py.
 
 pub(super) const ARCHITECTURE: &str = "general.architecture";
 pub(super) const FILE_TYPE: &str = "general.file_type";
@@ -38,15 +38,15 @@ pub(super) const ROPE_SCALING_LOG: &str = "rope.scaling.yarn_log_multiplier";
 pub(super) const BITNET_HIDDEN_ACT: &str = "bitnet.hidden_act";
 pub(super) const BITNET_ACTIVATION_POLICY: &str = "bitnet.activation_policy";
 pub(super) const BITNET_TIED_HEAD: &str = "bitnet.tied_head";
-pub(super) const BITNET_ROPE_BASE: &str = "bitnet.rope.freq_base";
-pub(super) const BITNET_ROPE_SCALING: &str = "bitnet.rope.scaling.type";
-pub(super) const BITNET_ROPE_FACTOR: &str = "bitnet.rope.scaling.factor";
-pub(super) const BITNET_ROPE_CONTEXT: &str = "bitnet.rope.scaling.original_context_length";
-pub(super) const BITNET_ROPE_LOW: &str = "bitnet.rope.scaling.low_freq_factor";
-pub(super) const BITNET_ROPE_HIGH: &str = "bitnet.rope.scaling.high_freq_factor";
-pub(super) const BITNET_ROPE_BETA_FAST: &str = "bitnet.rope.scaling.beta_fast";
-pub(super) const BITNET_ROPE_BETA_SLOW: &str = "bitnet.rope.scaling.beta_slow";
-pub(super) const BITNET_ROPE_ATTENTION: &str = "bitnet.rope.scaling.attention_factor";
+pub(super) const BITNET_ROPE_BASE: &str = "bitnet.config.rope_theta";
+pub(super) const BITNET_ROPE_SCALING: &str = "bitnet.config.rope_scaling.type";
+pub(super) const BITNET_ROPE_FACTOR: &str = "bitnet.config.rope_scaling.factor";
+pub(super) const BITNET_ROPE_CONTEXT: &str = "bitnet.config.rope_scaling.original_context_length";
+pub(super) const BITNET_ROPE_LOW: &str = "bitnet.config.rope_scaling.low_freq_factor";
+pub(super) const BITNET_ROPE_HIGH: &str = "bitnet.config.rope_scaling.high_freq_factor";
+pub(super) const BITNET_ROPE_BETA_FAST: &str = "bitnet.config.rope_scaling.beta_fast";
+pub(super) const BITNET_ROPE_BETA_SLOW: &str = "bitnet.config.rope_scaling.beta_slow";
+pub(super) const BITNET_ROPE_ATTENTION: &str = "bitnet.config.rope_scaling.attention_factor";
 pub(super) const BITNET_EOS_IDS: &str = "bitnet.generation.eos_token_ids";
 pub(super) const BITNET_TEMPERATURE: &str = "bitnet.generation.temperature";
 pub(super) const BITNET_TOP_P: &str = "bitnet.generation.top_p";

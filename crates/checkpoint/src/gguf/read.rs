@@ -125,15 +125,17 @@ fn place(tensors: &mut [TensorEntry], data_start: u64, alignment: u64, file_byte
     order.sort_by_key(|&index| tensors[index].start);
     for (position, &index) in order.iter().enumerate() {
         let next = position.checked_add(1).and_then(|next| order.get(next));
-        let end = next.map_or(file_bytes, |&next| tensors[next].start);
+        let next_start = next.map(|&next| tensors[next].start);
         let tensor = &mut tensors[index];
-        tensor.is_last = next.is_none();
-        let room = end.checked_sub(tensor.start).filter(|&room| room > 0 && end <= file_bytes);
-        tensor.room_bytes = room.ok_or_else(|| {
-            let reason =
-                if next.is_some() && tensor.start < file_bytes { "overlaps another tensor" } else { "is past the end of the file" };
-            malformed(format!("tensor `{}` offset", tensor.name), reason)
-        })?;
+        let field = || format!("tensor `{}` offset", tensor.name);
+        let left = file_bytes.checked_sub(tensor.start).filter(|&left| left > 0);
+        let left = left.ok_or_else(|| malformed(field(), "is past the end of the file"))?;
+        let until_next = next_start.map_or(left, |next| next.saturating_sub(tensor.start));
+        if until_next == 0 {
+            return Err(malformed(field(), "overlaps another tensor"));
+        }
+        tensor.is_last = next_start.is_none();
+        tensor.room_bytes = until_next.min(left);
     }
     Ok(())
 }

@@ -1,5 +1,9 @@
 //! Checkpoints through their public door: whole files and folders, good and bad.
 
+mod gguf_bad_files;
+mod gguf_files;
+mod gguf_fixture;
+mod gguf_round_trip;
 mod hf_config;
 mod hf_models;
 mod safetensors_bad;
