@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod convert;
 mod error;
 pub mod gguf;
 mod hf_config;
 mod hf_names;
 mod hf_tokenizer;
+mod inspect;
 mod json;
 pub mod limits;
 mod mlx;
@@ -23,7 +25,9 @@ mod tensor;
 mod tokenizer_files;
 
 pub use config::ModelConfig;
+pub use convert::{ConvertProgress, ConvertReport, ConvertStage, ConvertTarget, ExistingOutput, Loss, convert};
 pub use error::CheckpointError;
+pub use inspect::{Inspection, TensorInspection, TernaryInspection, Totals, inspect};
 pub use open::{Checkpoint, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
 pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};

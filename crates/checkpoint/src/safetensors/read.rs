@@ -57,7 +57,7 @@ pub(crate) fn read_header(file: &PositionedFile) -> Result<Vec<StoredTensor>, Ch
         return Err(malformed("header", "does not begin with `{`".into()));
     }
     let Header(mut entries) = serde_json::from_slice(&bytes).map_err(|error| malformed("header", error.to_string()))?;
-    entries.sort_by(|(_, left), (_, right)| left.data_offsets.cmp(&right.data_offsets));
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let data_start = LENGTH_BYTES + length;
     let data_size = file.size_bytes() - data_start;
     place(entries, data_start, data_size).map_err(|(field, reason)| malformed(&field, reason))

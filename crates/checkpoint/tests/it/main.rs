@@ -1,5 +1,6 @@
 //! Checkpoints through their public door: whole files and folders, good and bad.
 
+mod convert_folders;
 mod gguf_bad_files;
 mod gguf_files;
 mod gguf_fixture;

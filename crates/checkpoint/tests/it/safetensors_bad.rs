@@ -163,7 +163,8 @@ fn index_that_leaves_the_folder_is_refused() {
 
 #[test]
 fn index_and_shards_that_disagree_are_refused() {
-    let cases: [(&str, fn(&mut Value)); 6] = [
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 6] = [
         ("is not in", |index| index["weight_map"]["ghost"] = json!("model-00001-of-00002.safetensors")),
         ("not in", |index| index["weight_map"]["model.norm.weight"] = json!("model-00002-of-00002.safetensors")),
         ("not listed", |index| drop(index["weight_map"].as_object_mut().expect("object").remove("model.norm.weight"))),
