@@ -7,5 +7,6 @@ mod gguf_fixture;
 mod gguf_round_trip;
 mod hf_config;
 mod hf_models;
+mod mlx_bad;
 mod safetensors_bad;
 mod small_model;
