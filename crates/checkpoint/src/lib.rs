@@ -9,6 +9,7 @@
 pub mod config;
 mod convert;
 mod error;
+pub mod gguf;
 mod hf_config;
 mod hf_names;
 mod hf_tokenizer;
