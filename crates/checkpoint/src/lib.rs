@@ -23,6 +23,7 @@ mod tokenizer_files;
 
 pub use config::ModelConfig;
 pub use error::CheckpointError;
+pub use hf_config::read_config_json;
 pub use open::{Checkpoint, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
 pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};

@@ -7,7 +7,7 @@ use crate::verbs;
 
 /// Runs ternary (1.58-bit) language models.
 #[derive(Debug, Parser)]
-#[command(name = "bitnet", version, about, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "bitnet", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Exit status: 0 done, 1 failed, 2 misused.\nTry: bitnet run \"Once upon a time\"")]
 pub(crate) struct CommandLine {
     #[command(flatten)]
@@ -19,6 +19,9 @@ pub(crate) struct CommandLine {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    Bench(verbs::bench::BenchArguments),
+    Perplexity(verbs::perplexity::PerplexityArguments),
+    Logits(verbs::logits::LogitsArguments),
     Pull(verbs::pull::PullArguments),
     Completions(verbs::completions::CompletionsArguments),
 }

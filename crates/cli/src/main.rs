@@ -8,7 +8,12 @@ mod cli;
 mod failure;
 mod hub;
 mod model_source;
+mod npy;
+mod open;
+mod size;
+mod table;
 mod terminal;
+mod token_input;
 mod verbs;
 
 use std::process::ExitCode;

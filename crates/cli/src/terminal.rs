@@ -53,6 +53,12 @@ impl Terminal {
         }
     }
 
+    /// No terminal at all: nothing is coloured, nothing is drawn.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self { quiet: true, stdout_colour: false, stderr_colour: false, stderr_is_terminal: false }
+    }
+
     /// `text` for standard output.
     pub(crate) fn on_stdout(&self, style: Style, text: impl fmt::Display) -> String {
         paint(self.stdout_colour, style, text)
