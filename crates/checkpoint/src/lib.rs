@@ -30,6 +30,7 @@ pub use config::ModelConfig;
 pub use convert::{ConvertProgress, ConvertReport, ConvertStage, ConvertTarget, ExistingOutput, Loss, convert};
 pub use error::CheckpointError;
 pub use inspect::{Inspection, TensorInspection, TernaryInspection, Totals, inspect};
+pub use hf_config::read_config_json;
 pub use open::{Checkpoint, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
 pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};

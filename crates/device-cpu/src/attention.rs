@@ -143,7 +143,12 @@ pub(crate) fn rope_append(
 }
 
 /// Causal attention of every token over its sequence.
-pub(crate) fn attention(step: &AttentionStep<'_>, out: &mut CpuHidden, (pool, scratch): (&mut Pool, &mut [Scratch]), kernels: &dyn Kernels) {
+pub(crate) fn attention(
+    step: &AttentionStep<'_>,
+    out: &mut CpuHidden,
+    (pool, scratch): (&mut Pool, &mut [Scratch]),
+    kernels: &dyn Kernels,
+) {
     let dim = step.head_dim();
     assert_eq!(step.qkv.n_rows(), step.step.n_tokens(), "a row for each token");
     assert_eq!(out.width(), step.n_heads * dim, "an output column for each query column");

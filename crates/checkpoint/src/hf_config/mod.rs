@@ -14,7 +14,7 @@ pub(crate) use write::{WrittenWeights, eos_value, shortest, to_json};
 
 use crate::config::{Activation, ActivationPolicy, Architecture, ModelConfig};
 use crate::error::CheckpointError;
-use crate::json::{Fields, shown};
+use crate::json::{Fields, parse_object, shown};
 
 /// Our own optional key: what linear layers read, where the file's other keys cannot say it.
 const POLICY_KEY: &str = "bitnet_activation_policy";
@@ -56,6 +56,12 @@ pub(crate) struct HfConfig {
     pub(crate) bos_token_id: Option<u32>,
     /// End-of-sequence tokens, where `generation_config.json` names none.
     pub(crate) eos_token_ids: Vec<u32>,
+}
+
+/// The shape that a `config.json` describes, when there are no tensors beside it.
+pub fn read_config_json(bytes: &[u8]) -> Result<ModelConfig, CheckpointError> {
+    let map = parse_object("config.json", bytes)?;
+    Ok(read(&Fields::of_file(&map), NamesSeen::default())?.model)
 }
 
 /// Reads a configuration and checks it.

@@ -10,8 +10,3 @@ mod hf_models;
 mod mlx_bad;
 mod safetensors_bad;
 mod small_model;
-
-mod gguf_bad_files;
-mod gguf_files;
-mod gguf_fixture;
-mod gguf_round_trip;

@@ -27,4 +27,3 @@ pub(super) fn rotate(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32
 pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     portable::attention(step, out, scratch);
 }
-

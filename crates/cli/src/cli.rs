@@ -1,0 +1,27 @@
+//! The command line as a tree: which verbs there are, and the flags that all of them take. A verb's own flags stand in its file.
+
+use clap::{Parser, Subcommand};
+
+use crate::arguments::GlobalArguments;
+use crate::verbs;
+
+/// Runs ternary (1.58-bit) language models.
+#[derive(Debug, Parser)]
+#[command(name = "bitnet", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 failed, 2 misused.\nTry: bitnet run \"Once upon a time\"")]
+pub(crate) struct CommandLine {
+    #[command(flatten)]
+    pub(crate) global: GlobalArguments,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Bench(verbs::bench::BenchArguments),
+    Perplexity(verbs::perplexity::PerplexityArguments),
+    Logits(verbs::logits::LogitsArguments),
+    Pull(verbs::pull::PullArguments),
+    Completions(verbs::completions::CompletionsArguments),
+}
