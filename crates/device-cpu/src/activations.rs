@@ -64,7 +64,13 @@ impl CpuActivations {
     }
 
     /// Norms and quantises the rows of `x` into this.
-    pub(crate) fn fill(&mut self, x: &CpuHidden, norms: &Norms<'_, CpuVector>, workers: (&mut Pool, &mut [Scratch]), kernels: &dyn Kernels) {
+    pub(crate) fn fill(
+        &mut self,
+        x: &CpuHidden,
+        norms: &Norms<'_, CpuVector>,
+        workers: (&mut Pool, &mut [Scratch]),
+        kernels: &dyn Kernels,
+    ) {
         let (n_rows, width) = (x.n_rows(), x.width());
         let (rows_max, width_max) = (self.n_rows_max, self.width_max);
         assert!(n_rows <= rows_max && width <= width_max, "{n_rows} x {width} activations in room for {rows_max} x {width_max}");

@@ -112,13 +112,7 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn bit_linear(
-        &mut self,
-        x: &CpuActivations,
-        weights: &CpuLinear,
-        out: &mut CpuHidden,
-        first_column: usize,
-    ) -> Result<(), DeviceError> {
+    fn bit_linear(&mut self, x: &CpuActivations, weights: &CpuLinear, out: &mut CpuHidden, first_column: usize) -> Result<(), DeviceError> {
         out.set_rows(x.n_rows());
         bit_linear(x, weights, (out, first_column, Store::Write), (&mut self.pool, &mut self.scratch), &*self.kernels);
         Ok(())
@@ -172,13 +166,7 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn final_norm(
-        &mut self,
-        x: &CpuHidden,
-        norm: Norms<'_, CpuVector>,
-        rows: &[usize],
-        out: &mut CpuHidden,
-    ) -> Result<(), DeviceError> {
+    fn final_norm(&mut self, x: &CpuHidden, norm: Norms<'_, CpuVector>, rows: &[usize], out: &mut CpuHidden) -> Result<(), DeviceError> {
         let width = x.width();
         assert_eq!(out.width(), width, "normed rows keep their width");
         out.set_rows(rows.len());

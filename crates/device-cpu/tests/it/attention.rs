@@ -70,10 +70,24 @@ fn attended<D: Device>(device: &mut D, shape: Shape, steps: &[Step]) -> Vec<f32>
 fn attention_of_every_shape_equals_reference() {
     let mut devices = devices(&[1, 2, 3, 4]);
     let shape = |n_heads, n_kv_heads, head_dim, qk_norm| Shape { n_heads, n_kv_heads, head_dim, qk_norm };
-    let shapes =
-        [shape(20, 5, 128, false), shape(4, 4, 64, true), shape(6, 2, 16, false), shape(3, 1, 6, true), shape(8, 1, 96, false), shape(2, 2, 2, false)];
-    let plan: [&[(usize, usize)]; 8] =
-        [&[(0, 1)], &[(0, 1)], &[(1, 17)], &[(0, 15), (1, 1)], &[(2, 31), (0, 2), (1, 5)], &[(2, 2)], &[(2, 30), (0, 14)], &[(0, 1), (1, 1), (2, 1)]];
+    let shapes = [
+        shape(20, 5, 128, false),
+        shape(4, 4, 64, true),
+        shape(6, 2, 16, false),
+        shape(3, 1, 6, true),
+        shape(8, 1, 96, false),
+        shape(2, 2, 2, false),
+    ];
+    let plan: [&[(usize, usize)]; 8] = [
+        &[(0, 1)],
+        &[(0, 1)],
+        &[(1, 17)],
+        &[(0, 15), (1, 1)],
+        &[(2, 31), (0, 2), (1, 5)],
+        &[(2, 2)],
+        &[(2, 30), (0, 14)],
+        &[(0, 1), (1, 1), (2, 1)],
+    ];
     for shape in shapes {
         let steps = steps(&plan, shape.head_dim);
         assert_equal_on_all!(devices, |device: &mut _| attended(device, shape, &steps), "{shape:?}");

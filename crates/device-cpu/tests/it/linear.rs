@@ -16,7 +16,11 @@ fn linear_with_every_pattern_equals_reference() {
             let weights = TernaryMatrix::from_trits(5, k, &trits, scales(5, k, None, &mut noise)).expect("valid");
             let patterns = PATTERNS.map(|pattern| pattern.activations(1, k, &mut noise));
             for (x, label) in [(patterns[1].clone(), "all +127"), (patterns[2].clone(), "all -127"), (patterns.concat(), "all patterns")] {
-                assert_equal_on_all!(devices, |device: &mut _| products(device, &x, &weights, Int8PerToken, 1), "k {k} {weight_pattern:?} {label}");
+                assert_equal_on_all!(
+                    devices,
+                    |device: &mut _| products(device, &x, &weights, Int8PerToken, 1),
+                    "k {k} {weight_pattern:?} {label}"
+                );
             }
         }
     }
@@ -58,7 +62,8 @@ fn linear_of_every_number_of_tokens_equals_reference() {
 fn linear_with_every_group_size_equals_reference() {
     let mut devices = devices(&[1, 2]);
     let mut noise = Noise(4);
-    let shapes = [(32, 96), (32, 640), (64, 192), (96, 288), (128, 128), (128, 2560), (256, 768), (4096, 8192), (48, 96), (5, 65), (1, 7), (17, 51)];
+    let shapes =
+        [(32, 96), (32, 640), (64, 192), (96, 288), (128, 128), (128, 2560), (256, 768), (4096, 8192), (48, 96), (5, 65), (1, 7), (17, 51)];
     for (group_size, k) in shapes {
         for m in [1, 2, 5] {
             for pattern in [Pattern::Random, Pattern::AllPlus] {

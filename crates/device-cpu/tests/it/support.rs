@@ -126,7 +126,13 @@ pub(crate) fn upload<D: Device>(device: &mut D, values: &[f32], width: usize) ->
 }
 
 /// `x · Wᵀ` with `first_column` columns to its left and one to its right, then the same added to a residual.
-pub(crate) fn products<D: Device>(device: &mut D, x: &[f32], weights: &TernaryMatrix, policy: ActivationPolicy, first_column: usize) -> Vec<f32> {
+pub(crate) fn products<D: Device>(
+    device: &mut D,
+    x: &[f32],
+    weights: &TernaryMatrix,
+    policy: ActivationPolicy,
+    first_column: usize,
+) -> Vec<f32> {
     let (k, n, m) = (weights.n_cols(), weights.n_rows(), x.len() / weights.n_cols());
     let linear = device.linear(weights, policy).expect("memory");
     let hidden = upload(device, x, k);
