@@ -13,7 +13,9 @@ use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice, RoofMeter, Roofs};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows, Step};
 use bitnet_model::device::{Device, Heads, KvLayout, Norms};
+use bitnet_model::random::RandomWeights;
 use bitnet_model::rope::RopeTable;
+use bitnet_model::{RunnerOptions, Session, TransformerRunner};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// Weights that no cache holds, in bytes of 2-bit codes.
@@ -186,11 +188,39 @@ fn bench_rows(bench: &mut Bench, m: usize) {
     }
 }
 
+/// A whole model of a published shape with random weights: tokens a second of a prompt of 512 and of the 32 tokens after it.
+fn bench_model(shape: &str, options: CpuOptions, words: &[String]) {
+    let device = CpuDevice::new(options).expect("made before");
+    let description = device.describe();
+    let name = format!("model/{}/{}/{shape}/t={}", description.name, description.isa, description.n_threads);
+    // Gigabytes of memory and a minute: only when its shape is asked for.
+    if !words.iter().any(|word| word == shape) || !words.iter().all(|word| name.contains(word.as_str())) {
+        return;
+    }
+    let source = RandomWeights::published(shape, 1).expect("a published shape");
+    let start = Instant::now();
+    let runner = TransformerRunner::load(device, &source, RunnerOptions::single_sequence(1024), &mut |_| {}).expect("loads");
+    println!("{name}: made and loaded in {:.1} s", start.elapsed().as_secs_f64());
+    let mut session = Session::new(Box::new(runner));
+    let prompt: Vec<TokenId> = (0..512).map(|i| TokenId(i * 37 % 30_000)).collect();
+    for _ in 0..3 {
+        session.truncate(0);
+        let start = Instant::now();
+        session.prefill(&prompt).expect("prefill");
+        let prefill = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        (0..32).for_each(|i| assert!(!session.decode(TokenId(i)).expect("decode").is_empty()));
+        let decode = start.elapsed().as_secs_f64();
+        println!("{name}: prefill 512 at {:.1} tokens/s, decode at {:.2} tokens/s", 512.0 / prefill, 32.0 / decode);
+    }
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let choices = [(IsaChoice::Avx2, 1), (IsaChoice::Avx2, 2), (IsaChoice::Scalar, 2)];
     for (isa, n_threads) in choices {
         let Ok(device) = CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }) else { continue };
+        ["0.7b", "2b4t", "8b"].into_iter().for_each(|shape| bench_model(shape, CpuOptions { n_threads: Some(n_threads), isa }, &words));
         let meter = RoofMeter::new().expect("512 MiB");
         let mut bench = Bench { device, meter, words: words.clone() };
         for shape in [("qkv", 3840, 2560), ("o", 2560, 2560), ("gate_up", 13_824, 2560), ("down", 2560, 6912)] {

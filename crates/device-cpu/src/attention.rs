@@ -13,7 +13,7 @@ use bitnet_model::limits::BLOCK_TOKENS;
 use crate::arch::Memory;
 use crate::device::CpuVector;
 use crate::hidden::CpuHidden;
-use crate::kernels::{Kernels, Scratch};
+use crate::kernels::{ATTENTION_TOKENS, Kernels, SCORES_SPARE, Scratch};
 use crate::pool::{ColumnTarget, Parts, Pool};
 
 /// Keys and values of all layers.
@@ -155,7 +155,7 @@ pub(crate) fn attention(
     assert!(step.n_heads.is_multiple_of(step.cache.layout.n_kv_heads), "query heads share key heads evenly");
     let longest = step.step.positions.iter().max().map_or(0, |position| position + 1);
     assert!(longest <= step.cache.n_positions_max(), "positions lie in the cache");
-    let n_scores = step.cache.n_positions_max() * step.heads_per_kv_head();
+    let n_scores = ATTENTION_TOKENS * step.heads_per_kv_head() * (step.cache.n_positions_max() + SCORES_SPARE);
     for scratch in scratch.iter_mut().filter(|scratch| scratch.scores.len() < n_scores) {
         scratch.scores.resize(n_scores, 0.0);
     }

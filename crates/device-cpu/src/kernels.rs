@@ -27,6 +27,11 @@ pub(crate) const FLOAT_PANEL_COLUMNS: usize = 512;
 /// Tokens whose lanes wait in scratch while an f32 panel is in use.
 pub(crate) const FLOAT_PANEL_TOKENS: usize = 32;
 
+/// Tokens of a sequence whose attention is computed together.
+pub(crate) const ATTENTION_TOKENS: usize = 4;
+/// Places behind the scores of a query head.
+pub(crate) const SCORES_SPARE: usize = 16;
+
 /// One quantised row's scale (real = int × scale) and the sum of its integers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct RowScale {
@@ -122,7 +127,7 @@ impl Store {
 pub(crate) struct Scratch {
     /// A row under way, as wide as the widest activations or hidden rows.
     pub(crate) row: Vec<f32>,
-    /// Attention scores of the query heads that share a key head.
+    /// Attention scores of `ATTENTION_TOKENS` tokens of the query heads that share a key head.
     pub(crate) scores: Vec<f32>,
     /// Unpacked codes, `[PANEL_TILES, DEFERRED_COLUMNS / QUARTER_COLUMNS, TILE_ROWS, QUARTER_COLUMNS]`.
     pub(crate) panel: Memory<u8>,

@@ -4,9 +4,6 @@ use bitnet_checkpoint::config::Activation;
 use bitnet_model::numerics;
 
 use crate::arch::portable;
-use crate::attention::AttentionStep;
-use crate::kernels::Scratch;
-use crate::pool::ColumnsMut;
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn norm(row: &mut [f32], weight: &[f32], epsilon: f32) {
@@ -21,9 +18,4 @@ pub(super) fn gate(gate_up: &[f32], activation: Activation, out: &mut [f32]) {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn rotate(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
     portable::rotate_heads(heads, head_dim, cos, sin);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-    portable::attention(step, out, scratch);
 }

@@ -296,8 +296,15 @@ fn panel_dense<const KIND: u8>(
         for (index, row) in rows.clone().enumerate() {
             let size = size_bytes(KIND);
             let bytes = &table.row(row)[columns.start * size..columns.end.min(table.k) * size];
-            for (steps, bytes) in panel.as_chunks_mut::<2>().0.iter_mut().zip(bytes.chunks(LANES * size)) {
-                let [low, high] = widen_padded::<KIND>(bytes);
+            let (chunks, mut steps) = (bytes.chunks_exact(LANES * size), panel.as_chunks_mut::<2>().0.iter_mut());
+            let rest = chunks.remainder();
+            for (bytes, steps) in chunks.zip(&mut steps) {
+                prefetch_line_behind(bytes);
+                store_f32(&mut steps[0].as_chunks_mut().0[index], widen::<KIND>(&bytes[..WIDTH * size]));
+                store_f32(&mut steps[1].as_chunks_mut().0[index], widen::<KIND>(&bytes[WIDTH * size..]));
+            }
+            if let Some(steps) = steps.next() {
+                let [low, high] = widen_padded::<KIND>(rest);
                 store_f32(&mut steps[0].as_chunks_mut().0[index], low);
                 store_f32(&mut steps[1].as_chunks_mut().0[index], high);
             }

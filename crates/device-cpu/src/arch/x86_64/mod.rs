@@ -1,5 +1,6 @@
 //! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them.
 
+mod attention;
 mod avx2;
 mod float;
 mod int8;
@@ -68,7 +69,7 @@ impl Kernels for Avx2 {
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { avx2::attention(step, out, scratch) }
+        unsafe { attention::attention(step, out, scratch) }
     }
 
     fn argmax(&self, values: &[f32]) -> usize {

@@ -1,0 +1,219 @@
+//! Attention over the paged cache: a block of keys or values is read into L1 once for several tokens of a sequence and all
+//! query heads that share it.
+//!
+//! Scores are tiles of four keys × two query heads in the lane order of `numerics::dot`; outputs are summed position by
+//! position, each element of a head by itself, as `numerics::accumulate_block` does. Heads that are not whole registers of
+//! both lane halves are left to `portable`. Idea: FlashAttention's reuse of blocks (arXiv 2205.14135) without its rescaling,
+//! which would change the order of summation.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use bitnet_model::limits::BLOCK_TOKENS;
+use bitnet_model::numerics::{self, LANES};
+
+use super::vector::*;
+use crate::arch::portable;
+use crate::attention::AttentionStep;
+use crate::kernels::{ATTENTION_TOKENS, SCORES_SPARE, Scratch};
+use crate::pool::ColumnsMut;
+
+/// Keys of a score tile.
+const KEYS: usize = 4;
+/// Floats of a register.
+const WIDTH: usize = 8;
+
+const _: () = assert!(BLOCK_TOKENS.is_multiple_of(KEYS) && LANES == 2 * WIDTH);
+
+/// Tokens of one sequence and query heads of one key head, computed together.
+struct Unit {
+    tokens: Range<usize>,
+    heads: Range<usize>,
+    kv_head: usize,
+}
+
+/// Attention of all tokens for one thread's query heads.
+#[target_feature(enable = "avx2")]
+pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    let (dim, shared) = (step.head_dim(), step.heads_per_kv_head());
+    if !dim.is_multiple_of(LANES) {
+        return portable::attention(step, out, scratch);
+    }
+    let columns = out.range();
+    let all_heads = columns.start / dim..columns.end / dim;
+    for kv_head in all_heads.start / shared..all_heads.end.div_ceil(shared) {
+        let heads = all_heads.start.max(kv_head * shared)..all_heads.end.min((kv_head + 1) * shared);
+        let mut first = 0;
+        while first < out.n_rows() {
+            let same = |&token: &usize| step.step.sequences[token] == step.step.sequences[first];
+            let n_tokens = (first..out.n_rows()).take(ATTENTION_TOKENS).take_while(same).count();
+            let unit = Unit { tokens: first..first + n_tokens, heads: heads.clone(), kv_head };
+            attend(step, &unit, &mut scratch.scores, out);
+            first += n_tokens;
+        }
+    }
+}
+
+/// `scores` is `[tokens, heads, stride]`: a score for each position, then the inverse sum in the last place.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn attend(step: &AttentionStep<'_>, unit: &Unit, scores: &mut [f32], out: &mut ColumnsMut<'_>) {
+    let (dim, n_heads) = (step.head_dim(), unit.heads.len());
+    let longest = unit.tokens.clone().map(|token| step.n_positions(token)).max().unwrap_or(0);
+    let n_blocks = longest.div_ceil(BLOCK_TOKENS);
+    let stride = n_blocks * BLOCK_TOKENS + SCORES_SPARE;
+    let token_stride = n_heads * stride;
+    for block in 0..n_blocks {
+        let keys = step.keys(unit.tokens.start, block, unit.kv_head);
+        for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact_mut(token_stride)) {
+            if block * BLOCK_TOKENS < step.n_positions(token) {
+                score_block(step.queries(token, unit.heads.clone()), keys, dim, (scores, stride, block * BLOCK_TOKENS));
+            }
+        }
+    }
+    let first_column = unit.heads.start * dim - out.range().start;
+    for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact_mut(token_stride)) {
+        for scores in scores.chunks_exact_mut(stride) {
+            scores[stride - 1] = softmax_numerators(&mut scores[..step.n_positions(token)]);
+        }
+        out.row_mut(token)[first_column..first_column + n_heads * dim].fill(0.0);
+    }
+    for block in 0..n_blocks {
+        let values = step.values(unit.tokens.start, block, unit.kv_head);
+        for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
+            let first = block * BLOCK_TOKENS;
+            let positions = first..step.n_positions(token).clamp(first, first + BLOCK_TOKENS);
+            let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
+            accumulate_block((scores, stride, positions), values, dim, out);
+        }
+    }
+    for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
+        let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
+        for (out, scores) in out.chunks_exact_mut(dim).zip(scores.chunks_exact(stride)) {
+            out.iter_mut().for_each(|value| *value *= scores[stride - 1]);
+        }
+    }
+}
+
+/// Scores of the query heads of one token against a block of keys, positions past the last included (they are never read).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn score_block(queries: &[f32], keys: &[f32], dim: usize, (scores, stride, first): (&mut [f32], usize, usize)) {
+    let scale = 1.0 / (dim as f32).sqrt();
+    let mut pairs = queries.chunks_exact(2 * dim);
+    let mut index = 0;
+    for pair in &mut pairs {
+        let (a, b) = pair.split_at(dim);
+        for (offset, keys) in keys.chunks_exact(KEYS * dim).enumerate() {
+            let tile = score_tile([a, b], keys, dim);
+            for (query, products) in tile.into_iter().enumerate() {
+                let start = (index + query) * stride + first + offset * KEYS;
+                let scaled = to_array(_mm_mul_ps(products, _mm_set1_ps(scale)));
+                scores[start..start + KEYS].copy_from_slice(&scaled);
+            }
+        }
+        index += 2;
+    }
+    let rest = pairs.remainder();
+    if !rest.is_empty() {
+        for (offset, keys) in keys.chunks_exact(KEYS * dim).enumerate() {
+            let [products] = score_tile([rest], keys, dim);
+            let start = index * stride + first + offset * KEYS;
+            scores[start..start + KEYS].copy_from_slice(&to_array(_mm_mul_ps(products, _mm_set1_ps(scale))));
+        }
+    }
+}
+
+/// `numerics::dot` of Q queries with four keys.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn score_tile<const Q: usize>(queries: [&[f32]; Q], keys: &[f32], dim: usize) -> [__m128; Q] {
+    let n_chunks = dim / LANES;
+    let queries: [&[[f32; LANES]]; Q] = queries.map(|query| &query.as_chunks().0[..n_chunks]);
+    let keys = keys.as_chunks::<LANES>().0;
+    let keys: [&[[f32; LANES]]; KEYS] = std::array::from_fn(|key| &keys[key * n_chunks..][..n_chunks]);
+    let mut halves = [[[_mm256_setzero_ps(); KEYS]; Q]; 2];
+    for (half, sums) in halves.iter_mut().enumerate() {
+        for chunk in 0..n_chunks {
+            let queries: [__m256; Q] = std::array::from_fn(|query| load_f32(&queries[query][chunk].as_chunks().0[half]));
+            for key in 0..KEYS {
+                let key_values = load_f32(&keys[key][chunk].as_chunks().0[half]);
+                for query in 0..Q {
+                    sums[query][key] = _mm256_add_ps(sums[query][key], _mm256_mul_ps(queries[query], key_values));
+                }
+            }
+        }
+    }
+    std::array::from_fn(|query| sum_lanes(halves[0][query], halves[1][query]))
+}
+
+/// `numerics::softmax_numerators`: the maximum is the same in any order, save the sign of a zero, which the subtraction drops.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn softmax_numerators(scores: &mut [f32]) -> f32 {
+    let (chunks, tail) = scores.as_chunks::<WIDTH>();
+    // maxps yields its second operand where either is NaN: NaN is passed over.
+    let largest = chunks.iter().fold(_mm256_set1_ps(f32::NEG_INFINITY), |largest, chunk| _mm256_max_ps(load_f32(chunk), largest));
+    let mut lanes = [0.0; WIDTH];
+    store_f32(&mut lanes, largest);
+    let largest = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |largest, &score| if score > largest { score } else { largest });
+    for score in scores.iter_mut() {
+        *score = numerics::exp(*score - largest);
+    }
+    1.0 / numerics::sum(scores)
+}
+
+/// out[head] += Σ over positions of weight · value, positions ascending.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn accumulate_block((scores, stride, positions): (&[f32], usize, Range<usize>), values: &[f32], dim: usize, out: &mut [f32]) {
+    let mut weights = scores.chunks_exact(stride).map(|scores| &scores[positions.clone()]);
+    let mut pairs = out.chunks_exact_mut(2 * dim);
+    for out in &mut pairs {
+        if let (Some(a), Some(b)) = (weights.next(), weights.next()) {
+            accumulate_heads([a, b], values, dim, out);
+        }
+    }
+    if let Some(weights) = weights.next() {
+        accumulate_heads([weights], values, dim, pairs.into_remainder());
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn accumulate_heads<const Q: usize>(weights: [&[f32]; Q], values: &[f32], dim: usize, out: &mut [f32]) {
+    let mut column = 0;
+    while column + 4 * WIDTH <= dim {
+        accumulate_tile::<Q, 4>(weights, values, (dim, column), out);
+        column += 4 * WIDTH;
+    }
+    if column < dim {
+        accumulate_tile::<Q, 2>(weights, values, (dim, column), out);
+    }
+}
+
+/// Q heads × C registers of columns.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn accumulate_tile<const Q: usize, const C: usize>(weights: [&[f32]; Q], values: &[f32], (dim, column): (usize, usize), out: &mut [f32]) {
+    let n = weights[0].len();
+    let weights = weights.map(|weights| &weights[..n]);
+    let place = |query: usize| query * dim + column..query * dim + column + C * WIDTH;
+    let mut sums: [[__m256; C]; Q] =
+        std::array::from_fn(|query| std::array::from_fn(|index| load_f32(&out[place(query)].as_chunks().0[index])));
+    for (position, row) in values.chunks_exact(dim).take(n).enumerate() {
+        let row = &row[column..column + C * WIDTH].as_chunks::<WIDTH>().0[..C];
+        let values: [__m256; C] = std::array::from_fn(|index| load_f32(&row[index]));
+        for query in 0..Q {
+            let weight = _mm256_set1_ps(weights[query][position]);
+            for index in 0..C {
+                sums[query][index] = _mm256_add_ps(sums[query][index], _mm256_mul_ps(weight, values[index]));
+            }
+        }
+    }
+    for (query, sums) in sums.into_iter().enumerate() {
+        for (out, sum) in out[place(query)].as_chunks_mut().0.iter_mut().zip(sums) {
+            store_f32(out, sum);
+        }
+    }
+}
