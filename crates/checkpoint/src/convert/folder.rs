@@ -50,8 +50,8 @@ pub(super) fn write_hugging_face(
     let mut losses = Vec::new();
     if int8 && !packed {
         losses.push(Loss {
-            subject: "activation policy".into(),
-            reason: "the projections are written as floating point; readers that do not know `bitnet_activation_policy` will not \
+            tensor: None,
+            what: "the projections are written as floating point; readers that do not know `bitnet_activation_policy` will not \
                      quantise activations to int8 as the model was trained"
                 .into(),
         });
@@ -75,8 +75,8 @@ pub(super) fn write_mlx(
     write_tensors(checkpoint, planned, &into.join("model.safetensors"), "mlx", progress)?;
     let mut losses = Vec::new();
     if checkpoint.config().activation_policy == ActivationPolicy::Int8PerToken {
-        let reason = "MLX multiplies unquantised activations; the model was trained with int8 activations".into();
-        losses.push(Loss { subject: "activation policy".into(), reason });
+        let what = "MLX multiplies unquantised activations; the model was trained with int8 activations".into();
+        losses.push(Loss { tensor: None, what });
     }
     Ok(losses)
 }
