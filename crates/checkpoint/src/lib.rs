@@ -15,7 +15,6 @@ mod hf_names;
 mod hf_tokenizer;
 mod inspect;
 mod json;
-pub mod gguf;
 pub mod limits;
 mod mlx;
 mod open;

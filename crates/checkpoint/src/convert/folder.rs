@@ -19,7 +19,7 @@ use crate::hf_config::{WrittenWeights, to_json};
 use crate::open::Checkpoint;
 use crate::safetensors::{SafetensorsWriter, TensorDeclaration};
 use crate::tokenizer_files::{TokenizerFiles, Vocabulary};
-use crate::{hf_tokenizer, quantise};
+use crate::{hf_tokenizer, quantise, tokenizer_json};
 
 /// Written for a matrix of zeros, whose scale says nothing but must not look wrong.
 const SCALE_OF_ZEROS: f32 = 1.0;
@@ -165,14 +165,13 @@ fn write_folder(checkpoint: &Checkpoint, facts: &Facts, into: &Path, weights: Wr
     Ok(())
 }
 
+/// Folders hold `tokenizer.json`; a vocabulary that is GGUF metadata becomes one.
 fn with_json_vocabulary(text: &TokenizerFiles) -> Result<TokenizerFiles, CheckpointError> {
-    match &text.vocabulary {
-        Vocabulary::Json(_) | Vocabulary::Absent => Ok(text.clone()),
-        Vocabulary::Gguf(_) => {
-            let reason = "its vocabulary is GGUF metadata, and a folder needs tokenizer.json".into();
-            Err(CheckpointError::CannotRepresent { format: "tokenizer.json", reason })
-        }
+    let mut text = text.clone();
+    if let Vocabulary::Gguf(vocabulary) = &text.vocabulary {
+        text.vocabulary = Vocabulary::Json(tokenizer_json::from_gguf(vocabulary)?);
     }
+    Ok(text)
 }
 
 fn write_tensors(

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use bitnet_checkpoint::{Checkpoint, CheckpointError, ConvertTarget, ExistingOutput, Tensor, convert};
+use bitnet_checkpoint::gguf::write::{GgufTensorType, GgufWriter, PlannedTensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, ConvertTarget, ExistingOutput, GgufVocabulary, Tensor, Vocabulary, convert};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::json;
 
@@ -99,6 +100,41 @@ fn text_survives_gguf() {
     assert_same_model(&original, &open(&path("b.gguf")));
     converted(&open(&path("b.gguf")), &path("c"), ConvertTarget::Safetensors).expect("converts");
     assert_same_model(&original, &open(&path("c")));
+}
+
+#[test]
+fn vocabulary_of_gguf_arrays_becomes_tokenizer_json() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let original = open(&fixture("tiny-llama-bitlinear"));
+    let mut text = original.tokenizer_files().clone();
+    let tokens = ["a", "b", "ab", "<s>", "</s>"].map(str::to_owned).to_vec();
+    let token_types = vec![1, 1, 1, 3, 3];
+    let (model, pre, merges) = ("gpt2".to_owned(), Some("llama-bpe".to_owned()), vec!["a b".to_owned()]);
+    text.vocabulary = Vocabulary::Gguf(GgufVocabulary { model, pre, tokens, token_types, merges, ..Default::default() });
+    let plan: Vec<_> = original.tensors().iter().map(|tensor| planned(&original, &tensor.name)).collect();
+    let path = folder.path().join("arrays.gguf");
+    let file = std::fs::File::create(&path).expect("created");
+    let mut writer = GgufWriter::new(file, &path, original.config(), &text, &plan).expect("header");
+    for planned in &plan {
+        writer.write_tensor(&planned.name, &original.load(&planned.name).expect("loads")).expect("written");
+    }
+    writer.finish().expect("finished");
+    let arrays = open(&path);
+    assert!(matches!(arrays.tokenizer_files().vocabulary, Vocabulary::Gguf(_)));
+    converted(&arrays, &folder.path().join("folder"), ConvertTarget::Safetensors).expect("converts");
+    let Vocabulary::Json(bytes) = &open(&folder.path().join("folder")).tokenizer_files().vocabulary else { panic!("a tokenizer.json") };
+    let json: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+    assert_eq!(json["model"]["vocab"]["ab"], 2);
+}
+
+/// A tensor as a GGUF file of type I2_S holds it.
+fn planned(checkpoint: &Checkpoint, name: &str) -> PlannedTensor {
+    let tensor = checkpoint.load(name).expect("loads");
+    let tensor_type = match &tensor {
+        Tensor::Ternary(_) => GgufTensorType::I2S,
+        Tensor::Dense(dense) => GgufTensorType::of_dense(dense.dtype()),
+    };
+    PlannedTensor { name: name.to_owned(), shape: tensor.shape(), tensor_type }
 }
 
 #[test]
