@@ -219,6 +219,17 @@ pub enum TensorRole {
     Table,
 }
 
+impl TensorRole {
+    /// The role that a canonical name tells.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "model.embed_tokens.weight" | "lm_head.weight" => Self::Table,
+            name if name.ends_with("_proj.weight") => Self::Linear,
+            _ => Self::Vector,
+        }
+    }
+}
+
 /// One tensor that a model of a given [`ModelConfig`] has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpectedTensor {

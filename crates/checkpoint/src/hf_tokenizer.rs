@@ -31,13 +31,16 @@ pub(crate) fn read(folder: &Path, config: &HfConfig) -> Result<TokenizerFiles, C
     let tokenizer_config = read_object(folder, TOKENIZER_CONFIG)?;
     let fields = Fields::of_file(tokenizer_config.as_ref().unwrap_or(&empty));
     let generation_config = read_object(folder, GENERATION_CONFIG)?;
-    let generation = generation(&Fields::of_file(generation_config.as_ref().unwrap_or(&empty)), config)?;
+    let mut generation = generation(&Fields::of_file(generation_config.as_ref().unwrap_or(&empty)), config)?;
+    // Configurations written from class defaults name tokens that a small vocabulary does not have; no text can contain them.
+    let exists = |id: &u32| (*id as usize) < config.model.n_vocab;
+    generation.eos_token_ids.retain(exists);
     Ok(TokenizerFiles {
         vocabulary,
         chat_template: chat_template(folder, &fields)?,
         bos_token: special_token(&fields, "bos_token")?,
         eos_token: special_token(&fields, "eos_token")?,
-        bos_token_id: config.bos_token_id,
+        bos_token_id: config.bos_token_id.filter(exists),
         generation,
     })
 }

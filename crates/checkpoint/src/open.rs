@@ -7,14 +7,16 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorRole};
 use crate::error::CheckpointError;
+use crate::gguf::{GgufOptions, GgufSource};
 use crate::positioned::PositionedFile;
+use crate::quantise;
 use crate::safetensors::source::HfSource;
 use crate::tensor::Tensor;
 use crate::tokenizer_files::TokenizerFiles;
 
-const GGUF_MAGIC: [u8; 4] = *b"GGUF";
+pub(crate) const GGUF_MAGIC: [u8; 4] = *b"GGUF";
 /// First bytes of files that people mistake for models, and what to do with them.
 const OTHER_MAGIC: [(&[u8], &str); 4] = [
     (b"PK\x03\x04", "a zip archive, perhaps a PyTorch pickle; export it as safetensors"),
@@ -55,24 +57,45 @@ pub struct Checkpoint {
 enum Source {
     /// Hugging Face and MLX folders.
     Folder(HfSource),
+    /// A GGUF file, or one that is part of the program.
+    Gguf(GgufSource),
 }
 
 impl Checkpoint {
     /// Opens a folder with `config.json` and safetensors (Hugging Face or MLX), one of its safetensors files, a GGUF file, or a
     /// folder with one GGUF file.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        Self::open_with(path, GgufOptions::default())
+    }
+
+    /// [`Self::open`], with a say in what GGUF files leave open.
+    pub fn open_with(path: &Path, options: GgufOptions) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
         let metadata = match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_a_model(path, "there is nothing at that path")),
             other => other.map_err(io)?,
         };
-        if metadata.is_dir() { Self::open_folder(path) } else { Self::open_file(path) }
+        if metadata.is_dir() { Self::open_folder(path, options) } else { Self::open_file(path, options) }
+    }
+
+    /// Opens a GGUF model that is part of the program.
+    pub fn from_gguf_bytes(bytes: &'static [u8]) -> Result<Self, CheckpointError> {
+        GgufSource::from_bytes(bytes, GgufOptions::default()).map(|source| Self::new(Source::Gguf(source)))
+    }
+
+    /// The GGUF file behind it, for questions that only GGUF raises (the order of I2_S codes).
+    pub fn gguf(&self) -> Option<&GgufSource> {
+        match &self.source {
+            Source::Gguf(source) => Some(source),
+            Source::Folder(_) => None,
+        }
     }
 
     /// What the model computes.
     pub fn config(&self) -> &ModelConfig {
         match &self.source {
             Source::Folder(source) => &source.config,
+            Source::Gguf(source) => source.config(),
         }
     }
 
@@ -80,6 +103,7 @@ impl Checkpoint {
     pub fn tokenizer_files(&self) -> &TokenizerFiles {
         match &self.source {
             Source::Folder(source) => &source.text,
+            Source::Gguf(source) => source.tokenizer_files(),
         }
     }
 
@@ -87,6 +111,7 @@ impl Checkpoint {
     pub fn tensors(&self) -> &[TensorInfo] {
         match &self.source {
             Source::Folder(source) => &source.tensors,
+            Source::Gguf(source) => source.tensors(),
         }
     }
 
@@ -96,6 +121,7 @@ impl Checkpoint {
         let index = self.index.get(name).ok_or_else(|| CheckpointError::MissingTensor { name: name.to_owned() })?;
         match &self.source {
             Source::Folder(source) => source.load(*index),
+            Source::Gguf(source) => canonical(name, source.load(name)?),
         }
     }
 
@@ -104,6 +130,7 @@ impl Checkpoint {
         match &self.source {
             Source::Folder(source) if source.is_mlx => "MLX",
             Source::Folder(_) => "safetensors",
+            Source::Gguf(_) => "GGUF",
         }
     }
 
@@ -113,13 +140,13 @@ impl Checkpoint {
         checkpoint
     }
 
-    fn open_folder(folder: &Path) -> Result<Self, CheckpointError> {
+    fn open_folder(folder: &Path, options: GgufOptions) -> Result<Self, CheckpointError> {
         if let Some(source) = HfSource::open(folder)? {
             return Ok(Self::new(Source::Folder(source)));
         }
         let ggufs = files_with_magic(folder, &GGUF_MAGIC)?;
         match ggufs.as_slice() {
-            [only] => Self::open_file(only),
+            [only] => Self::open_file(only, options),
             [] if folder.join("config.json").is_file() => {
                 let advice = "config.json is there, but neither model.safetensors nor model.safetensors.index.json";
                 Err(not_a_model(folder, advice))
@@ -129,11 +156,11 @@ impl Checkpoint {
         }
     }
 
-    fn open_file(path: &Path) -> Result<Self, CheckpointError> {
+    fn open_file(path: &Path, options: GgufOptions) -> Result<Self, CheckpointError> {
         let file = PositionedFile::open(path)?.ok_or_else(|| not_a_model(path, "there is nothing at that path"))?;
         let first = file.read_at(0, file.size_bytes().min(32))?;
         if first.starts_with(&GGUF_MAGIC) {
-            return Err(not_a_model(path, "GGUF files are not read by this build"));
+            return GgufSource::open(path, options).map(|source| Self::new(Source::Gguf(source)));
         }
         if let Some((_, advice)) = OTHER_MAGIC.iter().find(|(magic, _)| first.starts_with(magic)) {
             return Err(not_a_model(path, *advice));
@@ -146,6 +173,17 @@ impl Checkpoint {
             return Ok(Self::new(Source::Folder(source.ok_or_else(missing)?)));
         }
         Err(not_a_model(path, "neither GGUF nor safetensors; name a GGUF file or a folder with config.json and safetensors files"))
+    }
+}
+
+/// A tensor of a GGUF file in the form in which every format loads: numbers that are exactly ternary are packed (files of F16 or BF16
+/// projections), and scales are the coarsest that give the weights.
+fn canonical(name: &str, tensor: Tensor) -> Result<Tensor, CheckpointError> {
+    match (TensorRole::of(name), tensor) {
+        (_, Tensor::Ternary(matrix)) => Ok(Tensor::Ternary(quantise::coarsen(matrix))),
+        (TensorRole::Vector, dense) => Ok(dense),
+        (TensorRole::Linear, Tensor::Dense(dense)) => quantise::pack_exact(name, &dense).map(Tensor::Ternary),
+        (TensorRole::Table, Tensor::Dense(dense)) => quantise::pack_table(name, dense),
     }
 }
 

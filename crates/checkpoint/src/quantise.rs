@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use bitnet_ternary::{Scales, TernaryMatrix, quantise};
 
 use crate::error::CheckpointError;
-use crate::tensor::DenseTensor;
+use crate::tensor::{DenseTensor, Tensor};
 
 /// Groupings along a row that detection and conversion know, coarse to fine.
 const GROUP_SIZES: [usize; 4] = [256, 128, 64, 32];
@@ -50,6 +50,15 @@ pub(crate) fn pack_exact(name: &str, dense: &DenseTensor) -> Result<TernaryMatri
     let scales = Scales::Group { group_size, scales };
     let matrix = TernaryMatrix::from_codes(n_rows, n_cols, codes, scales);
     Ok(coarsen(matrix.map_err(|source| CheckpointError::Matrix { name: name.into(), source })?))
+}
+
+/// An embedding or a head: packed if it is exactly ternary, else as it is.
+pub(crate) fn pack_table(name: &str, dense: DenseTensor) -> Result<Tensor, CheckpointError> {
+    match pack_exact(name, &dense) {
+        Ok(matrix) => Ok(Tensor::Ternary(matrix)),
+        Err(CheckpointError::NotTernary { .. }) => Ok(Tensor::Dense(dense)),
+        Err(error) => Err(error),
+    }
 }
 
 /// The one magnitude of a group (0 if all are zero). `None` if there are two, or one is not finite.

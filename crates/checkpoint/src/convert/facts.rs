@@ -62,14 +62,12 @@ impl ExactIn {
 
 /// Looks at every tensor.
 pub(super) fn examine(checkpoint: &Checkpoint, progress: &mut dyn FnMut(ConvertProgress)) -> Result<Facts, CheckpointError> {
-    let expected = checkpoint.config().expected_tensors();
     let mut loader = Loader::new(checkpoint);
-    let mut tensors = Vec::with_capacity(expected.len());
+    let mut tensors = Vec::with_capacity(checkpoint.tensors().len());
     for (index, stored) in checkpoint.tensors().iter().enumerate() {
         let (n_done, n_total) = (index, checkpoint.tensors().len());
         progress(ConvertProgress { stage: ConvertStage::Examining, n_done, n_total, tensor: &stored.name });
-        let role = expected.iter().find(|expected| expected.name == stored.name).map(|expected| expected.role);
-        let role = role.ok_or_else(|| CheckpointError::tensor(&stored.name, "the configuration has no place for it"))?;
+        let role = TensorRole::of(&stored.name);
         let content = match loader.load(index)? {
             Tensor::Dense(dense) => dense_facts(role, dense),
             Tensor::Ternary(matrix) => ternary_facts(matrix),

@@ -19,7 +19,7 @@ use crate::hf_config::{WrittenWeights, to_json};
 use crate::open::Checkpoint;
 use crate::safetensors::{SafetensorsWriter, TensorDeclaration};
 use crate::tokenizer_files::{TokenizerFiles, Vocabulary};
-use crate::{hf_tokenizer, quantise};
+use crate::{hf_tokenizer, quantise, tokenizer_json};
 
 /// Written for a matrix of zeros, whose scale says nothing but must not look wrong.
 const SCALE_OF_ZEROS: f32 = 1.0;
@@ -50,8 +50,8 @@ pub(super) fn write_hugging_face(
     let mut losses = Vec::new();
     if int8 && !packed {
         losses.push(Loss {
-            subject: "activation policy".into(),
-            reason: "the projections are written as floating point; readers that do not know `bitnet_activation_policy` will not \
+            tensor: None,
+            what: "the projections are written as floating point; readers that do not know `bitnet_activation_policy` will not \
                      quantise activations to int8 as the model was trained"
                 .into(),
         });
@@ -75,8 +75,8 @@ pub(super) fn write_mlx(
     write_tensors(checkpoint, planned, &into.join("model.safetensors"), "mlx", progress)?;
     let mut losses = Vec::new();
     if checkpoint.config().activation_policy == ActivationPolicy::Int8PerToken {
-        let reason = "MLX multiplies unquantised activations; the model was trained with int8 activations".into();
-        losses.push(Loss { subject: "activation policy".into(), reason });
+        let what = "MLX multiplies unquantised activations; the model was trained with int8 activations".into();
+        losses.push(Loss { tensor: None, what });
     }
     Ok(losses)
 }
@@ -165,14 +165,13 @@ fn write_folder(checkpoint: &Checkpoint, facts: &Facts, into: &Path, weights: Wr
     Ok(())
 }
 
+/// Folders hold `tokenizer.json`; a vocabulary that is GGUF metadata becomes one.
 fn with_json_vocabulary(text: &TokenizerFiles) -> Result<TokenizerFiles, CheckpointError> {
-    match &text.vocabulary {
-        Vocabulary::Json(_) | Vocabulary::Absent => Ok(text.clone()),
-        Vocabulary::Gguf(_) => {
-            let reason = "its vocabulary is GGUF metadata, and a folder needs tokenizer.json".into();
-            Err(CheckpointError::CannotRepresent { format: "tokenizer.json", reason })
-        }
+    let mut text = text.clone();
+    if let Vocabulary::Gguf(vocabulary) = &text.vocabulary {
+        text.vocabulary = Vocabulary::Json(tokenizer_json::from_gguf(vocabulary)?);
     }
+    Ok(text)
 }
 
 fn write_tensors(

@@ -9,10 +9,16 @@
 mod encode;
 mod facts;
 mod folder;
+mod gguf;
 mod pending;
 
 use std::path::Path;
 
+use crate::gguf::write::GgufTensorType;
+pub use crate::gguf::write::Loss;
+
+use self::gguf::Output;
+use self::pending::{OutputForm, PendingOutput};
 use crate::error::CheckpointError;
 use crate::open::Checkpoint;
 use crate::tensor::Tensor;
@@ -20,10 +26,34 @@ use crate::tensor::Tensor;
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConvertTarget {
+    /// GGUF for bitnet.cpp: one f32 scale a projection.
+    GgufI2S,
+    /// GGUF, 2.06 bits a weight, one f16 scale for 256.
+    GgufTq2_0,
+    /// GGUF, 1.69 bits a weight, one f16 scale for 256.
+    GgufTq1_0,
+    /// GGUF, 2.25 bits a weight, one f16 scale for 64.
+    GgufQ2_0,
+    /// GGUF for PrismML's fork, 2.13 bits a weight, one f16 scale for 128.
+    GgufPq2_0,
     /// A Hugging Face folder: packed uint8 where every projection has one scale, else floating point that is trit × scale.
     Safetensors,
     /// An MLX folder: affine 2-bit.
     Mlx,
+}
+
+impl ConvertTarget {
+    /// How ternary tensors are stored, if the target is a GGUF file.
+    fn gguf_type(self) -> Option<GgufTensorType> {
+        match self {
+            Self::GgufI2S => Some(GgufTensorType::I2S),
+            Self::GgufTq2_0 => Some(GgufTensorType::Tq2_0),
+            Self::GgufTq1_0 => Some(GgufTensorType::Tq1_0),
+            Self::GgufQ2_0 => Some(GgufTensorType::Q2_0),
+            Self::GgufPq2_0 => Some(GgufTensorType::Pq2_0),
+            Self::Safetensors | Self::Mlx => None,
+        }
+    }
 }
 
 /// What to do where the output exists already.
@@ -57,15 +87,6 @@ pub struct ConvertProgress<'a> {
     pub tensor: &'a str,
 }
 
-/// Something that the output does not say, or says less exactly.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loss {
-    /// A tensor's name or a property of the model.
-    pub subject: String,
-    /// What is lost, and for whom.
-    pub reason: String,
-}
-
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConvertReport {
@@ -86,11 +107,14 @@ pub fn convert(
     existing: ExistingOutput,
     progress: &mut dyn FnMut(ConvertProgress),
 ) -> Result<ConvertReport, CheckpointError> {
-    let pending = pending::PendingOutput::folder(out, existing)?;
+    let tensor_type = target.gguf_type();
+    let form = if tensor_type.is_some() { OutputForm::GgufFile } else { OutputForm::Folder };
+    let pending = PendingOutput::create(out, form, existing)?;
     let facts = facts::examine(checkpoint, progress)?;
-    let losses = match target {
-        ConvertTarget::Safetensors => folder::write_hugging_face(checkpoint, &facts, pending.path(), progress)?,
-        ConvertTarget::Mlx => folder::write_mlx(checkpoint, &facts, pending.path(), progress)?,
+    let losses = match tensor_type {
+        Some(tensor_type) => gguf::write(checkpoint, &facts, Output { path: pending.path(), tensor_type }, progress)?,
+        None if target == ConvertTarget::Mlx => folder::write_mlx(checkpoint, &facts, pending.path(), progress)?,
+        None => folder::write_hugging_face(checkpoint, &facts, pending.path(), progress)?,
     };
     let size_bytes = pending.commit()?;
     Ok(ConvertReport { n_tensors: facts.tensors.len(), size_bytes, losses })

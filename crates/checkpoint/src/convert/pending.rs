@@ -1,32 +1,47 @@
 //! An output that appears whole or not at all: written under a temporary name beside its place, synced, then renamed. A
 //! conversion that fails or is dropped leaves nothing behind.
 //!
-//! Replacing asks what is being replaced: a folder must look like a model (a `config.json` and no folders inside), so that a
-//! mistyped path does not cost somebody their home.
+//! Replacing asks what is being replaced: a folder must look like a model (a `config.json` and no folders inside) and a file must
+//! be GGUF, so that a mistyped path does not cost somebody their home.
 
 use std::fs::File;
-use std::io::{Error, ErrorKind};
+use std::io::{Error, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::ExistingOutput;
 use crate::error::CheckpointError;
+use crate::open::GGUF_MAGIC;
+
+/// What kind of thing the output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutputForm {
+    /// A folder.
+    Folder,
+    /// One GGUF file.
+    GgufFile,
+}
 
 /// An output under its temporary name.
 #[derive(Debug)]
 pub(super) struct PendingOutput {
     temporary: PathBuf,
     out: PathBuf,
+    form: OutputForm,
     existing: ExistingOutput,
     committed: bool,
 }
 
 impl PendingOutput {
-    /// An empty folder that will become `out`.
-    pub(super) fn folder(out: &Path, existing: ExistingOutput) -> Result<Self, CheckpointError> {
-        check_existing(out, existing)?;
+    /// An empty folder, or an empty file, that will become `out`.
+    pub(super) fn create(out: &Path, form: OutputForm, existing: ExistingOutput) -> Result<Self, CheckpointError> {
+        check_existing(out, form, existing)?;
         let temporary = sibling(out, "partial")?;
-        std::fs::create_dir(&temporary).map_err(|source| io(&temporary, source))?;
-        Ok(Self { temporary, out: out.to_owned(), existing, committed: false })
+        let created = match form {
+            OutputForm::Folder => std::fs::create_dir(&temporary),
+            OutputForm::GgufFile => File::options().write(true).create_new(true).open(&temporary).map(drop),
+        };
+        created.map_err(|source| io(&temporary, source))?;
+        Ok(Self { temporary, out: out.to_owned(), form, existing, committed: false })
     }
 
     /// Where to write.
@@ -36,8 +51,11 @@ impl PendingOutput {
 
     /// Syncs what was written and puts it in its place. Returns its size in bytes.
     pub(super) fn commit(mut self) -> Result<u64, CheckpointError> {
-        let size_bytes = sync(&self.temporary)?;
-        check_existing(&self.out, self.existing)?;
+        let size_bytes = match self.form {
+            OutputForm::Folder => sync_files(&self.temporary)?,
+            OutputForm::GgufFile => sync_file(&self.temporary)?,
+        };
+        check_existing(&self.out, self.form, self.existing)?;
         if self.out.is_dir() {
             let replaced = sibling(&self.out, "replaced")?;
             std::fs::rename(&self.out, &replaced).map_err(|source| io(&self.out, source))?;
@@ -65,24 +83,30 @@ impl Drop for PendingOutput {
     }
 }
 
-fn check_existing(out: &Path, existing: ExistingOutput) -> Result<(), CheckpointError> {
+fn check_existing(out: &Path, form: OutputForm, existing: ExistingOutput) -> Result<(), CheckpointError> {
     let refuse = |reason: &str| Err(io(out, Error::new(ErrorKind::AlreadyExists, reason)));
     match std::fs::symlink_metadata(out) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(io(out, error)),
         Ok(_) if existing == ExistingOutput::Refuse => refuse("it exists already and was not asked to be replaced"),
-        Ok(metadata) if metadata.is_dir() && looks_like_a_model(out) => Ok(()),
-        Ok(_) => refuse("it exists already and is not a model folder, so it is not replaced"),
+        Ok(metadata) if form == OutputForm::Folder && metadata.is_dir() && is_model_folder(out) => Ok(()),
+        Ok(metadata) if form == OutputForm::GgufFile && metadata.is_file() && is_gguf_file(out) => Ok(()),
+        Ok(_) => refuse("it exists already and is not a model of that format, so it is not replaced"),
     }
 }
 
-fn looks_like_a_model(folder: &Path) -> bool {
+fn is_model_folder(folder: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else { return false };
     let mut entries = entries.flatten().peekable();
     if entries.peek().is_none() {
         return true;
     }
     entries.all(|entry| !entry.path().is_dir()) && folder.join("config.json").is_file()
+}
+
+fn is_gguf_file(path: &Path) -> bool {
+    let mut first = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == GGUF_MAGIC
 }
 
 /// A hidden name beside `out`, this process's own.
@@ -96,15 +120,18 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Waits until a folder's files are on the disk. Returns their size.
-fn sync(folder: &Path) -> Result<u64, CheckpointError> {
+fn sync_files(folder: &Path) -> Result<u64, CheckpointError> {
     let mut size_bytes = 0;
     for entry in std::fs::read_dir(folder).map_err(|source| io(folder, source))? {
-        let path = entry.map_err(|source| io(folder, source))?.path();
-        let synced = File::options().write(true).open(&path).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
-        size_bytes += synced.map_err(|source| io(&path, source))?.len();
+        size_bytes += sync_file(&entry.map_err(|source| io(folder, source))?.path())?;
     }
     sync_folder(folder)?;
     Ok(size_bytes)
+}
+
+fn sync_file(path: &Path) -> Result<u64, CheckpointError> {
+    let synced = File::options().write(true).open(path).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
+    synced.map(|metadata| metadata.len()).map_err(|source| io(path, source))
 }
 
 /// Makes a folder's names durable, where the system has a way.

@@ -111,14 +111,7 @@ impl HfSource {
         let (name, place) = (&self.tensors[index].name, &self.places[index]);
         match place.encoding {
             Encoding::Dense(dtype) => self.dense(name, place, dtype).map(Tensor::Dense),
-            Encoding::DenseOrTernary(dtype) => {
-                let dense = self.dense(name, place, dtype)?;
-                match quantise::pack_exact(name, &dense) {
-                    Ok(matrix) => Ok(Tensor::Ternary(matrix)),
-                    Err(CheckpointError::NotTernary { .. }) => Ok(Tensor::Dense(dense)),
-                    Err(error) => Err(error),
-                }
-            }
+            Encoding::DenseOrTernary(dtype) => quantise::pack_table(name, self.dense(name, place, dtype)?),
             Encoding::FakeQuantised(dtype) => Ok(Tensor::Ternary(quantise::pack_exact(name, &self.dense(name, place, dtype)?)?)),
             Encoding::Master(dtype) => {
                 let matrix = quantise::absmean(name, &self.dense(name, place, dtype)?)?;

@@ -19,7 +19,7 @@ pub(crate) fn to_folder(checkpoint: &Checkpoint, out: &Path, target: ConvertTarg
 }
 
 /// Name and contents of every file.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
     entries.map(|path| (path.file_name().expect("named").to_string_lossy().into_owned(), std::fs::read(path).expect("read"))).collect()
 }

@@ -1,6 +1,7 @@
 //! Checkpoints through their public door: whole files and folders, good and bad.
 
 mod convert_folders;
+mod convert_gguf;
 mod gguf_bad_files;
 mod gguf_files;
 mod gguf_fixture;
