@@ -122,7 +122,8 @@ fn vocabulary_of_gguf_arrays_becomes_tokenizer_json() {
     let arrays = open(&path);
     assert!(matches!(arrays.tokenizer_files().vocabulary, Vocabulary::Gguf(_)));
     converted(&arrays, &folder.path().join("folder"), ConvertTarget::Safetensors).expect("converts");
-    let Vocabulary::Json(bytes) = &open(&folder.path().join("folder")).tokenizer_files().vocabulary else { panic!("a tokenizer.json") };
+    let reopened = open(&folder.path().join("folder"));
+    let Vocabulary::Json(bytes) = &reopened.tokenizer_files().vocabulary else { panic!("a tokenizer.json") };
     let json: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
     assert_eq!(json["model"]["vocab"]["ab"], 2);
 }
