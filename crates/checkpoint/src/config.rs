@@ -129,11 +129,11 @@ impl ModelConfig {
                 return Err(CheckpointError::config(key, format!("{value} is not in 1..={limit}")));
             }
         }
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let reason = format!("{} query heads are not a multiple of {} key-value heads", self.n_heads, self.n_kv_heads);
             return Err(CheckpointError::config("num_key_value_heads", reason));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(CheckpointError::config("head_dim", format!("{} is odd; rotary embedding pairs dimensions", self.head_dim)));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {

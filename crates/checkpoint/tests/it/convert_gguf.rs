@@ -107,8 +107,9 @@ fn vocabulary_of_gguf_arrays_becomes_tokenizer_json() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let original = open(&fixture("tiny-llama-bitlinear"));
     let mut text = original.tokenizer_files().clone();
-    let tokens = ["a", "b", "ab", "<s>", "</s>"].map(str::to_owned).to_vec();
-    let token_types = vec![1, 1, 1, 3, 3];
+    let mut tokens: Vec<String> = byte_tokens().collect();
+    tokens.extend(["ab", "<s>", "</s>"].map(str::to_owned));
+    let token_types = [vec![1; 257], vec![3; 2]].concat();
     let (model, pre, merges) = ("gpt2".to_owned(), Some("llama-bpe".to_owned()), vec!["a b".to_owned()]);
     text.vocabulary = Vocabulary::Gguf(GgufVocabulary { model, pre, tokens, token_types, merges, ..Default::default() });
     let plan: Vec<_> = original.tensors().iter().map(|tensor| planned(&original, &tensor.name)).collect();
@@ -122,10 +123,19 @@ fn vocabulary_of_gguf_arrays_becomes_tokenizer_json() {
     let arrays = open(&path);
     assert!(matches!(arrays.tokenizer_files().vocabulary, Vocabulary::Gguf(_)));
     converted(&arrays, &folder.path().join("folder"), ConvertTarget::Safetensors).expect("converts");
-    let reopened = open(&folder.path().join("folder"));
-    let Vocabulary::Json(bytes) = &reopened.tokenizer_files().vocabulary else { panic!("a tokenizer.json") };
+    let written = open(&folder.path().join("folder"));
+    let Vocabulary::Json(bytes) = &written.tokenizer_files().vocabulary else { panic!("a tokenizer.json") };
     let json: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
-    assert_eq!(json["model"]["vocab"]["ab"], 2);
+    assert_eq!(json["model"]["vocab"]["ab"], 256);
+}
+
+/// The 256 tokens of byte-level BPE: printable bytes stand for themselves, the others for characters from U+0100 on.
+fn byte_tokens() -> impl Iterator<Item = String> {
+    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut others = 0x100..;
+    (0..256)
+        .map(move |byte| if printable(byte) { byte } else { others.next().expect("endless") })
+        .map(|c| char::from_u32(c).expect("a character").into())
 }
 
 /// A tensor as a GGUF file of type I2_S holds it.
