@@ -63,8 +63,7 @@ pub(super) fn from_scores<'v>(vocabulary: &'v GgufVocabulary, ids: &Ids<'_>) -> 
         merges[first_of_piece..].sort_by_key(|&(left_id, right_id, _)| (left_id, right_id));
     }
     let mut merges: Vec<ScoredMerge<'v>> = merges.into_iter().map(|(_, _, merge)| merge).collect();
-    merges.sort_by(|one, other| {
-        other.score.total_cmp(&one.score).then(other.n_left.cmp(&one.n_left)).then(other.n_right.cmp(&one.n_right))
-    });
+    merges
+        .sort_by(|one, other| other.score.total_cmp(&one.score).then(other.n_left.cmp(&one.n_left)).then(other.n_right.cmp(&one.n_right)));
     Ok(merges.into_iter().map(|merge| (merge.left, merge.right)).collect())
 }

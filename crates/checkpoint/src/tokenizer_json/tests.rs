@@ -68,8 +68,26 @@ fn sentencepiece_vocabulary_gets_merges_from_its_scores() {
 #[test]
 fn pre_tokenizer_names_are_known_or_refused_by_name() {
     let names = [
-        "default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "falcon", "falcon3", "falcon_e", "qwen2", "qwen35", "deepseek-llm",
-        "deepseek-coder", "deepseek-v3", "smollm", "refact", "starcoder", "olmo", "dbrx", "tekken", "gpt-4o",
+        "default",
+        "gpt-2",
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon",
+        "falcon3",
+        "falcon_e",
+        "qwen2",
+        "qwen35",
+        "deepseek-llm",
+        "deepseek-coder",
+        "deepseek-v3",
+        "smollm",
+        "refact",
+        "starcoder",
+        "olmo",
+        "dbrx",
+        "tekken",
+        "gpt-4o",
     ];
     for name in names {
         parsed(&GgufVocabulary { pre: Some(name.into()), ..byte_level_vocabulary() });

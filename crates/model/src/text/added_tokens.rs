@@ -48,8 +48,10 @@ impl AddedTokens {
         if tokens.len() > limits::N_ADDED_TOKENS_MAX || n_bytes > limits::ADDED_TOKENS_BYTES_MAX {
             return Err(TextError::malformed("added_tokens", format!("{} tokens of {n_bytes} bytes", tokens.len())));
         }
-        let (normalized, raw): (Vec<_>, Vec<_>) = tokens.iter().filter(|token| !token.content.is_empty()).cloned().partition(|token| token.normalized);
-        let contents = normalized.iter().map(|token| Ok(normalizer.apply(&token.content)?.into_owned())).collect::<Result<Vec<_>, TextError>>()?;
+        let (normalized, raw): (Vec<_>, Vec<_>) =
+            tokens.iter().filter(|token| !token.content.is_empty()).cloned().partition(|token| token.normalized);
+        let contents =
+            normalized.iter().map(|token| Ok(normalizer.apply(&token.content)?.into_owned())).collect::<Result<Vec<_>, TextError>>()?;
         Ok(Self { raw: Finder::new(raw, None)?, normalized: Finder::new(normalized, Some(contents))? })
     }
 
@@ -119,7 +121,15 @@ mod tests {
     use super::*;
 
     fn token(id: u32, content: &str) -> AddedToken {
-        AddedToken { token: TokenId(id), content: content.into(), single_word: false, left_strip: false, right_strip: false, normalized: false, special: true }
+        AddedToken {
+            token: TokenId(id),
+            content: content.into(),
+            single_word: false,
+            left_strip: false,
+            right_strip: false,
+            normalized: false,
+            special: true,
+        }
     }
 
     fn cut(tokens: &[AddedToken], text: &str) -> Vec<Piece> {
@@ -135,7 +145,10 @@ mod tests {
     #[test]
     fn added_token_with_strips_takes_the_whitespace_around() {
         let both = AddedToken { left_strip: true, right_strip: true, ..token(1, "<m>") };
-        assert_eq!(cut(&[both], "a \n<m>  <m> b"), [Piece::Text(0..1), Piece::Token(TokenId(1)), Piece::Token(TokenId(1)), Piece::Text(12..13)]);
+        assert_eq!(
+            cut(&[both], "a \n<m>  <m> b"),
+            [Piece::Text(0..1), Piece::Token(TokenId(1)), Piece::Token(TokenId(1)), Piece::Text(12..13)]
+        );
         let blank = AddedToken { ..token(2, "  ") };
         let right = AddedToken { right_strip: true, ..token(1, "<m>") };
         assert_eq!(cut(&[right, blank], "<m>   b"), [Piece::Token(TokenId(1)), Piece::Text(6..7)]);

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -136,7 +136,7 @@ impl ChatTemplate {
         }
         let template = environment.get_template(NAME).map_err(|error| text_error(&error, fuel))?;
         let mut output = BoundedOutput { bytes: vec![], is_full: false };
-        let outcome = template.render_captured_to(Value::from_serialize(&context), &mut output).map(|_| ());
+        let outcome = template.render_captured_to(Value::from(Serde(&context)), &mut output).map(|_| ());
         match outcome {
             Ok(()) => String::from_utf8(output.bytes).map_err(|_| TextError::Template { reason: "the output is not UTF-8".into() }),
             Err(_) if output.is_full => Err(TextError::TemplateOutput { limit: limits::TEMPLATE_OUTPUT_BYTES_MAX }),

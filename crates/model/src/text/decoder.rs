@@ -18,7 +18,10 @@ enum Stage {
     ByteLevel,
     /// `<0x0A>` is a byte.
     ByteFallback,
-    Replace { from: String, to: String },
+    Replace {
+        from: String,
+        to: String,
+    },
 }
 
 /// How token texts become bytes.

@@ -66,7 +66,10 @@ fn stage(component: &Value) -> Result<Stage, TextError> {
 
 fn short(text: &str) -> Result<String, TextError> {
     if text.len() > limits::REPLACEMENT_BYTES_MAX {
-        return Err(TextError::malformed("normalizer", format!("{} bytes of replacement, more than {}", text.len(), limits::REPLACEMENT_BYTES_MAX)));
+        return Err(TextError::malformed(
+            "normalizer",
+            format!("{} bytes of replacement, more than {}", text.len(), limits::REPLACEMENT_BYTES_MAX),
+        ));
     }
     Ok(text.to_string())
 }

@@ -34,10 +34,18 @@ enum Prepend {
 }
 
 enum Stage {
-    Split { pattern: SplitPattern, behavior: Behavior, invert: bool },
+    Split {
+        pattern: SplitPattern,
+        behavior: Behavior,
+        invert: bool,
+    },
     /// Puts a space before a word that has none.
     PrefixSpace,
-    Metaspace { replacement: char, prepend: Prepend, split: bool },
+    Metaspace {
+        replacement: char,
+        prepend: Prepend,
+        split: bool,
+    },
 }
 
 /// Where a piece of text stands.
@@ -162,14 +170,20 @@ fn run(
         Stage::Split { pattern, behavior, invert } => {
             let mut found = vec![];
             pattern.matches(text, steps, &mut found)?;
-            each_piece(&pieces(text.len(), &found, *behavior, *invert), text, place, |piece, place| run(later_stages, piece, place, steps, sink))
+            each_piece(&pieces(text.len(), &found, *behavior, *invert), text, place, |piece, place| {
+                run(later_stages, piece, place, steps, sink)
+            })
         }
         Stage::PrefixSpace if text.starts_with(' ') => run(later_stages, text, place, steps, sink),
         Stage::PrefixSpace => run(later_stages, &format!(" {text}"), place, steps, sink),
         Stage::Metaspace { replacement, prepend, split } => {
             let text = metaspace(text, *replacement, *prepend, place);
             let starts = text.match_indices(*replacement).map(|(start, marker)| start..start + marker.len()).collect::<Vec<_>>();
-            let ranges = if *split { pieces(text.len(), &starts, Behavior::MergedWithNext, false) } else { std::iter::once(0..text.len()).collect() };
+            let ranges = if *split {
+                pieces(text.len(), &starts, Behavior::MergedWithNext, false)
+            } else {
+                std::iter::once(0..text.len()).collect()
+            };
             each_piece(&ranges, &text, place, |piece, place| run(later_stages, piece, place, steps, sink))
         }
     }
@@ -251,7 +265,9 @@ mod tests {
 
     #[test]
     fn split_with_each_behavior_cuts_as_the_reference_documents() {
-        let split = |behavior: &str| words(&json!({"type": "Split", "pattern": {"String": "-"}, "behavior": behavior, "invert": false}), "the-final--countdown");
+        let split = |behavior: &str| {
+            words(&json!({"type": "Split", "pattern": {"String": "-"}, "behavior": behavior, "invert": false}), "the-final--countdown")
+        };
         assert_eq!(split("Removed"), ["the", "final", "countdown"]);
         assert_eq!(split("Isolated"), ["the", "-", "final", "-", "-", "countdown"]);
         assert_eq!(split("MergedWithPrevious"), ["the-", "final-", "-", "countdown"]);
@@ -261,7 +277,9 @@ mod tests {
 
     #[test]
     fn metaspace_marks_words_and_the_start() {
-        let metaspace = |scheme: &str, split: bool| words(&json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}), "Hey  you");
+        let metaspace = |scheme: &str, split: bool| {
+            words(&json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}), "Hey  you")
+        };
         assert_eq!(metaspace("always", true), ["▁Hey", "▁", "▁you"]);
         assert_eq!(metaspace("never", false), ["Hey▁▁you"]);
     }

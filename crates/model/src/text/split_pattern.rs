@@ -165,7 +165,10 @@ impl SplitPattern {
 fn automaton(patterns: &[&str]) -> Result<DFA, TextError> {
     DFA::builder()
         .configure(
-            DFA::config().match_kind(MatchKind::LeftmostFirst).cache_capacity(limits::PATTERN_PROGRAM_BYTES_MAX).skip_cache_capacity_check(false),
+            DFA::config()
+                .match_kind(MatchKind::LeftmostFirst)
+                .cache_capacity(limits::PATTERN_PROGRAM_BYTES_MAX)
+                .skip_cache_capacity_check(false),
         )
         .syntax(syntax::Config::new().nest_limit(64))
         .thompson(thompson::Config::new().nfa_size_limit(Some(limits::PATTERN_PROGRAM_BYTES_MAX)))
@@ -277,7 +280,8 @@ mod tests {
 
     #[test]
     fn pattern_beyond_automata_is_refused() {
-        for pattern in [r"\p{L}++", r"a?+b", r"(?=a)b", r"(a)\1", r"(?<=a)b", r"a*", r"(?!\S)\s", r"[", r"(?i)a|\s+(?!\S)", r"\p{N}{1,3}+"] {
+        for pattern in [r"\p{L}++", r"a?+b", r"(?=a)b", r"(a)\1", r"(?<=a)b", r"a*", r"(?!\S)\s", r"[", r"(?i)a|\s+(?!\S)", r"\p{N}{1,3}+"]
+        {
             assert!(matches!(SplitPattern::new(pattern), Err(TextError::Unsupported { .. })), "{pattern}");
         }
         assert!(SplitPattern::new("").is_err());
@@ -293,7 +297,10 @@ mod tests {
         let text = "a".repeat(100_000) + "b";
         assert!(matches!(nested.matches(&text, &mut Steps::for_text(text.len()), &mut found), Err(TextError::PatternTooSlow { .. })));
         let long_lookahead = SplitPattern::new(r"a*c|a").unwrap();
-        assert!(matches!(long_lookahead.matches(&text, &mut Steps::for_text(text.len()), &mut found), Err(TextError::PatternTooSlow { .. })));
+        assert!(matches!(
+            long_lookahead.matches(&text, &mut Steps::for_text(text.len()), &mut found),
+            Err(TextError::PatternTooSlow { .. })
+        ));
         assert_eq!(split(r"\s*[\r\n]+|\s+(?!\S)|\s+", &" ".repeat(100_000)).len(), 1);
     }
 

@@ -55,7 +55,8 @@ fn convert(conversion: char, is_padded: bool, civil: &Civil) -> Option<String> {
     let short = |name: String| name.chars().take(3).collect::<String>();
     let (hour, minute, second) = (civil.second_of_day / 3600, civil.second_of_day / 60 % 60, civil.second_of_day % 60);
     let together = |format: &str| {
-        let parts: Option<Vec<String>> = format.chars().map(|part| if part.is_alphabetic() { convert(part, true, civil) } else { Some(part.to_string()) }).collect();
+        let parts: Option<Vec<String>> =
+            format.chars().map(|part| if part.is_alphabetic() { convert(part, true, civil) } else { Some(part.to_string()) }).collect();
         parts.map(|parts| parts.concat())
     };
     match conversion {

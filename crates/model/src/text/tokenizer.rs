@@ -159,7 +159,13 @@ impl Tokenizer {
         self.encode(prompt, AddSpecial::No)
     }
 
-    fn encode_piece(&self, text: &str, place: Place, buffers: (&mut Steps, &mut Scratch), tokens: &mut Vec<TokenId>) -> Result<(), TextError> {
+    fn encode_piece(
+        &self,
+        text: &str,
+        place: Place,
+        buffers: (&mut Steps, &mut Scratch),
+        tokens: &mut Vec<TokenId>,
+    ) -> Result<(), TextError> {
         let (steps, scratch) = buffers;
         let normalized = self.normalizer.apply(text)?;
         for piece in self.added_tokens.cut_normalized(&normalized) {
@@ -252,7 +258,9 @@ impl WordEncoder {
         let vocabulary = Vocabulary::new(model_tokens, added_tokens)?;
         let merges = ranked_merges(&vocabulary, &model.merges)?;
         let unknown = match model.unk_token.as_deref() {
-            Some(text) => Some(vocabulary.id(text).ok_or_else(|| TextError::malformed("model.unk_token", format!("{text:?} is not in the vocabulary")))?),
+            Some(text) => Some(
+                vocabulary.id(text).ok_or_else(|| TextError::malformed("model.unk_token", format!("{text:?} is not in the vocabulary")))?,
+            ),
             None => None,
         };
         let byte_tokens = if byte_level {
@@ -323,7 +331,11 @@ fn ranked_merges(vocabulary: &Vocabulary, entries: &[MergeEntry<'_>]) -> Result<
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
-        let id = |text: &str| vocabulary.id(text).ok_or_else(|| TextError::malformed("model.merges", format!("merge {rank} names {text:?}, which is not a token")));
+        let id = |text: &str| {
+            vocabulary
+                .id(text)
+                .ok_or_else(|| TextError::malformed("model.merges", format!("merge {rank} names {text:?}, which is not a token")))
+        };
         merges.push(id(left)?, id(right)?, id(&joined)?)?;
     }
     Ok(merges)

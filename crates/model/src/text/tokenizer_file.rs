@@ -85,7 +85,8 @@ pub(super) fn parse(json: &[u8]) -> Result<TokenizerFile<'_>, TextError> {
         let reason = format!("{} bytes, more than {}", json.len(), limits::TOKENIZER_JSON_BYTES_MAX);
         return Err(TextError::malformed("tokenizer.json", reason));
     }
-    let file: TokenizerFile<'_> = serde_json::from_slice(json).map_err(|error| TextError::malformed("tokenizer.json", error.to_string()))?;
+    let file: TokenizerFile<'_> =
+        serde_json::from_slice(json).map_err(|error| TextError::malformed("tokenizer.json", error.to_string()))?;
     match file.model.kind.as_deref() {
         None | Some("BPE") => Ok(file),
         Some(other) => Err(TextError::unsupported("model.type", format!("{other:?}; only BPE vocabularies are run"))),
@@ -107,7 +108,10 @@ impl TokenizerFile<'_> {
 fn component(field: &str, description: Option<&RawValue>) -> Result<Option<Value>, TextError> {
     let Some(description) = description else { return Ok(None) };
     if description.get().len() > limits::COMPONENT_JSON_BYTES_MAX {
-        return Err(TextError::malformed(field, format!("{} bytes, more than {}", description.get().len(), limits::COMPONENT_JSON_BYTES_MAX)));
+        return Err(TextError::malformed(
+            field,
+            format!("{} bytes, more than {}", description.get().len(), limits::COMPONENT_JSON_BYTES_MAX),
+        ));
     }
     let value: Value = serde_json::from_str(description.get()).map_err(|error| TextError::malformed(field, error.to_string()))?;
     Ok((!value.is_null()).then_some(value))

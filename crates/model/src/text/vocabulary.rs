@@ -124,8 +124,7 @@ mod tests {
 
     #[test]
     fn vocabulary_with_bad_tokens_is_refused() {
-        let cases: [&[(&str, u32)]; 5] =
-            [&[], &[("a", 0), ("a", 1)], &[("a", 0), ("b", 0)], &[("", 0)], &[("a", u32::MAX), ("b", 0)]];
+        let cases: [&[(&str, u32)]; 5] = [&[], &[("a", 0), ("a", 1)], &[("a", 0), ("b", 0)], &[("", 0)], &[("a", u32::MAX), ("b", 0)]];
         for case in cases {
             assert!(matches!(Vocabulary::new(case.iter().copied(), std::iter::empty()), Err(TextError::Malformed { .. })), "{case:?}");
         }
