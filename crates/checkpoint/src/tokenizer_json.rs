@@ -109,7 +109,9 @@ fn byte_level(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, Che
 
 fn sentencepiece(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, CheckpointError> {
     let n_byte_tokens = (0..=255u8).filter(|byte| ids.contains_key(format!("<0x{byte:02X}>").as_str())).count();
-    let unknown = vocabulary.unknown_token_id.or_else(|| vocabulary.token_types.iter().position(|&kind| kind == token_type::UNKNOWN).map(|id| id as u32));
+    let unknown = vocabulary
+        .unknown_token_id
+        .or_else(|| vocabulary.token_types.iter().position(|&kind| kind == token_type::UNKNOWN).map(|id| id as u32));
     if n_byte_tokens != 256 && (n_byte_tokens != 0 || unknown.is_none()) {
         return Err(malformed("tokens", format!("{n_byte_tokens} of the 256 byte tokens")));
     }
