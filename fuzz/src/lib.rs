@@ -5,6 +5,7 @@
 
 mod allocation;
 pub mod models;
+pub mod text;
 
 use std::sync::atomic::Ordering;
 
