@@ -67,7 +67,7 @@ impl TernaryMatrix {
         check_length("packed codes", n_rows * row_bytes, codes.len())?;
         check_scales(n_rows, n_cols, &scales)?;
         for (row, packed) in codes.chunks_exact_mut(row_bytes).enumerate() {
-            if n_cols % 4 != 0 {
+            if !n_cols.is_multiple_of(4) {
                 packed[row_bytes - 1] &= (1u8 << (2 * (n_cols % 4))) - 1;
             }
             if let Some(byte) = packed.iter().position(|&byte| byte & (byte >> 1) & 0x55 != 0) {
@@ -262,7 +262,7 @@ fn check_scales(n_rows: usize, n_cols: usize, scales: &Scales) -> Result<(), Mat
             scales
         }
         Scales::Group { group_size, scales } => {
-            if *group_size == 0 || n_cols % group_size != 0 {
+            if *group_size == 0 || !n_cols.is_multiple_of(*group_size) {
                 return Err(MatrixError::GroupSize { group_size: *group_size, n_cols });
             }
             check_length("group scales", n_rows * (n_cols / group_size), scales.len())?;
