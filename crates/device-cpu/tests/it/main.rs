@@ -2,7 +2,10 @@
 
 mod attention;
 mod conformance;
+mod file_changes;
+mod golden;
 mod linear;
+mod parity;
 mod rows;
 mod support;
 mod table;
