@@ -73,10 +73,10 @@ fn token_blocks(n_tokens: usize) -> impl Iterator<Item = Range<usize>> {
 #[target_feature(enable = "avx2")]
 fn stream_ternary(x: &[f32], weights: &Tiles, tile: usize) -> __m128 {
     let (codes, x) = (weights.tile(tile), x.as_chunks::<QUARTER_COLUMNS>().0);
-    let mut y = _mm_setzero_ps();
+    let (mut y, group_quarters) = (_mm_setzero_ps(), weights.group_quarters());
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
         let mut sums = [[_mm256_setzero_ps(); TILE_ROWS]; 2];
-        for quarter in weights.group_quarters(group) {
+        for quarter in group * group_quarters..(group + 1) * group_quarters {
             let (block, shift) = (&codes[quarter / QUARTERS], quarter_shift(quarter));
             if quarter.is_multiple_of(QUARTERS) {
                 prefetch_behind(block);
@@ -117,7 +117,7 @@ fn panel_ternary(x: F32Rows<'_>, weights: &Tiles, (tile, tokens): (usize, Range<
     let codes = weights.tile(tile);
     let mut y = [[0.0f32; TILE_ROWS]; FLOAT_PANEL_TOKENS];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
-        let quarters = weights.group_quarters(group);
+        let quarters = group * weights.group_quarters()..(group + 1) * weights.group_quarters();
         let lanes: &mut [RowLanes] = &mut scratch.lanes.as_chunks_mut().0[..tokens.len()];
         lanes.as_flattened_mut().fill(0.0);
         for first in quarters.clone().step_by(FLOAT_PANEL_COLUMNS / QUARTER_COLUMNS) {

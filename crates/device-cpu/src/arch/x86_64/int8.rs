@@ -77,17 +77,19 @@ fn stream<const T: usize>(x: Int8Rows<'_>, weights: &Tiles, tile: usize, tokens:
     for (rows, token) in activations.iter_mut().zip(tokens) {
         *rows = x.blocks(token);
     }
+    let group_quarters = weights.group_quarters();
+    let in_blocks = group_quarters.is_multiple_of(QUARTERS);
     let mut y = [_mm_setzero_ps(); T];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
-        let quarters = weights.group_quarters(group);
-        let blocks = quarters.start / QUARTERS..quarters.end / QUARTERS;
-        let sums = if quarters.start.is_multiple_of(QUARTERS) && quarters.end.is_multiple_of(QUARTERS) {
+        let quarters = group * group_quarters..(group + 1) * group_quarters;
+        let sums = if in_blocks {
+            let blocks = quarters.start / QUARTERS..quarters.end / QUARTERS;
             sum_blocks(&codes[blocks.clone()], within(activations, blocks))
         } else {
             sum_quarters(codes, activations, quarters.clone())
         };
-        for index in 0..T {
-            let sum = x.sum(tokens[index], quarters.clone());
+        for (index, token) in tokens.into_iter().enumerate() {
+            let sum = if weights.n_groups() == 1 { x.scales[token].sum } else { x.quarter_sums(token)[quarters.clone()].iter().sum() };
             y[index] = _mm_add_ps(y[index], scaled(sum_rows(sums[index]), sum, scales));
         }
     }
