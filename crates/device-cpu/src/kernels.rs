@@ -59,14 +59,11 @@ impl<'a> Int8Rows<'a> {
         self.quantized[token * self.stride..(token + 1) * self.stride].as_chunks().0
     }
 
-    /// Sum of the integers of some quarters of one token.
+    /// Sums of the quarters of one token, `[stride / QUARTER_COLUMNS]`.
     #[inline]
-    pub(crate) fn sum(&self, token: usize, quarters: std::ops::Range<usize>) -> i32 {
+    pub(crate) fn quarter_sums(&self, token: usize) -> &'a [i32] {
         let n_quarters = self.stride / QUARTER_COLUMNS;
-        if quarters == (0..n_quarters) {
-            return self.scales[token].sum;
-        }
-        self.quarter_sums[token * n_quarters..(token + 1) * n_quarters][quarters].iter().sum()
+        &self.quarter_sums[token * n_quarters..(token + 1) * n_quarters]
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Tiles {
     k: usize,
     /// Columns that share a scale.
     group_size: usize,
+    /// Scale groups of a row.
+    n_groups: usize,
     /// `[n_tiles, n_blocks, TILE_ROWS, UNIT_BYTES]`.
     codes: Memory<u8>,
     /// `[n_tiles, n_groups, TILE_ROWS]`; padding rows have scale 0.
@@ -66,7 +68,7 @@ impl Tiles {
                 fill_scales(weights, tile * TILE_ROWS, scales);
             }
         });
-        Ok(Self { n, k, group_size, codes, scales })
+        Ok(Self { n, k, group_size, n_groups: k / group_size, codes, scales })
     }
 
     /// Out features.
@@ -86,7 +88,7 @@ impl Tiles {
 
     /// Scale groups of a row.
     pub(crate) fn n_groups(&self) -> usize {
-        self.k / self.group_size
+        self.n_groups
     }
 
     /// Whether every group is whole quarters, as the fast kernels need; a single group always is, by its padding.
@@ -94,13 +96,10 @@ impl Tiles {
         self.n_groups() == 1 || self.group_size.is_multiple_of(QUARTER_COLUMNS)
     }
 
-    /// Quarters of `group`: all of the row if it is the only one, padding included.
-    pub(crate) fn group_quarters(&self, group: usize) -> Range<usize> {
-        if self.n_groups() == 1 {
-            return 0..self.n_blocks() * (BLOCK_COLUMNS / QUARTER_COLUMNS);
-        }
-        let quarters = self.group_size / QUARTER_COLUMNS;
-        group * quarters..(group + 1) * quarters
+    /// Quarters of a group: all of the row if there is one group, padding included.
+    #[inline]
+    pub(crate) fn group_quarters(&self) -> usize {
+        if self.n_groups == 1 { self.n_blocks() * (BLOCK_COLUMNS / QUARTER_COLUMNS) } else { self.group_size / QUARTER_COLUMNS }
     }
 
     /// Blocks of a row.

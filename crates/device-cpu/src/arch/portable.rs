@@ -84,7 +84,7 @@ fn group_sum(x: Int8Rows<'_>, token: usize, weights: &Tiles, (tile, row, group):
         });
         return products.sum();
     }
-    let quarters = weights.group_quarters(group);
+    let quarters = group * weights.group_quarters()..(group + 1) * weights.group_quarters();
     let codes = weights.tile(tile);
     let products = quarters.map(|quarter| {
         let (block, within) = (quarter / (BLOCK_COLUMNS / QUARTER_COLUMNS), quarter % (BLOCK_COLUMNS / QUARTER_COLUMNS));

@@ -129,22 +129,35 @@ fn score_block(queries: &[f32], keys: &[f32], dim: usize, (scores, stride, first
 #[target_feature(enable = "avx2")]
 fn score_tile<const Q: usize>(queries: [&[f32]; Q], keys: &[f32], dim: usize) -> [__m128; Q] {
     let n_chunks = dim / LANES;
-    let queries: [&[[f32; LANES]]; Q] = queries.map(|query| &query.as_chunks().0[..n_chunks]);
-    let keys = keys.as_chunks::<LANES>().0;
-    let keys: [&[[f32; LANES]]; KEYS] = std::array::from_fn(|key| &keys[key * n_chunks..][..n_chunks]);
+    let mut query_chunks: [&[[f32; LANES]]; Q] = [&[]; Q];
+    for (chunks, query) in query_chunks.iter_mut().zip(queries) {
+        *chunks = &query.as_chunks().0[..n_chunks];
+    }
+    let mut key_chunks: [&[[f32; LANES]]; KEYS] = [&[]; KEYS];
+    for (chunks, key) in key_chunks.iter_mut().zip(keys.chunks_exact(dim)) {
+        *chunks = &key.as_chunks().0[..n_chunks];
+    }
     let mut halves = [[[_mm256_setzero_ps(); KEYS]; Q]; 2];
     for (half, sums) in halves.iter_mut().enumerate() {
         for chunk in 0..n_chunks {
-            let queries: [__m256; Q] = std::array::from_fn(|query| load_f32(&queries[query][chunk].as_chunks().0[half]));
-            for key in 0..KEYS {
-                let key_values = load_f32(&keys[key][chunk].as_chunks().0[half]);
-                for query in 0..Q {
-                    sums[query][key] = _mm256_add_ps(sums[query][key], _mm256_mul_ps(queries[query], key_values));
+            // Closures do not inherit target features in time to be inlined: kernels have none.
+            let mut queries = [_mm256_setzero_ps(); Q];
+            for (query, chunks) in queries.iter_mut().zip(query_chunks) {
+                *query = load_f32(&chunks[chunk].as_chunks().0[half]);
+            }
+            for (index, chunks) in key_chunks.iter().enumerate() {
+                let key = load_f32(&chunks[chunk].as_chunks().0[half]);
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    sums[index] = _mm256_add_ps(sums[index], _mm256_mul_ps(query, key));
                 }
             }
         }
     }
-    std::array::from_fn(|query| sum_lanes(halves[0][query], halves[1][query]))
+    let mut products = [_mm_setzero_ps(); Q];
+    for (query, product) in products.iter_mut().enumerate() {
+        *product = sum_lanes(halves[0][query], halves[1][query]);
+    }
+    products
 }
 
 /// `numerics::softmax_numerators`: the maximum is the same in any order, save the sign of a zero, which the subtraction drops.
@@ -197,22 +210,26 @@ fn accumulate_heads<const Q: usize>(weights: [&[f32]; Q], values: &[f32], dim: u
 #[target_feature(enable = "avx2")]
 fn accumulate_tile<const Q: usize, const C: usize>(weights: [&[f32]; Q], values: &[f32], (dim, column): (usize, usize), out: &mut [f32]) {
     let n = weights[0].len();
-    let weights = weights.map(|weights| &weights[..n]);
-    let place = |query: usize| query * dim + column..query * dim + column + C * WIDTH;
-    let mut sums: [[__m256; C]; Q] =
-        std::array::from_fn(|query| std::array::from_fn(|index| load_f32(&out[place(query)].as_chunks().0[index])));
+    let mut sums = [[_mm256_setzero_ps(); C]; Q];
+    for (sums, out) in sums.iter_mut().zip(out.chunks_exact(dim)) {
+        for (sum, out) in sums.iter_mut().zip(out[column..column + C * WIDTH].as_chunks().0) {
+            *sum = load_f32(out);
+        }
+    }
     for (position, row) in values.chunks_exact(dim).take(n).enumerate() {
-        let row = &row[column..column + C * WIDTH].as_chunks::<WIDTH>().0[..C];
-        let values: [__m256; C] = std::array::from_fn(|index| load_f32(&row[index]));
-        for query in 0..Q {
-            let weight = _mm256_set1_ps(weights[query][position]);
-            for index in 0..C {
-                sums[query][index] = _mm256_add_ps(sums[query][index], _mm256_mul_ps(weight, values[index]));
+        let mut values = [_mm256_setzero_ps(); C];
+        for (value, row) in values.iter_mut().zip(row[column..column + C * WIDTH].as_chunks().0) {
+            *value = load_f32(row);
+        }
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            let weight = _mm256_set1_ps(weights[position]);
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = _mm256_add_ps(*sum, _mm256_mul_ps(weight, value));
             }
         }
     }
-    for (query, sums) in sums.into_iter().enumerate() {
-        for (out, sum) in out[place(query)].as_chunks_mut().0.iter_mut().zip(sums) {
+    for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(dim)) {
+        for (out, sum) in out[column..column + C * WIDTH].as_chunks_mut().0.iter_mut().zip(sums) {
             store_f32(out, sum);
         }
     }

@@ -73,10 +73,10 @@ fn token_blocks(n_tokens: usize) -> impl Iterator<Item = Range<usize>> {
 #[target_feature(enable = "avx2")]
 fn stream_ternary(x: &[f32], weights: &Tiles, tile: usize) -> __m128 {
     let (codes, x) = (weights.tile(tile), x.as_chunks::<QUARTER_COLUMNS>().0);
-    let mut y = _mm_setzero_ps();
+    let (mut y, group_quarters) = (_mm_setzero_ps(), weights.group_quarters());
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
         let mut sums = [[_mm256_setzero_ps(); TILE_ROWS]; 2];
-        for quarter in weights.group_quarters(group) {
+        for quarter in group * group_quarters..(group + 1) * group_quarters {
             let (block, shift) = (&codes[quarter / QUARTERS], quarter_shift(quarter));
             if quarter.is_multiple_of(QUARTERS) {
                 prefetch_behind(block);
@@ -117,7 +117,7 @@ fn panel_ternary(x: F32Rows<'_>, weights: &Tiles, (tile, tokens): (usize, Range<
     let codes = weights.tile(tile);
     let mut y = [[0.0f32; TILE_ROWS]; FLOAT_PANEL_TOKENS];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
-        let quarters = weights.group_quarters(group);
+        let quarters = group * weights.group_quarters()..(group + 1) * weights.group_quarters();
         let lanes: &mut [RowLanes] = &mut scratch.lanes.as_chunks_mut().0[..tokens.len()];
         lanes.as_flattened_mut().fill(0.0);
         for first in quarters.clone().step_by(FLOAT_PANEL_COLUMNS / QUARTER_COLUMNS) {
@@ -167,12 +167,23 @@ fn accumulate(panel: &[PanelStep], x: F32Rows<'_>, (tokens, first_column): (Rang
 #[target_feature(enable = "avx2")]
 pub(super) fn add_products<const T: usize>(panel: &[PanelStep], rows: [&[[f32; WIDTH]]; T], lanes: &mut [RowLanes; T]) {
     let panel = panel.as_chunks::<2>().0;
-    let rows = rows.map(|row| &row.as_chunks::<2>().0[..panel.len()]);
+    let mut pairs: [&[[[f32; WIDTH]; 2]]; T] = [&[]; T];
+    for (pairs, row) in pairs.iter_mut().zip(rows) {
+        *pairs = &row.as_chunks().0[..panel.len()];
+    }
     for half in 0..2 {
-        let mut sums: [[__m256; TILE_ROWS]; T] =
-            std::array::from_fn(|token| std::array::from_fn(|row| load_f32(&lanes[token].as_chunks().0[2 * row + half])));
+        let mut sums = [[_mm256_setzero_ps(); TILE_ROWS]; T];
+        for (sums, lanes) in sums.iter_mut().zip(&*lanes) {
+            for (row, sum) in sums.iter_mut().enumerate() {
+                *sum = load_f32(&lanes.as_chunks().0[2 * row + half]);
+            }
+        }
         for (index, step) in panel.iter().enumerate() {
-            let x: [__m256; T] = std::array::from_fn(|token| load_f32(&rows[token][index][half]));
+            // Closures do not inherit target features in time to be inlined: kernels have none.
+            let mut x = [_mm256_setzero_ps(); T];
+            for (x, pairs) in x.iter_mut().zip(pairs) {
+                *x = load_f32(&pairs[index][half]);
+            }
             for row in 0..TILE_ROWS {
                 let weights = load_f32(&step[half].as_chunks().0[row]);
                 for token in 0..T {
@@ -193,7 +204,11 @@ pub(super) fn add_products<const T: usize>(panel: &[PanelStep], rows: [&[[f32; W
 #[target_feature(enable = "avx2")]
 fn sum_row_lanes(lanes: &RowLanes) -> __m128 {
     let halves = lanes.as_chunks::<WIDTH>().0;
-    sum_lanes(std::array::from_fn(|row| load_f32(&halves[2 * row])), std::array::from_fn(|row| load_f32(&halves[2 * row + 1])))
+    let mut sums = [[_mm256_setzero_ps(); TILE_ROWS]; 2];
+    for (index, half) in halves.iter().enumerate() {
+        sums[index % 2][index / 2] = load_f32(half);
+    }
+    sum_lanes(sums[0], sums[1])
 }
 
 /// Element types, as const parameters.

@@ -73,22 +73,40 @@ fn streams(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Sto
 #[target_feature(enable = "avx2")]
 fn stream<const T: usize>(x: Int8Rows<'_>, weights: &Tiles, tile: usize, tokens: [usize; T]) -> [__m128; T] {
     let codes = weights.tile(tile);
-    let activations = tokens.map(|token| x.blocks(token));
+    let mut activations: [&[[i8; BLOCK_COLUMNS]]; T] = [&[]; T];
+    for (rows, token) in activations.iter_mut().zip(tokens) {
+        *rows = x.blocks(token);
+    }
+    let group_quarters = weights.group_quarters();
+    let in_blocks = group_quarters.is_multiple_of(QUARTERS);
     let mut y = [_mm_setzero_ps(); T];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
-        let quarters = weights.group_quarters(group);
-        let blocks = quarters.start / QUARTERS..quarters.end / QUARTERS;
-        let sums = if quarters.start.is_multiple_of(QUARTERS) && quarters.end.is_multiple_of(QUARTERS) {
-            sum_blocks(&codes[blocks.clone()], activations.map(|rows| &rows[blocks.clone()]))
+        let quarters = group * group_quarters..(group + 1) * group_quarters;
+        let sums = if in_blocks {
+            let blocks = quarters.start / QUARTERS..quarters.end / QUARTERS;
+            sum_blocks(&codes[blocks.clone()], within(activations, blocks))
         } else {
             sum_quarters(codes, activations, quarters.clone())
         };
-        for index in 0..T {
-            let sum = x.sum(tokens[index], quarters.clone());
+        for (index, token) in tokens.into_iter().enumerate() {
+            let sum = if weights.n_groups() == 1 { x.scales[token].sum } else { x.quarter_sums(token)[quarters.clone()].iter().sum() };
             y[index] = _mm_add_ps(y[index], scaled(sum_rows(sums[index]), sum, scales));
         }
     }
-    std::array::from_fn(|index| _mm_mul_ps(y[index], _mm_set1_ps(x.scales[tokens[index]].scale)))
+    for (y, token) in y.iter_mut().zip(tokens) {
+        *y = _mm_mul_ps(*y, _mm_set1_ps(x.scales[token].scale));
+    }
+    y
+}
+
+/// The same range of each token's row. (Closures do not inherit target features in time to be inlined: kernels have none.)
+#[inline]
+#[target_feature(enable = "avx2")]
+fn within<const T: usize, E>(mut rows: [&[E]; T], range: Range<usize>) -> [&[E]; T] {
+    for row in &mut rows {
+        *row = &row[range.clone()];
+    }
+    rows
 }
 
 /// (Σ code·q − Σ q) · scale.
@@ -114,13 +132,19 @@ fn sum_blocks<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8; 
     let mask = _mm256_set1_epi8(3);
     let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
     for (chunk, codes) in codes.chunks(DEFERRED_BLOCKS).enumerate() {
-        let activations = activations.map(|rows| &rows[chunk * DEFERRED_BLOCKS..][..codes.len()]);
+        let activations = within(activations, chunk * DEFERRED_BLOCKS..chunk * DEFERRED_BLOCKS + codes.len());
         let mut narrow = [[_mm256_setzero_si256(); TILE_ROWS]; T];
         for (index, block) in codes.iter().enumerate() {
             prefetch_behind(block);
-            let mut rows: [__m256i; TILE_ROWS] = std::array::from_fn(|row| load_u8(&block.as_chunks().0[row]));
+            let mut rows = [_mm256_setzero_si256(); TILE_ROWS];
+            for (codes, unit) in rows.iter_mut().zip(block.as_chunks().0) {
+                *codes = load_u8(unit);
+            }
             for quarter in 0..QUARTERS {
-                let x: [__m256i; T] = std::array::from_fn(|token| load_i8(&activations[token][index].as_chunks().0[quarter]));
+                let mut x = [_mm256_setzero_si256(); T];
+                for (x, rows) in x.iter_mut().zip(activations) {
+                    *x = load_i8(&rows[index].as_chunks().0[quarter]);
+                }
                 for row in 0..TILE_ROWS {
                     let codes = _mm256_and_si256(rows[row], mask);
                     rows[row] = _mm256_srli_epi16::<2>(rows[row]);
@@ -146,7 +170,10 @@ fn sum_quarters<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8
         for quarter in first..quarters.end.min(first + DEFERRED_BLOCKS * QUARTERS) {
             let (block, within) = (quarter / QUARTERS, quarter % QUARTERS);
             let shift = _mm_cvtsi32_si128(2 * within as i32);
-            let x: [__m256i; T] = std::array::from_fn(|token| load_i8(&activations[token][block].as_chunks().0[within]));
+            let mut x = [_mm256_setzero_si256(); T];
+            for (x, rows) in x.iter_mut().zip(activations) {
+                *x = load_i8(&rows[block].as_chunks().0[within]);
+            }
             for row in 0..TILE_ROWS {
                 let codes = _mm256_and_si256(_mm256_srl_epi16(load_u8(&codes[block].as_chunks().0[row]), shift), mask);
                 for token in 0..T {
@@ -195,8 +222,10 @@ fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<u
     let mut token = tokens.start;
     while token < tokens.end {
         let n = TOKENS.min(tokens.end - token);
-        let rows: [&[[i8; QUARTER_COLUMNS]]; TOKENS] =
-            std::array::from_fn(|index| x.blocks(token + index.min(n - 1))[blocks.clone()].as_flattened().as_chunks().0);
+        let mut rows: [&[[i8; QUARTER_COLUMNS]]; TOKENS] = [&[]; TOKENS];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = x.blocks(token + index.min(n - 1))[blocks.clone()].as_flattened().as_chunks().0;
+        }
         for (index, panel) in panels.clone().enumerate() {
             let products = sum_steps(panel, rows);
             for (offset, product) in products.into_iter().enumerate().take(n) {
@@ -231,10 +260,13 @@ fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
 #[target_feature(enable = "avx2")]
 fn sum_steps<const T: usize>(panel: &[PanelStep], rows: [&[[i8; QUARTER_COLUMNS]]; T]) -> [__m128i; T] {
     assert!(panel.len() <= DEFERRED_COLUMNS / QUARTER_COLUMNS, "16-bit lanes would overflow");
-    let rows = rows.map(|row| &row[..panel.len()]);
+    let rows = within(rows, 0..panel.len());
     let mut sums = [[_mm256_setzero_si256(); TILE_ROWS]; T];
     for (index, step) in panel.iter().enumerate() {
-        let x: [__m256i; T] = std::array::from_fn(|token| load_i8(&rows[token][index]));
+        let mut x = [_mm256_setzero_si256(); T];
+        for (x, row) in x.iter_mut().zip(rows) {
+            *x = load_i8(&row[index]);
+        }
         for row in 0..TILE_ROWS {
             let codes = load_u8(&step.as_chunks().0[row]);
             for token in 0..T {
@@ -242,7 +274,13 @@ fn sum_steps<const T: usize>(panel: &[PanelStep], rows: [&[[i8; QUARTER_COLUMNS]
             }
         }
     }
-    sums.map(|rows| sum_rows(rows.map(|row| _mm256_madd_epi16(row, _mm256_set1_epi16(1)))))
+    let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+    widen(&mut wide, &sums);
+    let mut totals = [_mm_setzero_si128(); T];
+    for (total, wide) in totals.iter_mut().zip(wide) {
+        *total = sum_rows(wide);
+    }
+    totals
 }
 
 /// The epilogue of a panel.

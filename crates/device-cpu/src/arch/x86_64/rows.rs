@@ -38,13 +38,14 @@ pub(super) fn quantise(row: &[f32], out: Int8RowMut<'_>) {
 fn quantise_quarter(values: &[f32; QUARTER_COLUMNS], inverse_scale: f32) -> __m256i {
     let limit = _mm256_set1_ps(f32::from(ACTIVATION_MAX));
     let negative_limit = _mm256_set1_ps(-f32::from(ACTIVATION_MAX));
-    let eights: [__m256i; 4] = std::array::from_fn(|index| {
-        let scaled = _mm256_mul_ps(load_f32(&values.as_chunks().0[index]), _mm256_set1_ps(inverse_scale));
+    let mut eights = [_mm256_setzero_si256(); 4];
+    for (eight, values) in eights.iter_mut().zip(values.as_chunks().0) {
+        let scaled = _mm256_mul_ps(load_f32(values), _mm256_set1_ps(inverse_scale));
         let rounded = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled);
         let clamped = _mm256_min_ps(_mm256_max_ps(rounded, negative_limit), limit);
         // NaN becomes 0, as in a Rust cast.
-        _mm256_cvtps_epi32(_mm256_and_ps(clamped, _mm256_cmp_ps::<_CMP_ORD_Q>(scaled, scaled)))
-    });
+        *eight = _mm256_cvtps_epi32(_mm256_and_ps(clamped, _mm256_cmp_ps::<_CMP_ORD_Q>(scaled, scaled)));
+    }
     let (low, high) = (_mm256_packs_epi32(eights[0], eights[1]), _mm256_packs_epi32(eights[2], eights[3]));
     // The packs work in 128-bit halves: put the groups of four back in order.
     _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))

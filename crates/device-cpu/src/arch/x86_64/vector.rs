@@ -114,10 +114,11 @@ pub(super) fn sum_rows(rows: [__m256i; 4]) -> __m128i {
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn sum_lanes(low: [__m256; 4], high: [__m256; 4]) -> __m128 {
-    let quads: [__m128; 4] = std::array::from_fn(|row| {
-        let eight = _mm256_add_ps(low[row], high[row]);
-        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
-    });
+    let mut quads = [_mm_setzero_ps(); 4];
+    for (quad, (low, high)) in quads.iter_mut().zip(low.into_iter().zip(high)) {
+        let eight = _mm256_add_ps(low, high);
+        *quad = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    }
     let pairs_01 = _mm_add_ps(_mm_movelh_ps(quads[0], quads[1]), _mm_movehl_ps(quads[1], quads[0]));
     let pairs_23 = _mm_add_ps(_mm_movelh_ps(quads[2], quads[3]), _mm_movehl_ps(quads[3], quads[2]));
     let even = _mm_shuffle_ps::<0b10_00_10_00>(pairs_01, pairs_23);
