@@ -18,7 +18,7 @@ fuzz_target!(|input: &[u8]| {
     let lines = |part: &[u8]| -> Vec<String> { String::from_utf8_lossy(part).split('\n').map(str::to_string).collect() };
     let tokens = lines(tokens);
     let mut reader = Reader::new(settings);
-    let mut id = |reader: &mut Reader<'_>| Some(u32::from(reader.byte())).filter(|&id| id < 250);
+    let id = |reader: &mut Reader<'_>| Some(u32::from(reader.byte())).filter(|&id| id < 250);
     let is_sentence_piece = reader.byte() % 2 == 1;
     let pre = PRE_TOKENIZERS.get(usize::from(reader.byte())).map(|name| name.to_string());
     let flags = reader.byte();
