@@ -1,12 +1,20 @@
 //! Groups of flags that several verbs share.
 
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 
+use bitnet_checkpoint::GenerationDefaults;
+use bitnet_device_cpu::IsaChoice;
+use bitnet_model::sampler::SamplingParams;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
 use crate::hub::HubOptions;
 use crate::model_source::{EMBEDDED, ModelSource};
+
+/// Temperature and nucleus of models whose authors name none.
+const DEFAULT_TEMPERATURE: f32 = 0.8;
+const DEFAULT_TOP_P: f32 = 0.95;
 
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
@@ -48,13 +56,24 @@ impl ModelArguments {
 
 /// Where a model runs.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Device")]
 pub(crate) struct DeviceArguments {
     /// Threads that compute; by default, one for each processor that may be used
     #[arg(short, long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) choice: DeviceChoiceArguments,
+}
+
+/// Which device, and what it may use.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeviceChoiceArguments {
     /// What computes
     #[arg(long, value_enum, default_value_t)]
     pub(crate) device: DeviceChoice,
+    /// Instruction set of the processor, to compare; results are the same
+    #[arg(long, value_enum, default_value_t, hide_short_help = true)]
+    pub(crate) isa: IsaArgument,
 }
 
 /// What computes.
@@ -63,8 +82,118 @@ pub(crate) enum DeviceChoice {
     /// The fastest there is
     #[default]
     Auto,
-    /// The processor, with the best instruction set it has
+    /// The processor
     Cpu,
     /// The plain scalar code that defines every result: slow, for checking
     Reference,
+}
+
+/// Instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum IsaArgument {
+    /// The fastest that the processor has
+    #[default]
+    Auto,
+    /// Portable code
+    Scalar,
+    /// AVX2
+    Avx2,
+}
+
+impl From<IsaArgument> for IsaChoice {
+    fn from(argument: IsaArgument) -> Self {
+        match argument {
+            IsaArgument::Auto => Self::Auto,
+            IsaArgument::Scalar => Self::Scalar,
+            IsaArgument::Avx2 => Self::Avx2,
+        }
+    }
+}
+
+/// How tokens are drawn. What is not said is as the model's authors recommend.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling (by default as the model's authors recommend)")]
+pub(crate) struct SamplingArguments {
+    /// Always the most likely token
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    greedy: bool,
+    /// Above 1 bolder, below 1 more careful, 0 greedy
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Only the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Only the most likely tokens that together have probability P
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Only tokens at least P times as likely as the most likely
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Divides the logits of tokens that occurred; 1 does nothing
+    #[arg(long, value_name = "R", default_value_t = 1.0, hide_default_value = true)]
+    repetition_penalty: f32,
+    /// Lowers the logits of tokens that were generated
+    #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Lowers the logits of generated tokens, once for each time
+    #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Same seed, same text; by default, another each time
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+impl SamplingArguments {
+    /// The flags over the model's own defaults.
+    pub(crate) fn params(&self, defaults: &GenerationDefaults) -> SamplingParams {
+        let asked = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        let greedy = self.greedy || (defaults.do_sample == Some(false) && !asked);
+        let top_k = self.top_k.or(defaults.top_k).filter(|&top_k| top_k > 0);
+        SamplingParams {
+            temperature: if greedy { 0.0 } else { self.temperature.or(defaults.temperature).unwrap_or(DEFAULT_TEMPERATURE) },
+            top_k: top_k.map(|top_k| top_k as usize),
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(DEFAULT_TOP_P),
+            min_p: self.min_p.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            // The standard library's own random keys; short, so that a seed that was liked can be typed again.
+            seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0u8) % 1_000_000),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        sampling: SamplingArguments,
+    }
+
+    fn params(flags: &[&str], defaults: &GenerationDefaults) -> SamplingParams {
+        Only::parse_from([&["x"], flags].concat()).sampling.params(defaults)
+    }
+
+    #[test]
+    fn sampling_flags_go_before_the_models_defaults() {
+        let model =
+            GenerationDefaults { temperature: Some(0.6), top_p: Some(0.9), top_k: Some(50), do_sample: Some(true), ..Default::default() };
+        let as_model = params(&["--seed", "7"], &model);
+        assert_eq!((as_model.temperature, as_model.top_p, as_model.top_k, as_model.seed), (0.6, 0.9, Some(50), 7));
+        let flags = params(&["--temperature", "0.2", "--top-k", "0"], &model);
+        assert_eq!((flags.temperature, flags.top_p, flags.top_k), (0.2, 0.9, None));
+        assert_eq!(params(&["--greedy"], &model).temperature, 0.0);
+        let greedy_model = GenerationDefaults { do_sample: Some(false), ..Default::default() };
+        assert_eq!(params(&[], &greedy_model).temperature, 0.0);
+        assert_eq!(params(&["--top-p", "0.5"], &greedy_model).temperature, DEFAULT_TEMPERATURE);
+        assert_eq!(params(&[], &GenerationDefaults::default()).top_p, DEFAULT_TOP_P);
+    }
 }

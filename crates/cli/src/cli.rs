@@ -19,9 +19,25 @@ pub(crate) struct CommandLine {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    Run(Box<verbs::run::RunArguments>),
+    Chat(Box<verbs::chat::ChatArguments>),
+    Inspect(verbs::inspect::InspectArguments),
+    Convert(verbs::convert::ConvertArguments),
     Bench(verbs::bench::BenchArguments),
     Perplexity(verbs::perplexity::PerplexityArguments),
     Logits(verbs::logits::LogitsArguments),
     Pull(verbs::pull::PullArguments),
     Completions(verbs::completions::CompletionsArguments),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
 }

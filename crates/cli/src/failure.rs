@@ -5,6 +5,11 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use bitnet_checkpoint::CheckpointError;
+use bitnet_model::batch::BatchError;
+use bitnet_model::device::DeviceError;
+use bitnet_model::text::TextError;
+use bitnet_model::{LoadError, RunnerError};
 use thiserror::Error;
 
 use crate::hub::HubError;
@@ -66,5 +71,59 @@ fn help(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<HubError>() {
         return Some(error.help());
     }
-    None
+    // Errors that are another error's text reach the chain as themselves only here.
+    let checkpoint = error.downcast_ref::<CheckpointError>().or(match error.downcast_ref::<LoadError>() {
+        Some(LoadError::Checkpoint(error)) => Some(error),
+        _ => None,
+    });
+    let device = error.downcast_ref::<DeviceError>().or(match (error.downcast_ref::<LoadError>(), error.downcast_ref::<RunnerError>()) {
+        (Some(LoadError::Device(error)), _) | (_, Some(RunnerError::Device(error))) => Some(error),
+        _ => None,
+    });
+    let batch = match error.downcast_ref::<RunnerError>() {
+        Some(RunnerError::Batch(error)) => Some(error),
+        _ => None,
+    };
+    let help = checkpoint.and_then(checkpoint_help).or(device.and_then(device_help)).or(batch.and_then(batch_help));
+    help.or(error.downcast_ref::<TextError>().and_then(text_help)).map(str::to_string)
+}
+
+fn checkpoint_help(error: &CheckpointError) -> Option<&'static str> {
+    match error {
+        CheckpointError::NotAModel { .. } => {
+            Some("MODEL is a folder with config.json and *.safetensors, a .gguf file, or hf:owner/name[@revision][:file.gguf]")
+        }
+        CheckpointError::NotTernary { .. } => Some(
+            "bitnet runs models that were trained with ternary weights, such as hf:microsoft/bitnet-b1.58-2B-4T, \
+             hf:tiiuae/Falcon-E-1B-Base or hf:prism-ml/Ternary-Bonsai-1.7B",
+        ),
+        CheckpointError::MissingTensor { .. } => Some("the file is not complete, or not of the architecture that it names: fetch it again"),
+        CheckpointError::CannotRepresent { .. } => Some("`bitnet convert --help` lists other formats"),
+        _ => None,
+    }
+}
+
+fn device_help(error: &DeviceError) -> Option<&'static str> {
+    match error {
+        DeviceError::OutOfMemory { .. } => {
+            Some("ask for fewer tokens (-n, -p, --context), or take a smaller model; `bitnet inspect` shows what one needs")
+        }
+        _ => None,
+    }
+}
+
+fn batch_help(error: &BatchError) -> Option<&'static str> {
+    match error {
+        BatchError::ContextExceeded { .. } => Some("shorten the prompt; `bitnet inspect` shows how long the model's context is"),
+        BatchError::TokenOutsideVocabulary { .. } => Some("the ids are another model's"),
+        BatchError::Empty => Some("give at least one token"),
+        _ => None,
+    }
+}
+
+fn text_help(error: &TextError) -> Option<&'static str> {
+    match error {
+        TextError::NoTokenizer => Some("give token ids with --ids, or put the model's tokenizer.json beside its config.json"),
+        _ => None,
+    }
 }

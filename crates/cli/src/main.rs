@@ -5,8 +5,11 @@
 
 mod arguments;
 mod cli;
+mod clock;
 mod failure;
+mod generation;
 mod hub;
+mod interrupt;
 mod model_source;
 mod npy;
 mod open;

@@ -1,16 +1,21 @@
 //! From the name of a model to one that runs: the only place where checkpoint, device and runner are put together.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Context;
 use bitnet_checkpoint::Checkpoint;
+use bitnet_device_cpu::{CpuDevice, CpuOptions};
+use bitnet_model::device::Device;
 use bitnet_model::reference::ReferenceDevice;
-use bitnet_model::{Runner, RunnerOptions, Session, TransformerRunner, WeightSource};
+use bitnet_model::{LoadError, Runner, RunnerOptions, Session, TransformerRunner, WeightSource};
 
 use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, ModelArguments};
 use crate::failure::Misuse;
 use crate::model_source::{ModelLocation, ModelSource};
 use crate::terminal::Terminal;
+
+/// tales-42m (fixtures say how it is made), so that the first command needs no download.
+static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/tales-42m.gguf");
 
 /// Opens the model that `arguments` name, downloading it if need be.
 pub(crate) fn open_checkpoint(arguments: &ModelArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
@@ -20,17 +25,22 @@ pub(crate) fn open_checkpoint(arguments: &ModelArguments, global: &GlobalArgumen
 /// Opens `source`, downloading it if need be.
 pub(crate) fn open_source(source: &ModelSource, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
     match source.locate(&global.hub_options(), terminal)? {
-        ModelLocation::Embedded => open_embedded(),
+        ModelLocation::Embedded => Checkpoint::from_gguf_bytes(EMBEDDED_MODEL).context("cannot open the embedded model"),
         ModelLocation::Path(path) => open_path(&path),
     }
 }
 
-fn open_path(path: &PathBuf) -> anyhow::Result<Checkpoint> {
+/// Opens a folder or file.
+pub(crate) fn open_path(path: &Path) -> anyhow::Result<Checkpoint> {
     Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
-fn open_embedded() -> anyhow::Result<Checkpoint> {
-    Err(Misuse::new("this build has no embedded model", "name one with -m").into())
+/// Refuses models that yield embeddings where text is wanted.
+pub(crate) fn require_text_model(checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    if checkpoint.config().last_token_pooling {
+        return Err(Misuse::new("this model yields embeddings, not text", "`bitnet logits` writes its hidden states").into());
+    }
+    Ok(())
 }
 
 /// Loads `source` with room for `n_context` tokens of one sequence.
@@ -41,21 +51,26 @@ pub(crate) fn load_session(
     terminal: &Terminal,
 ) -> anyhow::Result<Session> {
     let n_context = n_context.min(source.config().context_length).max(1);
+    let options = RunnerOptions::single_sequence(n_context);
     let bar = terminal.steps_bar(source.config().n_layers as u64, "loading");
-    let runner = load_runner(source, arguments, RunnerOptions::single_sequence(n_context), &mut |layer| bar.set_position(layer as u64));
+    let mut progress = |layer| bar.set_position(layer as u64);
+    let runner = match arguments.choice.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => {
+            let n_threads = arguments.threads.map(usize::from);
+            let device = CpuDevice::new(CpuOptions { n_threads, isa: arguments.choice.isa.into() })?;
+            load_runner(device, source, options, &mut progress)
+        }
+        DeviceChoice::Reference => load_runner(ReferenceDevice, source, options, &mut progress),
+    };
     bar.finish_and_clear();
     Ok(Session::new(runner?))
 }
 
-fn load_runner(
+fn load_runner<D: Device + 'static>(
+    device: D,
     source: &dyn WeightSource,
-    arguments: &DeviceArguments,
     options: RunnerOptions,
     progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<Box<dyn Runner>> {
-    Ok(match arguments.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu | DeviceChoice::Reference => {
-            Box::new(TransformerRunner::load(ReferenceDevice, source, options, progress)?)
-        }
-    })
+) -> Result<Box<dyn Runner>, LoadError> {
+    Ok(Box::new(TransformerRunner::load(device, source, options, progress)?))
 }

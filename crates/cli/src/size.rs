@@ -22,6 +22,11 @@ pub(crate) fn n_parameters(config: &ModelConfig) -> u64 {
     config.expected_tensors().iter().map(|tensor| tensor.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum()
 }
 
+/// Bytes of f32 keys and values that one token takes in the cache.
+pub(crate) fn kv_bytes_per_token(config: &ModelConfig) -> u64 {
+    (2 * config.n_layers * config.kv_size() * size_of::<f32>()) as u64
+}
+
 /// `1.18 GiB`.
 pub(crate) fn bytes(size_bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -16,7 +16,7 @@ use bitnet_checkpoint::{CheckpointError, ModelConfig, Tensor, limits, read_confi
 use bitnet_model::random::{PUBLISHED_SHAPES, RandomWeights};
 use bitnet_model::{RunnerError, Session, TokenId, WeightSource};
 
-use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, ModelArguments};
+use crate::arguments::{DeviceArguments, DeviceChoiceArguments, GlobalArguments, ModelArguments};
 use crate::failure::Misuse;
 use crate::open::{load_session, open_checkpoint};
 use crate::table::Table;
@@ -42,9 +42,8 @@ pub(crate) struct BenchArguments {
     /// Measured runs of each test
     #[arg(short, long, value_name = "N", default_value = "3")]
     repetitions: NonZeroUsize,
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    device: DeviceChoice,
+    #[command(flatten)]
+    device: DeviceChoiceArguments,
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
@@ -74,7 +73,7 @@ pub(crate) fn perform(arguments: &BenchArguments, global: &GlobalArguments, term
     let mut measurements = Vec::new();
     for n_threads in threads {
         let measured = MeasuredSource { source: &*source, size_bytes: Cell::new(0) };
-        let device = DeviceArguments { threads: n_threads, device: arguments.device };
+        let device = DeviceArguments { threads: n_threads, choice: arguments.device.clone() };
         let n_context = arguments.n_prompt.max(arguments.n_generate);
         let mut session = load_session(&measured, &device, n_context, terminal)?;
         for test in [Test::Prompt(arguments.n_prompt), Test::Generate(arguments.n_generate)] {

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bitnet_model::text::{AddSpecial, Tokenizer};
 use clap::Args;
 use serde_json::json;
 
@@ -19,8 +20,11 @@ pub(crate) struct LogitsArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Token ids, as 1,2,3
-    #[arg(long)]
-    ids: String,
+    #[arg(long, value_name = "IDS", required_unless_present = "text")]
+    ids: Option<String>,
+    /// A text instead of ids
+    #[arg(long, conflicts_with = "ids")]
+    text: Option<String>,
     /// The file to write
     #[arg(long, value_name = "F.npy")]
     out: PathBuf,
@@ -34,7 +38,10 @@ pub(crate) struct LogitsArguments {
 /// Scores the sequence and writes the file.
 pub(crate) fn perform(arguments: &LogitsArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
     let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
-    let token_ids = parse_ids(&arguments.ids)?;
+    let token_ids = match (&arguments.ids, &arguments.text) {
+        (Some(ids), _) => parse_ids(ids)?,
+        (None, text) => Tokenizer::load(checkpoint.tokenizer_files())?.encode(text.as_deref().unwrap_or_default(), AddSpecial::Yes)?,
+    };
     let mut session = load_session(&checkpoint, &arguments.device, token_ids.len(), terminal)?;
     let config = session.runner().config();
     let width = if config.last_token_pooling { config.hidden_size } else { config.n_vocab };
@@ -49,7 +56,11 @@ pub(crate) fn perform(arguments: &LogitsArguments, global: &GlobalArguments, ter
     written.and_then(|()| file.finish()).with_context(context)?;
     let shape = [token_ids.len(), width];
     if arguments.json {
-        writeln!(Output, "{}", json!({ "out": arguments.out, "shape": shape }))?;
+        writeln!(
+            Output,
+            "{}",
+            json!({ "out": arguments.out, "shape": shape, "token_ids": token_ids.iter().map(|token| token.0).collect::<Vec<_>>() })
+        )?;
     } else {
         terminal.note(&format!("{}: float32 {shape:?}", arguments.out.display()));
     }

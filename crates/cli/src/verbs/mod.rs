@@ -1,10 +1,14 @@
 //! One file per verb; each has its flags and one function that performs it.
 
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
+pub(crate) mod run;
 
 use crate::cli::{CommandLine, Verb};
 use crate::terminal::Terminal;
@@ -13,6 +17,10 @@ use crate::terminal::Terminal;
 pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow::Result<()> {
     let global = &command_line.global;
     match &command_line.verb {
+        Verb::Run(arguments) => run::perform(arguments, global, terminal),
+        Verb::Chat(arguments) => chat::perform(arguments, global, terminal),
+        Verb::Inspect(arguments) => inspect::perform(arguments, global, terminal),
+        Verb::Convert(arguments) => convert::perform(arguments, global, terminal),
         Verb::Bench(arguments) => bench::perform(arguments, global, terminal),
         Verb::Perplexity(arguments) => perplexity::perform(arguments, global, terminal),
         Verb::Logits(arguments) => logits::perform(arguments, global, terminal),

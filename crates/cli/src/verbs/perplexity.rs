@@ -2,28 +2,41 @@
 //! but a chunk's first counted: what `transformers` users compute, and not llama.cpp's second halves.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::Context;
+use bitnet_checkpoint::Checkpoint;
+use bitnet_model::limits::TEXT_BYTES_MAX;
+use bitnet_model::text::{AddSpecial, Tokenizer};
+use bitnet_model::{RunnerError, Session, TokenId};
 use clap::Args;
 use serde_json::json;
 
-use bitnet_model::{RunnerError, Session, TokenId};
-
 use crate::arguments::{DeviceArguments, GlobalArguments, ModelArguments};
 use crate::failure::Misuse;
-use crate::open::{load_session, open_checkpoint};
+use crate::open::{load_session, open_checkpoint, require_text_model};
 use crate::terminal::{Output, Terminal};
 use crate::token_input::read_ids_file;
+
+/// Tokens of a chunk, where the model has room for them.
+const DEFAULT_CONTEXT: usize = 2048;
 
 /// Measure how well a model predicts a text
 #[derive(Debug, Args)]
 pub(crate) struct PerplexityArguments {
     #[command(flatten)]
     model: ModelArguments,
+    /// The text to predict
+    #[arg(value_name = "FILE", required_unless_present = "ids")]
+    file: Option<PathBuf>,
     /// Token ids instead of text: a JSON file like [[1, 2, 3], [4, 5]], one chunk a list
-    #[arg(long, value_name = "FILE")]
-    ids: PathBuf,
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["file", "context"])]
+    ids: Option<PathBuf>,
+    /// Tokens of a chunk; by default 2048, or the model's context if that is shorter
+    #[arg(short, long, value_name = "N")]
+    context: Option<NonZeroUsize>,
     #[command(flatten)]
     device: DeviceArguments,
     /// Print the result as JSON
@@ -49,7 +62,13 @@ impl Score {
 /// Scores all chunks and prints the result.
 pub(crate) fn perform(arguments: &PerplexityArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
     let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
-    let chunks: Vec<Vec<TokenId>> = read_ids_file(&arguments.ids)?;
+    require_text_model(&checkpoint)?;
+    let chunks = match (&arguments.ids, &arguments.file) {
+        (Some(path), _) => read_ids_file(path)?,
+        (None, Some(path)) => text_chunks(path, &checkpoint, arguments.context)?,
+        // The parser asks for one of the two.
+        (None, None) => Vec::new(),
+    };
     let longest = chunks.iter().map(Vec::len).max().unwrap_or(0);
     if longest < 2 {
         return Err(Misuse::new("there is nothing to predict", "give a text of at least two tokens").into());
@@ -80,6 +99,34 @@ pub(crate) fn perform(arguments: &PerplexityArguments, global: &GlobalArguments,
         writeln!(Output, "perplexity {:.4}  ({:.5} nats a token, {n_tokens} tokens)", score.perplexity(), nll / n_tokens as f64)?;
     }
     Ok(())
+}
+
+/// The text's tokens in chunks of `context`, each after the token that begins a sequence, if the model uses one.
+fn text_chunks(path: &Path, checkpoint: &Checkpoint, context: Option<NonZeroUsize>) -> anyhow::Result<Vec<Vec<TokenId>>> {
+    let trained = checkpoint.config().context_length;
+    let context = context.map_or(DEFAULT_CONTEXT.min(trained), usize::from);
+    if context > trained {
+        let what = format!("chunks of {context} tokens are longer than the model's context of {trained}");
+        return Err(Misuse::new(what, "ask for a smaller --context").into());
+    }
+    let tokenizer = Tokenizer::load(checkpoint.tokenizer_files())?;
+    let text = read_text(path)?;
+    // What the tokenizer puts before an empty text belongs before every chunk.
+    let beginning = tokenizer.encode("", AddSpecial::Yes)?;
+    let beginning: Vec<TokenId> = beginning.into_iter().take_while(|&token| Some(token) == tokenizer.bos()).collect();
+    let tokens = tokenizer.encode(&text, AddSpecial::No)?;
+    let n_text_tokens = context.saturating_sub(beginning.len()).max(1);
+    Ok(tokens.chunks(n_text_tokens).map(|chunk| [beginning.as_slice(), chunk].concat()).collect())
+}
+
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    let context = || format!("cannot read {}", path.display());
+    let length = std::fs::metadata(path).with_context(context)?.len();
+    if length > TEXT_BYTES_MAX as u64 {
+        let what = format!("{} is {length} bytes long, more than {TEXT_BYTES_MAX}", path.display());
+        return Err(Misuse::new(what, "split it into several files").into());
+    }
+    std::fs::read_to_string(path).with_context(context)
 }
 
 fn score_chunk(session: &mut Session, chunk: &[TokenId], score: &mut Score) -> Result<(), RunnerError> {

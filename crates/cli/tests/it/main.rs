@@ -1,7 +1,16 @@
 //! Runs the real binary as a user would.
 
+mod bench;
+mod chat;
 mod command;
 mod completions;
+mod convert;
 mod errors;
+mod fixture;
+mod help;
 mod hub_server;
+mod inspect;
+mod logits;
+mod perplexity;
 mod pull;
+mod run;

@@ -1,0 +1,194 @@
+//! `bitnet chat`: a conversation in the terminal, or line by line through a pipe. Each turn reads only what the model has not read
+//! before. The conversation is kept whole; where it outgrows the context, its oldest turns are left out of the prompt.
+
+mod conversation;
+mod line_input;
+
+use std::io::Write;
+
+use anyhow::Context;
+use bitnet_model::text::Tokenizer;
+use bitnet_model::{Session, TokenId};
+use clap::Args;
+use serde_json::json;
+
+use self::conversation::Conversation;
+use self::line_input::{Line, LineInput};
+use super::run::{load_template, note_rates};
+use crate::arguments::{DeviceArguments, GlobalArguments, ModelArguments, SamplingArguments};
+use crate::generation::{GenerationOptions, generate};
+use crate::interrupt::Interrupt;
+use crate::open::{load_session, open_checkpoint, require_text_model};
+use crate::terminal::{Output, Style, Terminal};
+
+const HELP: &str = "\
+/help        this list
+/reset       forget the conversation
+/save FILE   write the conversation as JSON
+/exit        leave; Ctrl-D does too
+Ctrl-C       stop a reply";
+
+/// Talk with a model
+#[derive(Debug, Args)]
+#[command(after_help = "In a conversation, /help lists the commands. Without a terminal, each line of standard input is a turn.")]
+pub(crate) struct ChatArguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens of a reply
+    #[arg(short, long = "n-tokens", value_name = "N", default_value_t = 1024)]
+    n_tokens: usize,
+    /// Tokens of the conversation that are kept in memory, at most the model's context
+    #[arg(short, long, value_name = "N", default_value_t = 4096)]
+    context: usize,
+    /// Print each reply as a line of JSON when done
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Talks until the input ends.
+pub(crate) fn perform(arguments: &ChatArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
+    let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
+    require_text_model(&checkpoint)?;
+    let files = checkpoint.tokenizer_files();
+    let sampling = arguments.sampling.params(&files.generation);
+    sampling.validate()?;
+    let tokenizer = Tokenizer::load(files)?;
+    let conversation = Conversation::new(load_template(&checkpoint)?, arguments.system.as_deref());
+    let interrupt = Interrupt::install();
+    let session = load_session(&checkpoint, &arguments.device, arguments.context, terminal)?;
+    let options = GenerationOptions {
+        tokenizer: Some(&tokenizer),
+        eos: tokenizer.eos(),
+        sampling,
+        stop: &arguments.sampling.stop,
+        n_tokens_max: arguments.n_tokens,
+        interrupt: &interrupt,
+    };
+    let input = LineInput::open(terminal)?;
+    Chat { tokenizer: &tokenizer, options, conversation, session, json: arguments.json, terminal }.talk(input)
+}
+
+/// A conversation with its model.
+struct Chat<'a> {
+    tokenizer: &'a Tokenizer,
+    options: GenerationOptions<'a>,
+    conversation: Conversation,
+    session: Session,
+    json: bool,
+    terminal: &'a Terminal,
+}
+
+/// What a line led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Continue,
+    Leave,
+}
+
+impl Chat<'_> {
+    fn talk(mut self, mut input: LineInput) -> anyhow::Result<()> {
+        if input.is_terminal() {
+            self.terminal.note("/help lists the commands, Ctrl-D leaves");
+        }
+        loop {
+            let line = match input.read()? {
+                Line::Text(line) => line,
+                Line::Interrupted => {
+                    self.terminal.note("Ctrl-D or /exit leaves");
+                    continue;
+                }
+                Line::End => break,
+            };
+            let next = match line.trim() {
+                "" => Next::Continue,
+                command if command.starts_with('/') => self.command(command, input.is_terminal())?,
+                text => self.reply(text)?,
+            };
+            if next == Next::Leave {
+                break;
+            }
+        }
+        input.close();
+        Ok(())
+    }
+
+    /// A wrong command is told to a person, and an error in a pipe: nobody would see it there.
+    fn command(&mut self, command: &str, is_terminal: bool) -> anyhow::Result<Next> {
+        let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let outcome = match (name, argument.trim()) {
+            ("/exit" | "/quit", "") => return Ok(Next::Leave),
+            ("/help", "") => writeln!(Output, "{HELP}").map_err(Into::into),
+            ("/reset", "") => {
+                self.conversation.reset();
+                self.terminal.note("the conversation is forgotten");
+                Ok(())
+            }
+            ("/save", path) if !path.is_empty() => self.save(path),
+            ("/save", _) => Err(anyhow::anyhow!("/save needs the name of a file")),
+            _ => Err(anyhow::anyhow!("there is no command `{name}`; /help lists them")),
+        };
+        match outcome {
+            Err(error) if is_terminal => writeln!(std::io::stderr(), "{} {error:#}", self.terminal.on_stderr(Style::Error, "error:"))?,
+            other => other?,
+        }
+        Ok(Next::Continue)
+    }
+
+    fn save(&self, path: &str) -> anyhow::Result<()> {
+        let context = || format!("cannot save {path}");
+        let mut file = std::fs::File::options().write(true).create_new(true).open(path).with_context(context)?;
+        writeln!(file, "{}", serde_json::to_string_pretty(&self.conversation.to_json())?).with_context(context)?;
+        self.terminal.note(&format!("saved {path}"));
+        Ok(())
+    }
+
+    fn reply(&mut self, text: &str) -> anyhow::Result<Next> {
+        self.conversation.ask(text);
+        let prompt = self.prompt()?;
+        let json = self.json;
+        let mut show = |text: &str| if json { Ok(()) } else { Output.write_all(text.as_bytes()).and_then(|()| Output.flush()) };
+        let generated = generate(&mut self.session, &prompt, &self.options, self.terminal, &mut show)?;
+        self.conversation.answer(generated.text.trim());
+        // Another draw for the next turn, and the same conversation for the same seed.
+        self.options.sampling.seed = self.options.sampling.seed.wrapping_add(1);
+        if self.json {
+            let line = json!({
+                "role": "assistant", "content": generated.text.trim(), "finish": generated.finish,
+                "prefill": generated.prefill.json(), "decode": generated.decode.json(),
+            });
+            writeln!(Output, "{line}")?;
+        } else {
+            writeln!(Output)?;
+            note_rates(&generated, None, self.terminal);
+        }
+        Ok(Next::Continue)
+    }
+
+    /// The conversation's tokens, without its oldest turns if they do not fit.
+    fn prompt(&self) -> anyhow::Result<Vec<TokenId>> {
+        let capacity = self.session.runner().limits().context_length;
+        // Room for a short reply at least.
+        let room = (capacity / 4).min(self.options.n_tokens_max).max(1);
+        for n_forgotten in 0..self.conversation.n_turns() {
+            let prompt = self.tokenizer.encode_chat(&self.conversation.render(n_forgotten)?)?;
+            if prompt.len().saturating_add(room) <= capacity {
+                if n_forgotten > 0 {
+                    self.terminal.note(&format!("the conversation outgrows the context: {n_forgotten} oldest turns are left out"));
+                }
+                return Ok(prompt);
+            }
+        }
+        Err(crate::failure::Misuse::new(
+            format!("the message is longer than the context of {capacity} tokens"),
+            "a shorter message, or a larger --context if the model has one",
+        )
+        .into())
+    }
+}
