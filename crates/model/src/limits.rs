@@ -35,20 +35,33 @@ pub const PATTERN_PROGRAM_BYTES_MAX: usize = 16 << 20;
 /// about two for each of their stages.
 pub const PATTERN_STEPS_PER_BYTE_MAX: u64 = 64;
 
-/// Longest source of a chat template, in bytes.
-pub const TEMPLATE_SOURCE_BYTES_MAX: usize = 128 << 10;
+/// Longest source of a chat template, in bytes. Published ones reach about half of it.
+pub const TEMPLATE_SOURCE_BYTES_MAX: usize = 64 << 10;
+/// Stack on which a template is compiled: minijinja's compiler recurses along operator chains, once for each byte at worst, and takes
+/// up to 500 bytes for it.
+pub const TEMPLATE_COMPILE_STACK_BYTES: usize = TEMPLATE_SOURCE_BYTES_MAX * 1024;
+/// Most arithmetic and logical operators in a template, the signs of its tags not counted: minijinja tries to fold every part of a
+/// chain of them and takes quadratic time, about 100 ms for this many.
+pub const N_TEMPLATE_OPERATORS_MAX: usize = 2048;
+/// Most `~` in a template: for those, folding takes cubic time.
+pub const N_TEMPLATE_CONCATENATIONS_MAX: usize = 512;
 /// Longest rendered prompt, in bytes.
 pub const TEMPLATE_OUTPUT_BYTES_MAX: usize = TEXT_BYTES_MAX;
 /// Work that one rendering may do whatever its messages, in minijinja's units (an instruction or 64 bytes).
 pub const TEMPLATE_FUEL: u64 = 100_000;
 /// Further work for each message.
-pub const TEMPLATE_FUEL_PER_MESSAGE: u64 = 2_000;
-/// Further work for each byte of the messages.
-pub const TEMPLATE_FUEL_PER_BYTE: u64 = 1;
+pub const TEMPLATE_FUEL_PER_MESSAGE: u64 = 1_000;
+/// Bytes of messages that allow one unit of further work: enough to go through them sixteen times.
+pub const TEMPLATE_BYTES_PER_FUEL: u64 = 4;
+/// Stack of a rendering: a template can nest values one in the other, one level for about ten units of work, and they are dropped
+/// recursively at up to 300 bytes a level.
+pub const TEMPLATE_STACK_BYTES_PER_FUEL: usize = 96;
+/// Stack that every rendering has besides.
+pub const TEMPLATE_STACK_BYTES: usize = 4 << 20;
 /// Deepest nesting while rendering, in minijinja's units.
 pub const TEMPLATE_RECURSION_MAX: usize = 100;
 /// Most messages of a chat.
-pub const N_MESSAGES_MAX: usize = 16 << 10;
+pub const N_MESSAGES_MAX: usize = 4096;
 
 /// Most stop strings of one request.
 pub const N_STOP_STRINGS_MAX: usize = 64;

@@ -60,8 +60,8 @@ fn draws_with_filters_follow_the_renormalised_softmax() {
     let plain = SamplingParams { seed: 7, ..SamplingParams::default() };
     let top_k = SamplingParams { top_k: Some(3), ..plain.clone() };
     assert!(chi_square(top_k, &LOGITS, &renormalised(&[2, 4, 5])) < CHI_SQUARE_BOUND);
-    // 0.396, 0.161, 0.161, 0.132, …: 0.7 needs three.
-    let top_p = SamplingParams { top_p: 0.7, ..plain.clone() };
+    // 0.386, 0.157, 0.157, 0.128, …: 0.65 needs three.
+    let top_p = SamplingParams { top_p: 0.65, ..plain.clone() };
     assert!(chi_square(top_p, &LOGITS, &renormalised(&[2, 4, 5])) < CHI_SQUARE_BOUND);
     // exp(0.9 − 2) = 0.333, exp(0.3 − 2) = 0.183.
     let min_p = SamplingParams { min_p: 0.3, ..plain };
@@ -143,7 +143,7 @@ fn same_seed_draws_the_same_tokens_and_another_seed_others() {
     assert_eq!(draw(42)[..12], PINNED_DRAWS);
 }
 
-const PINNED_DRAWS: [u32; 12] = [0; 12];
+const PINNED_DRAWS: [u32; 12] = [2, 2, 3, 2, 5, 0, 3, 2, 2, 5, 4, 5];
 
 fn selected(params: &SamplingParams, logits: &[f32]) -> BTreeSet<TokenId> {
     let mut candidates = Candidates::default();

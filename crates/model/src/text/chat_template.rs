@@ -1,7 +1,8 @@
 //! Chat templates: messages into a prompt, by the Jinja source that a model's authors published.
 //!
 //! The source is untrusted (CVE-2024-34359 and CVE-2026-5760 ran code from it). minijinja has no host objects to escape to; we also
-//! leave out its loaders, `include`, `import` and `extends`, and bound source, nesting, work (fuel) and output. The
+//! leave out its loaders, `include`, `import` and `extends`, and bound source, nesting, work (fuel) and output. What recursion remains
+//! unbounded in minijinja (operator chains when compiling, nested values when dropping) gets a stack that holds its worst case. The
 //! environment follows huggingface/transformers `utils/chat_template_utils.py`: `trim_blocks`, `lstrip_blocks`, Python's methods,
 //! `tojson` as `json.dumps`, `raise_exception`, `strftime_now`.
 
@@ -101,10 +102,14 @@ impl ChatTemplate {
         if source.len() > limits::TEMPLATE_SOURCE_BYTES_MAX {
             return Err(TextError::TemplateTooLong { got: source.len(), limit: limits::TEMPLATE_SOURCE_BYTES_MAX });
         }
-        let mut environment = environment();
-        environment.add_template_owned(NAME, source.to_string()).map_err(|error| text_error(&error, 0))?;
-        let template = environment.get_template(NAME).map_err(|error| text_error(&error, 0))?;
-        let reads = template.undeclared_variables(false).into_iter().collect();
+        check_operators(source)?;
+        let (environment, reads) = on_large_stack(limits::TEMPLATE_COMPILE_STACK_BYTES, || {
+            let mut environment = environment();
+            environment.add_template_owned(NAME, source.to_string()).map_err(|error| text_error(&error, 0))?;
+            let template = environment.get_template(NAME).map_err(|error| text_error(&error, 0))?;
+            let reads = template.undeclared_variables(false).into_iter().collect();
+            Ok((environment, reads))
+        })?;
         let text = |token: Option<&str>| token.unwrap_or_default().to_string();
         let compiled = Self { environment, bos_token: text(bos_token), eos_token: text(eos_token), reads };
         let options = RenderOptions { add_generation_prompt: true, now_unix_seconds: Some(0), ..RenderOptions::default() };
@@ -127,16 +132,21 @@ impl ChatTemplate {
         self.check_arguments(&options.arguments)?;
         let context = self.context(messages, options)?;
         let fuel = fuel_for(messages, options);
+        let stack_bytes = limits::TEMPLATE_STACK_BYTES + fuel as usize * limits::TEMPLATE_STACK_BYTES_PER_FUEL;
+        on_large_stack(stack_bytes, || self.render_context(&context, fuel, options.now_unix_seconds))
+    }
+
+    fn render_context(&self, context: &serde_json::Map<String, Json>, fuel: u64, now: Option<i64>) -> Result<String, TextError> {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
-        if let Some(now) = options.now_unix_seconds {
+        if let Some(now) = now {
             environment.add_function("strftime_now", move |format: &str| {
                 strftime(format, now).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "strftime_now: unknown conversion"))
             });
         }
         let template = environment.get_template(NAME).map_err(|error| text_error(&error, fuel))?;
         let mut output = BoundedOutput { bytes: vec![], is_full: false };
-        let outcome = template.render_captured_to(Value::from(Serde(&context)), &mut output).map(|_| ());
+        let outcome = template.render_captured_to(Value::from(Serde(context)), &mut output).map(|_| ());
         match outcome {
             Ok(()) => String::from_utf8(output.bytes).map_err(|_| TextError::Template { reason: "the output is not UTF-8".into() }),
             Err(_) if output.is_full => Err(TextError::TemplateOutput { limit: limits::TEMPLATE_OUTPUT_BYTES_MAX }),
@@ -178,6 +188,45 @@ impl ChatTemplate {
         }
         Ok(context)
     }
+}
+
+/// Refuses sources whose operator chains could take long to compile. Operators are counted wherever they stand, prose and strings
+/// included, since a count that followed the tags could be led astray by the template.
+fn check_operators(source: &str) -> Result<(), TextError> {
+    let bytes = source.as_bytes();
+    let is_tag_sign = |index: usize| {
+        let before = index.checked_sub(2).map(|start| &bytes[start..index]);
+        let after = bytes.get(index + 1..index + 3);
+        matches!(before, Some(b"{%" | b"{{" | b"{#")) || matches!(after, Some(b"%}" | b"}}" | b"#}"))
+    };
+    let is_tag_percent =
+        |index: usize| index.checked_sub(1).is_some_and(|before| bytes[before] == b'{') || bytes.get(index + 1) == Some(&b'}');
+    let n_operators = (0..bytes.len()).filter(|&index| match bytes[index] {
+        b'+' | b'-' => !is_tag_sign(index),
+        b'%' => !is_tag_percent(index),
+        b'*' | b'/' => true,
+        _ => false,
+    });
+    let n_words = source.split(|character: char| !character.is_alphanumeric()).filter(|word| ["and", "or", "not"].contains(word)).count();
+    let n_concatenations = bytes.iter().filter(|&&byte| byte == b'~').count();
+    let counts = [
+        ("operators", n_operators.count() + n_words, limits::N_TEMPLATE_OPERATORS_MAX),
+        ("`~`", n_concatenations, limits::N_TEMPLATE_CONCATENATIONS_MAX),
+    ];
+    match counts.into_iter().find(|&(_, got, limit)| got > limit) {
+        Some((what, got, limit)) => Err(TextError::Template { reason: format!("{got} {what}, more than {limit}") }),
+        None => Ok(()),
+    }
+}
+
+/// Runs `work` on a thread of its own with room for the recursion that a template can cause; a panic there is an error here. The
+/// stack is address space: only what is used takes memory.
+fn on_large_stack<R: Send>(stack_bytes: usize, work: impl FnOnce() -> Result<R, TextError> + Send) -> Result<R, TextError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat template".into()).stack_size(stack_bytes).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| TextError::Template { reason: format!("no thread for it: {error}") })?;
+        thread.join().unwrap_or_else(|_| Err(TextError::Template { reason: "it made the template engine panic".into() }))
+    })
 }
 
 fn environment() -> Environment<'static> {
@@ -273,7 +322,7 @@ impl io::Write for BoundedOutput {
 fn fuel_for(messages: &[Message], options: &RenderOptions) -> u64 {
     let of_messages = messages.iter().map(|message| message.role.len() + message.content.len() + json_bytes_of(&message.fields));
     let n_bytes = of_messages.sum::<usize>() + json_bytes_of(&options.tools) + json_bytes_of(&options.arguments);
-    limits::TEMPLATE_FUEL + limits::TEMPLATE_FUEL_PER_MESSAGE * messages.len() as u64 + limits::TEMPLATE_FUEL_PER_BYTE * n_bytes as u64
+    limits::TEMPLATE_FUEL + limits::TEMPLATE_FUEL_PER_MESSAGE * messages.len() as u64 + n_bytes as u64 / limits::TEMPLATE_BYTES_PER_FUEL
 }
 
 fn json_bytes_of(value: &impl Serialize) -> usize {

@@ -55,7 +55,7 @@ impl Merges {
 
     fn slot(&self, pair: u64) -> usize {
         let mask = self.table.len() - 1;
-        let product = u128::from(pair ^ self.seed) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835;
+        let product = u128::from(pair ^ self.seed) * 0x9E37_79B9_7F4A_7C15;
         let mut slot = ((product >> 64) as usize ^ product as usize) & mask;
         while self.table[slot].pair != EMPTY && self.table[slot].pair != pair {
             slot = (slot + 1) & mask;

@@ -241,8 +241,22 @@ fn top_level_alternatives(pattern: &str) -> Result<Vec<&str>, TextError> {
 /// `x++`, `x*+`, `x?+`, `x{2}+`: the automaton's syntax would read the last as a repetition of the repetition.
 fn is_possessive(bytes: &[u8], position: usize) -> bool {
     let Some(before) = position.checked_sub(1) else { return false };
-    let escaped = bytes[..before].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1;
-    matches!(bytes[before], b'+' | b'*' | b'?' | b'}') && !escaped
+    match bytes[before] {
+        b'+' | b'*' | b'?' => !is_escaped(bytes, before),
+        b'}' => is_counted_repetition(bytes, before),
+        _ => false,
+    }
+}
+
+fn is_escaped(bytes: &[u8], position: usize) -> bool {
+    bytes[..position].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1
+}
+
+/// The brace at `position` closes `{2,3}` rather than `\p{L}`.
+fn is_counted_repetition(bytes: &[u8], position: usize) -> bool {
+    let Some(opening) = bytes[..position].iter().rposition(|&byte| byte == b'{') else { return false };
+    let is_argument = opening.checked_sub(1).is_some_and(|letter| bytes[letter].is_ascii_alphabetic() && is_escaped(bytes, letter));
+    !is_argument && !is_escaped(bytes, opening)
 }
 
 /// `(?i)` rather than `(?i:…)`.

@@ -77,7 +77,8 @@ fn emoji_of_several_tokens_appears_whole() {
 pub(crate) fn sentencepiece() -> GgufVocabulary {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
-    let pieces = ["▁t", "he", "▁the", "in", "▁a", "re", "on", "▁th", "er", "▁", "e", "t", "a", "o", "n", "i", "s", "r", "h", "d", "l", "▁▁"];
+    let pieces =
+        ["▁t", "he", "▁the", "in", "▁a", "re", "on", "▁th", "er", "▁", "e", "t", "a", "o", "n", "i", "s", "r", "h", "d", "l", "▁▁"];
     tokens.extend(pieces.map(String::from));
     let scores = (0..tokens.len()).map(|id| if id < 259 { 0.0 } else { 259.0 - id as f32 }).collect();
     let token_types = [vec![2, 3, 3], vec![6; 256], vec![1; pieces.len()]].concat();

@@ -46,10 +46,20 @@ fn crafted_files_are_typed_errors() {
         ("merge of three", with(small(), "/model/merges", json!(["a b c"]))),
         ("missing byte tokens", with(with(small(), "/pre_tokenizer", byte_level_only), "/model/unk_token", Value::Null)),
         ("fixed length 0", with(small(), "/pre_tokenizer", json!({"type": "FixedLength", "length": 0}))),
-        ("pattern with a back-reference", with(small(), "/pre_tokenizer", json!({"type": "Split", "pattern": {"Regex": "(a+)+\\1"}, "behavior": "Isolated", "invert": false}))),
+        (
+            "pattern with a back-reference",
+            with(
+                small(),
+                "/pre_tokenizer",
+                json!({"type": "Split", "pattern": {"Regex": "(a+)+\\1"}, "behavior": "Isolated", "invert": false}),
+            ),
+        ),
         ("unknown token missing", with(small(), "/model/unk_token", json!("<nope>"))),
         ("dropout", with(small(), "/model", json!({"type": "BPE", "dropout": 0.5, "vocab": {"a": 0}, "merges": []}))),
-        ("word prefix", with(small(), "/model", json!({"type": "BPE", "continuing_subword_prefix": "##", "vocab": {"a": 0}, "merges": []}))),
+        (
+            "word prefix",
+            with(small(), "/model", json!({"type": "BPE", "continuing_subword_prefix": "##", "vocab": {"a": 0}, "merges": []})),
+        ),
         ("unigram", with(small(), "/model/type", json!("Unigram"))),
         ("empty vocabulary", with(small(), "/model/vocab", json!({}))),
         ("id out of range", with(small(), "/model/vocab", json!({"a": 4_000_000_000u32, "b": 1, "ab": 2, "<unk>": 3}))),
@@ -57,7 +67,10 @@ fn crafted_files_are_typed_errors() {
         ("shared id", with(small(), "/model/vocab", json!({"a": 1, "b": 1, "ab": 2, "<unk>": 3}))),
         ("added token with another id", with(small(), "/added_tokens", json!([{"id": 1, "content": "a"}]))),
         ("added token far out", with(small(), "/added_tokens", json!([{"id": 4_000_000_000u32, "content": "z"}]))),
-        ("post-processor with an unknown id", with(small(), "/post_processor", json!({"type": "BertProcessing", "sep": ["x", 99], "cls": ["y", 98]}))),
+        (
+            "post-processor with an unknown id",
+            with(small(), "/post_processor", json!({"type": "BertProcessing", "sep": ["x", 99], "cls": ["y", 98]})),
+        ),
         ("large component", with(small(), "/normalizer", json!({"type": "NFC", "x": "y".repeat(1 << 20)}))),
         ("many components", with(small(), "/normalizer", json!({"type": "Sequence", "normalizers": vec![json!({"type": "NFC"}); 1000]}))),
     ];
@@ -128,7 +141,9 @@ fn mutated() -> impl Strategy<Value = Value> {
         let mut pointer = String::new();
         for index in path {
             let key = match file.pointer(&pointer) {
-                Some(Value::Object(map)) if !map.is_empty() => map.keys().nth(index.index(map.len())).unwrap().replace('~', "~0").replace('/', "~1"),
+                Some(Value::Object(map)) if !map.is_empty() => {
+                    map.keys().nth(index.index(map.len())).unwrap().replace('~', "~0").replace('/', "~1")
+                }
                 Some(Value::Array(list)) if !list.is_empty() => index.index(list.len()).to_string(),
                 _ => break,
             };
