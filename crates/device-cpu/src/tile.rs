@@ -200,11 +200,11 @@ mod tests {
             let scales = Scales::Row((0..n).map(|row| row as f32 + 0.5).collect());
             let matrix = TernaryMatrix::from_trits(n, k, &trits, scales).expect("valid");
             let tiles = Tiles::new(&matrix, &mut pool, &mut scratch).expect("memory");
+            let columns = k.next_multiple_of(BLOCK_COLUMNS);
             for row in 0..n.next_multiple_of(TILE_ROWS) {
-                for column in 0..k.next_multiple_of(BLOCK_COLUMNS) {
-                    let expected = if row < n && column < k { trits[row * k + column] } else { 0 };
-                    assert_eq!(tiles.trit(row, column), expected, "{n}x{k}: {row}, {column}");
-                }
+                let got: Vec<i8> = (0..columns).map(|column| tiles.trit(row, column)).collect();
+                let expected = |column| if row < n && column < k { trits[row * k + column] } else { 0 };
+                assert_eq!(got, (0..columns).map(expected).collect::<Vec<i8>>(), "{n}x{k}: {row}");
                 assert_eq!(tiles.scale(row, 0), if row < n { row as f32 + 0.5 } else { 0.0 });
             }
         }

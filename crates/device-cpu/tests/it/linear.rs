@@ -65,18 +65,16 @@ fn linear_with_every_group_size_equals_reference() {
     let shapes =
         [(32, 96), (32, 640), (64, 192), (96, 288), (128, 128), (128, 2560), (256, 768), (4096, 8192), (48, 96), (5, 65), (1, 7), (17, 51)];
     for (group_size, k) in shapes {
-        for m in [1, 2, 5] {
-            for pattern in [Pattern::Random, Pattern::AllPlus] {
-                let trits = pattern.trits(6, k, &mut noise);
-                let weights = TernaryMatrix::from_trits(6, k, &trits, scales(6, k, Some(group_size), &mut noise)).expect("valid");
-                let x = pattern.activations(m, k, &mut noise);
-                for policy in [Int8PerToken, Unquantised] {
-                    assert_equal_on_all!(
-                        devices,
-                        |device: &mut _| products(device, &x, &weights, policy, 2),
-                        "group {group_size} k {k} m {m} {pattern:?} {policy:?}"
-                    );
-                }
+        for (m, pattern) in [1, 2, 5].into_iter().flat_map(|m| [(m, Pattern::Random), (m, Pattern::AllPlus)]) {
+            let trits = pattern.trits(6, k, &mut noise);
+            let weights = TernaryMatrix::from_trits(6, k, &trits, scales(6, k, Some(group_size), &mut noise)).expect("valid");
+            let x = pattern.activations(m, k, &mut noise);
+            for policy in [Int8PerToken, Unquantised] {
+                assert_equal_on_all!(
+                    devices,
+                    |device: &mut _| products(device, &x, &weights, policy, 2),
+                    "group {group_size} k {k} m {m} {pattern:?} {policy:?}"
+                );
             }
         }
     }

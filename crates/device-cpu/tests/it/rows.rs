@@ -32,13 +32,11 @@ fn norms_equal_reference() {
     let mut devices = devices(&[1, 2, 4]);
     let mut noise = Noise(21);
     for width in [1, 7, 16, 31, 100, 128, 255, 320] {
-        for m in [1, 3, 8] {
-            for n_norms in [1, 2] {
-                let x: Vec<f32> = noise.floats(m * width).into_iter().map(|value| value * 30.0).collect();
-                let norms: Vec<Vec<f32>> = (0..n_norms).map(|_| noise.floats(width)).collect();
-                for policy in [Int8PerToken, Unquantised] {
-                    assert_equal_on_all!(devices, |device: &mut _| normed(device, &x, &norms, policy), "width {width} m {m} {policy:?}");
-                }
+        for (m, n_norms) in [(1, 1), (1, 2), (3, 1), (3, 2), (8, 1), (8, 2)] {
+            let x: Vec<f32> = noise.floats(m * width).into_iter().map(|value| value * 30.0).collect();
+            let norms: Vec<Vec<f32>> = (0..n_norms).map(|_| noise.floats(width)).collect();
+            for policy in [Int8PerToken, Unquantised] {
+                assert_equal_on_all!(devices, |device: &mut _| normed(device, &x, &norms, policy), "width {width} m {m} {policy:?}");
             }
         }
     }

@@ -145,12 +145,11 @@ fn score_tile<const Q: usize>(queries: [&[f32]; Q], keys: &[f32], dim: usize) ->
             for (query, chunks) in queries.iter_mut().zip(query_chunks) {
                 *query = load_f32(&chunks[chunk].as_chunks().0[half]);
             }
-            for (index, chunks) in key_chunks.iter().enumerate() {
-                let key = load_f32(&chunks[chunk].as_chunks().0[half]);
-                for (sums, query) in sums.iter_mut().zip(queries) {
-                    sums[index] = _mm256_add_ps(sums[index], _mm256_mul_ps(query, key));
-                }
+            let mut keys = [_mm256_setzero_ps(); KEYS];
+            for (key, chunks) in keys.iter_mut().zip(key_chunks) {
+                *key = load_f32(&chunks[chunk].as_chunks().0[half]);
             }
+            add_outer(sums, queries, keys);
         }
     }
     let mut products = [_mm_setzero_ps(); Q];

@@ -81,17 +81,23 @@ fn stream_ternary(x: &[f32], weights: &Tiles, tile: usize) -> __m128 {
             if quarter.is_multiple_of(QUARTERS) {
                 prefetch_behind(block);
             }
-            for (step, x) in x[quarter].as_chunks::<WIDTH>().0.iter().enumerate() {
-                let x = load_f32(x);
-                for row in 0..TILE_ROWS {
-                    let sum = &mut sums[step % 2][row];
-                    *sum = _mm256_add_ps(*sum, _mm256_mul_ps(x, trits(block, row, step, shift)));
-                }
-            }
+            add_quarter(&mut sums, block, shift, &x[quarter]);
         }
         y = _mm_add_ps(y, _mm_mul_ps(sum_lanes(sums[0], sums[1]), load_scales(scales)));
     }
     y
+}
+
+/// sums[half][row] += x · trits, for one quarter of four rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_quarter(sums: &mut [[__m256; TILE_ROWS]; 2], block: &[u8; BLOCK_BYTES], shift: __m128i, x: &[f32; QUARTER_COLUMNS]) {
+    for (step, x) in x.as_chunks().0.iter().enumerate() {
+        let x = load_f32(x);
+        for (row, sum) in sums[step % 2].iter_mut().enumerate() {
+            *sum = _mm256_add_ps(*sum, _mm256_mul_ps(x, trits(block, row, step, shift)));
+        }
+    }
 }
 
 /// How far the codes of a quarter lie from the low end of their bytes.
@@ -184,12 +190,11 @@ pub(super) fn add_products<const T: usize>(panel: &[PanelStep], rows: [&[[f32; W
             for (x, pairs) in x.iter_mut().zip(pairs) {
                 *x = load_f32(&pairs[index][half]);
             }
-            for row in 0..TILE_ROWS {
-                let weights = load_f32(&step[half].as_chunks().0[row]);
-                for token in 0..T {
-                    sums[token][row] = _mm256_add_ps(sums[token][row], _mm256_mul_ps(x[token], weights));
-                }
+            let mut weights = [_mm256_setzero_ps(); TILE_ROWS];
+            for (weights, step) in weights.iter_mut().zip(step[half].as_chunks().0) {
+                *weights = load_f32(step);
             }
+            add_outer(&mut sums, x, weights);
         }
         for (lanes, sums) in lanes.iter_mut().zip(sums) {
             for (row, sum) in sums.into_iter().enumerate() {

@@ -125,33 +125,58 @@ fn widen<const T: usize>(wide: &mut Sums<T>, narrow: &Sums<T>) {
     }
 }
 
+/// sums += code pairs · activation pairs, for four rows × T tokens.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products<const T: usize>(sums: &mut Sums<T>, codes: [__m256i; TILE_ROWS], x: [__m256i; T]) {
+    for (sums, x) in sums.iter_mut().zip(x) {
+        for (sum, codes) in sums.iter_mut().zip(codes) {
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, x));
+        }
+    }
+}
+
+/// One quarter of one block of each token.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_quarters<const T: usize>(rows: [&[[i8; BLOCK_COLUMNS]]; T], block: usize, quarter: usize) -> [__m256i; T] {
+    let mut x = [_mm256_setzero_si256(); T];
+    for (x, row) in x.iter_mut().zip(rows) {
+        *x = load_i8(&row[block].as_chunks().0[quarter]);
+    }
+    x
+}
+
+/// The quarter of a block that lies `shift` bits up, four rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpack_quarter(block: &[u8; BLOCK_BYTES], shift: __m128i) -> [__m256i; TILE_ROWS] {
+    let mut codes = [_mm256_setzero_si256(); TILE_ROWS];
+    for (codes, unit) in codes.iter_mut().zip(block.as_chunks().0) {
+        *codes = _mm256_and_si256(_mm256_srl_epi16(load_u8(unit), shift), _mm256_set1_epi8(3));
+    }
+    codes
+}
+
+/// Where the codes of a quarter lie in their bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn quarter_shift(quarter: usize) -> __m128i {
+    _mm_cvtsi32_si128(2 * (quarter % QUARTERS) as i32)
+}
+
 /// Σ code·q over whole blocks, 32-bit.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn sum_blocks<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8; BLOCK_COLUMNS]]; T]) -> Sums<T> {
-    let mask = _mm256_set1_epi8(3);
     let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
     for (chunk, codes) in codes.chunks(DEFERRED_BLOCKS).enumerate() {
         let activations = within(activations, chunk * DEFERRED_BLOCKS..chunk * DEFERRED_BLOCKS + codes.len());
         let mut narrow = [[_mm256_setzero_si256(); TILE_ROWS]; T];
         for (index, block) in codes.iter().enumerate() {
             prefetch_behind(block);
-            let mut rows = [_mm256_setzero_si256(); TILE_ROWS];
-            for (codes, unit) in rows.iter_mut().zip(block.as_chunks().0) {
-                *codes = load_u8(unit);
-            }
             for quarter in 0..QUARTERS {
-                let mut x = [_mm256_setzero_si256(); T];
-                for (x, rows) in x.iter_mut().zip(activations) {
-                    *x = load_i8(&rows[index].as_chunks().0[quarter]);
-                }
-                for row in 0..TILE_ROWS {
-                    let codes = _mm256_and_si256(rows[row], mask);
-                    rows[row] = _mm256_srli_epi16::<2>(rows[row]);
-                    for token in 0..T {
-                        narrow[token][row] = _mm256_add_epi16(narrow[token][row], _mm256_maddubs_epi16(codes, x[token]));
-                    }
-                }
+                add_products(&mut narrow, unpack_quarter(block, quarter_shift(quarter)), load_quarters(activations, index, quarter));
             }
         }
         widen(&mut wide, &narrow);
@@ -163,23 +188,13 @@ fn sum_blocks<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8; 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn sum_quarters<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8; BLOCK_COLUMNS]]; T], quarters: Range<usize>) -> Sums<T> {
-    let mask = _mm256_set1_epi8(3);
     let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
     for first in quarters.clone().step_by(DEFERRED_BLOCKS * QUARTERS) {
         let mut narrow = [[_mm256_setzero_si256(); TILE_ROWS]; T];
         for quarter in first..quarters.end.min(first + DEFERRED_BLOCKS * QUARTERS) {
-            let (block, within) = (quarter / QUARTERS, quarter % QUARTERS);
-            let shift = _mm_cvtsi32_si128(2 * within as i32);
-            let mut x = [_mm256_setzero_si256(); T];
-            for (x, rows) in x.iter_mut().zip(activations) {
-                *x = load_i8(&rows[block].as_chunks().0[within]);
-            }
-            for row in 0..TILE_ROWS {
-                let codes = _mm256_and_si256(_mm256_srl_epi16(load_u8(&codes[block].as_chunks().0[row]), shift), mask);
-                for token in 0..T {
-                    narrow[token][row] = _mm256_add_epi16(narrow[token][row], _mm256_maddubs_epi16(codes, x[token]));
-                }
-            }
+            let block = quarter / QUARTERS;
+            let x = load_quarters(activations, block, quarter % QUARTERS);
+            add_products(&mut narrow, unpack_quarter(&codes[block], quarter_shift(quarter)), x);
         }
         widen(&mut wide, &narrow);
     }
@@ -227,11 +242,9 @@ fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<u
             *row = x.blocks(token + index.min(n - 1))[blocks.clone()].as_flattened().as_chunks().0;
         }
         for (index, panel) in panels.clone().enumerate() {
-            let products = sum_steps(panel, rows);
-            for (offset, product) in products.into_iter().enumerate().take(n) {
-                let sums = &mut sums[(token - tokens.start + offset) * PANEL_TILES + index];
-                let total = if is_first { product } else { _mm_add_epi32(load_sums(sums), product) };
-                store_sums(sums, total);
+            let sums = sums[(token - tokens.start) * PANEL_TILES + index..].iter_mut().step_by(PANEL_TILES).take(n);
+            for (sums, product) in sums.zip(sum_steps(panel, rows)) {
+                store_sums(sums, if is_first { product } else { _mm_add_epi32(load_sums(sums), product) });
             }
         }
         token += n;
@@ -267,12 +280,11 @@ fn sum_steps<const T: usize>(panel: &[PanelStep], rows: [&[[i8; QUARTER_COLUMNS]
         for (x, row) in x.iter_mut().zip(rows) {
             *x = load_i8(&row[index]);
         }
-        for row in 0..TILE_ROWS {
-            let codes = load_u8(&step.as_chunks().0[row]);
-            for token in 0..T {
-                sums[token][row] = _mm256_add_epi16(sums[token][row], _mm256_maddubs_epi16(codes, x[token]));
-            }
+        let mut codes = [_mm256_setzero_si256(); TILE_ROWS];
+        for (codes, unit) in codes.iter_mut().zip(step.as_chunks().0) {
+            *codes = load_u8(unit);
         }
+        add_products(&mut sums, codes, x);
     }
     let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
     widen(&mut wide, &sums);
