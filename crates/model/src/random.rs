@@ -58,7 +58,7 @@ impl RandomWeights {
         // Two thirds of random trits are ±1: this scale keeps a unit input at unit variance.
         let scale = (1.5 / n_cols as f32).sqrt();
         let scales = match self.group_size {
-            Some(group_size) if n_cols % group_size == 0 => {
+            Some(group_size) if n_cols.is_multiple_of(group_size) => {
                 Scales::Group { group_size, scales: vec![scale; n_rows * (n_cols / group_size)] }
             }
             _ => Scales::Tensor(scale),
@@ -114,7 +114,7 @@ fn random_bf16(n: usize, seed: u64) -> Vec<u8> {
 fn four_trits_of_a_byte() -> [u8; 256] {
     std::array::from_fn(|byte| {
         let value = byte % 81;
-        (value % 3 | (value / 3 % 3) << 2 | (value / 9 % 3) << 4 | (value / 27) << 6) as u8
+        ((value % 3) | ((value / 3 % 3) << 2) | ((value / 9 % 3) << 4) | ((value / 27) << 6)) as u8
     })
 }
 

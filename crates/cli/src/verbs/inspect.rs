@@ -166,7 +166,10 @@ fn shape(config: &ModelConfig) -> String {
 }
 
 fn arithmetic(config: &ModelConfig) -> String {
-    let mut parts = vec![format!("{} activations", if config.activation_policy == ActivationPolicy::Int8PerToken { "int8" } else { "unquantised" }), activation(config).to_string()];
+    let mut parts = vec![
+        format!("{} activations", if config.activation_policy == ActivationPolicy::Int8PerToken { "int8" } else { "unquantised" }),
+        activation(config).to_string(),
+    ];
     let flags = [
         (config.sub_norms, "sub-norms"),
         (config.qk_norm, "QK-norm"),

@@ -35,7 +35,8 @@ fn perplexity_of_ids_is_that_of_their_likelihoods() {
 fn perplexity_of_a_text_depends_on_the_length_of_chunks() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("text.txt");
-    std::fs::write(&path, "Once upon a time there was a king who had three sons, and the youngest was the wisest of all.").expect("written");
+    std::fs::write(&path, "Once upon a time there was a king who had three sons, and the youngest was the wisest of all.")
+        .expect("written");
     let path = path.to_str().expect("UTF-8");
     let (whole, chunked) = (measured(&[path]), measured(&[path, "--context", "8"]));
     let number = |value: &Value, key: &str| value[key].as_f64().expect("a number");

@@ -264,7 +264,7 @@ fn head_tables(n_vocab: usize, k: usize) -> Vec<(&'static str, Tensor)> {
     let values: Vec<f32> = (0..n_vocab).flat_map(|row| random_values(k, 50 + (row % 7) as u64)).collect();
     let dense = |dtype, bytes| Tensor::Dense(DenseTensor::from_bytes(vec![n_vocab, k], dtype, bytes).expect("whole rows"));
     let trits: Vec<i8> = values.iter().map(|value| (value * 1.5).round() as i8).collect();
-    let group_size = if k % 128 == 0 { 128 } else { k };
+    let group_size = if k.is_multiple_of(128) { 128 } else { k };
     let scales = (0..n_vocab * (k / group_size)).map(|index| 0.02 + (index % 3) as f32 * 0.01).collect();
     let ternary = TernaryMatrix::from_trits(n_vocab, k, &trits, Scales::Group { group_size, scales }).expect("well formed");
     vec![
