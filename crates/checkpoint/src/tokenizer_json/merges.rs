@@ -12,6 +12,7 @@ const PIECE_BYTES_MAX: usize = 256;
 pub(super) fn listed<'v>(vocabulary: &'v GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<(&'v str, &'v str)>, CheckpointError> {
     let mut joined = String::new();
     let mut merges = Vec::with_capacity(vocabulary.merges.len());
+    let mut expected = 0;
     for (rank, merge) in vocabulary.merges.iter().enumerate() {
         // A token may begin with a space, so the separator is looked for behind the first character.
         let first = merge.chars().next().map_or(0, char::len_utf8);
@@ -22,9 +23,15 @@ pub(super) fn listed<'v>(vocabulary: &'v GgufVocabulary, ids: &Ids<'_>) -> Resul
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
-        if let Some(stranger) = [left, right, joined.as_str()].into_iter().find(|token| !ids.contains_key(token)) {
-            return Err(malformed("merges", format!("merge {rank} names {stranger:?}, which is not a token")));
-        }
+        let id = |token: &str| {
+            let unknown = || malformed("merges", format!("merge {rank} names {token:?}, which is not a token"));
+            ids.get(token).copied().ok_or_else(unknown)
+        };
+        id(left)?;
+        id(right)?;
+        // Vocabularies list tokens in the order in which they were merged: looking at the next one saves most look-ups.
+        let is_next = vocabulary.tokens.get(expected).is_some_and(|next| *next == joined);
+        expected = if is_next { expected } else { id(&joined)? as usize } + 1;
         merges.push((left, right));
     }
     Ok(merges)

@@ -91,9 +91,16 @@ impl Decoder {
                     }
                 }
                 Stage::ByteLevel => {
-                    // A token of other characters (an added token) stands for itself.
-                    let mapped: Option<Vec<u8>> = current.chars().map(byte_of).collect();
-                    return bytes.extend(mapped.as_deref().unwrap_or(current.as_bytes()));
+                    let start = bytes.len();
+                    for character in current.chars() {
+                        let Some(byte) = byte_of(character) else {
+                            // A token of other characters (an added token) stands for itself.
+                            bytes.truncate(start);
+                            return bytes.extend(current.as_bytes());
+                        };
+                        bytes.push(byte);
+                    }
+                    return;
                 }
             }
         }

@@ -22,7 +22,7 @@ struct Merge {
 
 /// Ranked pairs, by pair.
 pub(super) struct Merges {
-    /// Open addressing; a power of two, at most half full.
+    /// Open addressing; a power of two, at most three quarters full.
     table: Vec<Merge>,
     seed: u64,
     len: u32,
@@ -35,7 +35,7 @@ fn pair_key(left: u32, right: u32) -> u64 {
 impl Merges {
     /// Room for `n_merges` pairs.
     pub(super) fn with_capacity(n_merges: usize) -> Self {
-        let n_slots = (n_merges.max(1) * 2).next_power_of_two();
+        let n_slots = (n_merges * 4 / 3 + 2).next_power_of_two();
         // The seed keeps a file from being built to collide.
         let seed = RandomState::new().hash_one(n_merges);
         Self { table: vec![Merge { pair: EMPTY, rank: 0, merged: 0 }; n_slots], seed, len: 0 }
@@ -43,7 +43,7 @@ impl Merges {
 
     /// Adds a pair after all that came before. A pair that is there already gets the new, worse rank, as in the reference.
     pub(super) fn push(&mut self, left: u32, right: u32, merged: u32) -> Result<(), TextError> {
-        if self.len as usize >= self.table.len() / 2 {
+        if self.len as usize + 1 >= self.table.len() {
             return Err(TextError::malformed("model.merges", "more merges than announced"));
         }
         let pair = pair_key(left, right);

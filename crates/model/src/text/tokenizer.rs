@@ -327,16 +327,19 @@ impl WordEncoder {
 fn ranked_merges(vocabulary: &Vocabulary, entries: &[MergeEntry<'_>]) -> Result<Merges, TextError> {
     let mut merges = Merges::with_capacity(entries.len());
     let mut joined = String::new();
+    let mut expected = 0;
     for (rank, MergeEntry { left, right }) in entries.iter().enumerate() {
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
         let id = |text: &str| {
-            vocabulary
-                .id(text)
-                .ok_or_else(|| TextError::malformed("model.merges", format!("merge {rank} names {text:?}, which is not a token")))
+            let unknown = || TextError::malformed("model.merges", format!("merge {rank} names {text:?}, which is not a token"));
+            vocabulary.id(text).ok_or_else(unknown)
         };
-        merges.push(id(left)?, id(right)?, id(&joined)?)?;
+        // Vocabularies list tokens in the order in which they were merged: looking at the next one saves most look-ups.
+        let merged = if vocabulary.text(expected) == Some(&joined) { expected } else { id(&joined)? };
+        merges.push(id(left)?, id(right)?, merged)?;
+        expected = merged + 1;
     }
     Ok(merges)
 }

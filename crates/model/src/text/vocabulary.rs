@@ -11,6 +11,16 @@ use crate::text::TextError;
 /// Marks an empty slot of the index; no id reaches it because of `N_VOCAB_MAX`.
 const EMPTY: u32 = u32::MAX;
 
+/// A slot of the index. It repeats the span, so that a look-up touches the slot and the text and nothing else: both are cache misses.
+#[derive(Clone, Copy)]
+struct Slot {
+    id: u32,
+    start: u32,
+    len: u32,
+}
+
+const EMPTY_SLOT: Slot = Slot { id: EMPTY, start: 0, len: 0 };
+
 /// Texts and ids; gone through more than once.
 pub(super) trait Tokens<'t>: Iterator<Item = (&'t str, u32)> + Clone {}
 
@@ -22,8 +32,8 @@ pub(super) struct Vocabulary {
     texts: String,
     /// Where each id's text lies in `texts`; empty for an id that no token holds.
     spans: Vec<Range<u32>>,
-    /// Open-addressing table of ids; a power of two, at most half full.
-    index: Vec<u32>,
+    /// Open addressing; a power of two, at most three quarters full.
+    index: Vec<Slot>,
     /// Seeded anew for each vocabulary, so that no file can be built to collide.
     hasher: RandomState,
 }
@@ -47,7 +57,7 @@ impl Vocabulary {
         let mut vocabulary = Self {
             texts: String::with_capacity(n_bytes),
             spans: vec![0..0; n_ids],
-            index: vec![EMPTY; (n_tokens * 2).next_power_of_two()],
+            index: vec![EMPTY_SLOT; (n_tokens * 4 / 3 + 2).next_power_of_two()],
             hasher: RandomState::new(),
         };
         for (text, id) in model {
@@ -71,14 +81,14 @@ impl Vocabulary {
             return Err(TextError::malformed("model.vocab", reason));
         }
         let slot = self.slot(text);
-        if self.index[slot] != EMPTY {
-            let reason = format!("token {text:?} has both id {} and id {id}", self.index[slot]);
+        if self.index[slot].id != EMPTY {
+            let reason = format!("token {text:?} has both id {} and id {id}", self.index[slot].id);
             return Err(TextError::malformed("model.vocab", reason));
         }
         let start = self.texts.len() as u32;
         self.texts.push_str(text);
         self.spans[id as usize] = start..self.texts.len() as u32;
-        self.index[slot] = id;
+        self.index[slot] = Slot { id, start, len: text.len() as u32 };
         Ok(())
     }
 
@@ -86,15 +96,19 @@ impl Vocabulary {
     fn slot(&self, text: &str) -> usize {
         let mask = self.index.len() - 1;
         let mut slot = self.hasher.hash_one(text) as usize & mask;
-        while self.index[slot] != EMPTY && self.text(self.index[slot]) != Some(text) {
+        loop {
+            let Slot { id, start, len } = self.index[slot];
+            let is_same = || len as usize == text.len() && self.texts.as_bytes()[start as usize..][..len as usize] == *text.as_bytes();
+            if id == EMPTY || is_same() {
+                return slot;
+            }
             slot = (slot + 1) & mask;
         }
-        slot
     }
 
     /// The id of a token.
     pub(super) fn id(&self, text: &str) -> Option<u32> {
-        let id = self.index[self.slot(text)];
+        let id = self.index[self.slot(text)].id;
         (id != EMPTY).then_some(id)
     }
 
