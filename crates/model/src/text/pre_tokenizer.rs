@@ -35,7 +35,7 @@ enum Prepend {
 
 enum Stage {
     Split {
-        pattern: SplitPattern,
+        pattern: Box<SplitPattern>,
         behavior: Behavior,
         invert: bool,
     },
@@ -78,7 +78,9 @@ impl PreTokenizer {
     }
 
     fn push(&mut self, component: &Value) -> Result<(), TextError> {
-        let split = |pattern, behavior, invert| Ok::<_, TextError>(Stage::Split { pattern: SplitPattern::new(pattern)?, behavior, invert });
+        let split = |pattern, behavior, invert| {
+            Ok::<_, TextError>(Stage::Split { pattern: Box::new(SplitPattern::new(pattern)?), behavior, invert })
+        };
         let kind = text_field("pre_tokenizer", component, "type")?;
         let stage = match kind {
             "Split" => split_stage(component)?,
@@ -125,7 +127,7 @@ fn split_stage(component: &Value) -> Result<Stage, TextError> {
         },
         _ => return Err(TextError::malformed("pre_tokenizer.pattern", "not an object")),
     };
-    Ok(Stage::Split { pattern, behavior: behavior(component, "")?, invert: flag(component, "invert").unwrap_or(false) })
+    Ok(Stage::Split { pattern: Box::new(pattern), behavior: behavior(component, "")?, invert: flag(component, "invert").unwrap_or(false) })
 }
 
 fn behavior(component: &Value, default: &str) -> Result<Behavior, TextError> {
@@ -259,7 +261,12 @@ mod tests {
         let mut words = vec![];
         let pre_tokenizer = PreTokenizer::new(Some(description)).unwrap();
         let mut steps = Steps::for_text(text.len());
-        pre_tokenizer.words(text, Place::Start, &mut steps, &mut |word| Ok(words.push(word.to_string()))).unwrap();
+        pre_tokenizer
+            .words(text, Place::Start, &mut steps, &mut |word| {
+                words.push(word.to_string());
+                Ok(())
+            })
+            .unwrap();
         words
     }
 
