@@ -71,7 +71,7 @@ fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {
 
 fn random_codes(n: usize) -> Vec<u8> {
     let mut state = 1u32;
-    let code = |value: u32| (value % 3 | (value / 3 % 3) << 2 | (value / 9 % 3) << 4 | (value / 27) << 6) as u8;
+    let code = |value: u32| ((value % 3) | ((value / 3 % 3) << 2) | ((value / 9 % 3) << 4) | ((value / 27) << 6)) as u8;
     (0..n)
         .map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -6,8 +6,6 @@
 //! n is padded to 4. Idea: ggml-org/llama.cpp's repacked types and ikawrakow/ik_llama.cpp's `_R4` layouts; the 32-byte unit of
 //! 128 codes is microsoft/BitNet's I2_S.
 
-use std::ops::Range;
-
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 use crate::arch::{Memory, OutOfMemory};

@@ -59,7 +59,7 @@ fn every_half_value_converts_as_in_the_reference() {
         let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
         let table = Tensor::Dense(DenseTensor::from_bytes(vec![4096, 16], dtype, bytes).expect("shape"));
         for column in 0..16 {
-            let mut x = vec![0.0; 16];
+            let mut x = [0.0; 16];
             x[column] = 1.0;
             for m in [1, 4] {
                 let x = x.repeat(m);
