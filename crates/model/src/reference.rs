@@ -232,11 +232,11 @@ impl Device for ReferenceDevice {
         let (dim, n_rotated) = (heads.head_dim, heads.n_heads + heads.n_kv_heads);
         for (token, row) in qkv.rows_mut().enumerate() {
             let (cos, sin) = step.rope.token(token);
-            for (index, head) in row.chunks_exact_mut(dim).take(n_rotated).enumerate() {
-                if let Some((q_norm, k_norm)) = heads.qk_norms {
-                    numerics::rms_norm(head, if index < heads.n_heads { q_norm } else { k_norm }, heads.epsilon);
-                }
-                numerics::rotate_half(head, cos, sin);
+            let (queries, keys) = row[..n_rotated * dim].split_at_mut(heads.n_heads * dim);
+            let (q_norm, k_norm) = heads.qk_norms.unzip();
+            for (rows, norm) in [(queries, q_norm), (keys, k_norm)] {
+                rows.chunks_exact_mut(dim)
+                    .for_each(|head| norm_and_rotate(head, norm.map(|norm| (norm.as_slice(), heads.epsilon)), (cos, sin)));
             }
             let (block, slot) = step.slot(token);
             for kv_head in 0..heads.n_kv_heads {
@@ -319,6 +319,14 @@ impl Device for ReferenceDevice {
     fn finish<'a>(&mut self, x: &'a Rows) -> Result<&'a [f32], DeviceError> {
         Ok(&x.values)
     }
+}
+
+/// One query or key head: its norm if there is one, then its rotation.
+fn norm_and_rotate(head: &mut [f32], norm: Option<(&[f32], f32)>, (cos, sin): (&[f32], &[f32])) {
+    if let Some((weight, epsilon)) = norm {
+        numerics::rms_norm(head, weight, epsilon);
+    }
+    numerics::rotate_half(head, cos, sin);
 }
 
 /// One query head over positions 0..n_positions; `block_start` finds the rows of the sequence's i-th block.

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::command::{Finished, bitnet, finish, run};
+use crate::command::{Finished, bitnet, run};
 use crate::fixture::{golden, ids, model_argument};
 
 fn run_piped(arguments: &[&str], input: &[u8]) -> Finished {

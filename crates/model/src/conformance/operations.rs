@@ -37,15 +37,13 @@ fn check_linear<D: Device>(device: &mut D) {
     for policy in [ActivationPolicy::Int8PerToken, ActivationPolicy::Unquantised] {
         for (n, k) in [(1, 1), (3, 5), (4, 127), (7, 128), (5, 129), (9, 300), (6, 2560), (5, 6912)] {
             for m in [1, 2, 3, 4, 5, 8, 33] {
-                for (group_size, extreme) in [(0, true), (0, false), (1, false)] {
-                    check_linear_case(device, LinearCase { m, n, k, group_size, policy, extreme });
-                }
+                let case = |group_size, extreme| LinearCase { m, n, k, group_size, policy, extreme };
+                [case(0, true), case(0, false), case(1, false)].into_iter().for_each(|case| check_linear_case(device, case));
             }
         }
         for group_size in [32, 64, 128, 256] {
-            for m in [1, 3, 9] {
-                check_linear_case(device, LinearCase { m, n: 6, k: 768, group_size, policy, extreme: m == 3 });
-            }
+            let case = |m| LinearCase { m, n: 6, k: 768, group_size, policy, extreme: m == 3 };
+            [case(1), case(3), case(9)].into_iter().for_each(|case| check_linear_case(device, case));
         }
     }
 }
@@ -103,21 +101,23 @@ fn linear_outputs<D: Device>(
 fn check_norm_quantize<D: Device>(device: &mut D) {
     for policy in [ActivationPolicy::Int8PerToken, ActivationPolicy::Unquantised] {
         for k in [1, 16, 17, 100, 256] {
-            for n_norms in 0..3 {
-                for (what, input) in [
-                    ("random", random_values(3 * k, 11)),
-                    ("zeros", vec![0.0; 3 * k]),
-                    ("ties", (0..3 * k).map(|index| index as f32 + 0.5).collect()),
-                    ("tiny", random_values(3 * k, 12).iter().map(|value| value * 1e-30).collect()),
-                    ("huge", random_values(3 * k, 13).iter().map(|value| value * 1e15).collect()),
-                ] {
-                    let expected = quantized_through_identity(&mut ReferenceDevice, policy, (&input, k), n_norms);
-                    let got = quantized_through_identity(device, policy, (&input, k), n_norms);
-                    assert_same(&format!("norm_quantize {policy:?} k {k} norms {n_norms} {what}"), &expected, &got);
-                }
+            for (what, input) in [
+                ("random", random_values(3 * k, 11)),
+                ("zeros", vec![0.0; 3 * k]),
+                ("ties", (0..3 * k).map(|index| index as f32 + 0.5).collect()),
+                ("tiny", random_values(3 * k, 12).iter().map(|value| value * 1e-30).collect()),
+                ("huge", random_values(3 * k, 13).iter().map(|value| value * 1e15).collect()),
+            ] {
+                (0..3).for_each(|n_norms| check_norm_quantize_case(device, policy, (&input, k), (n_norms, what)));
             }
         }
     }
+}
+
+fn check_norm_quantize_case<D: Device>(device: &mut D, policy: ActivationPolicy, input: (&[f32], usize), (n_norms, what): (usize, &str)) {
+    let expected = quantized_through_identity(&mut ReferenceDevice, policy, input, n_norms);
+    let got = quantized_through_identity(device, policy, input, n_norms);
+    assert_same(&format!("norm_quantize {policy:?} k {} norms {n_norms} {what}", input.1), &expected, &got);
 }
 
 fn quantized_through_identity<D: Device>(
@@ -148,15 +148,17 @@ fn check_attention<D: Device>(device: &mut D) {
     let batches: [Lengths; 4] = [&[(0, 1)], &[(0, 37)], &[(5, 1), (40, 1), (0, 1)], &[(0, 5), (31, 3), (15, 2), (64, 1)]];
     for (n_heads, n_kv_heads, head_dim) in [(1, 1, 2), (4, 2, 64), (5, 1, 128), (6, 3, 100), (3, 3, 20)] {
         for qk_norm in [false, true] {
-            for lengths in batches {
-                let shape = AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm };
-                let expected = attention_outputs(&mut ReferenceDevice, shape, lengths);
-                let got = attention_outputs(device, shape, lengths);
-                for (what, (expected, got)) in ["rope_append", "attention"].iter().zip(expected.iter().zip(&got)) {
-                    assert_same(&format!("{what} {shape:?} {lengths:?}"), expected, got);
-                }
-            }
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm };
+            batches.iter().for_each(|lengths| check_attention_case(device, shape, lengths));
         }
+    }
+}
+
+fn check_attention_case<D: Device>(device: &mut D, shape: AttentionShape, lengths: Lengths) {
+    let expected = attention_outputs(&mut ReferenceDevice, shape, lengths);
+    let got = attention_outputs(device, shape, lengths);
+    for (what, (expected, got)) in ["rope_append", "attention"].iter().zip(expected.iter().zip(&got)) {
+        assert_same(&format!("{what} {shape:?} {lengths:?}"), expected, got);
     }
 }
 
