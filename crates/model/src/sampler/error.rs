@@ -1,4 +1,4 @@
-//! Why no token could be drawn.
+//! Why no token could be drawn: parameters out of range, or logits that are no distribution.
 
 use thiserror::Error;
 
