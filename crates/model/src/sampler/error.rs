@@ -1,4 +1,4 @@
-//! Why no token could be drawn: a parameter out of its range, or logits that no distribution can be made of.
+//! Why no token could be drawn: parameters out of range, or logits that are no distribution.
 
 use thiserror::Error;
 
