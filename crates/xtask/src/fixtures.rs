@@ -21,7 +21,7 @@ pub(crate) struct FixturesArgs {
     #[arg(long, value_name = "FOLDER")]
     tales_42m: PathBuf,
     /// Format of the embedded file, as `bitnet convert --to` names it.
-    #[arg(long, default_value = "gguf-i2_s")]
+    #[arg(long, default_value = "gguf-tq1_0")]
     to: String,
     /// Compare only.
     #[arg(long)]

@@ -18,7 +18,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::repository::Repository;
-use rules::{Finding, RULES};
+use rules::{Finding, RULES, Rule};
 use source::SourceFile;
 
 /// Larger tracked files are models and recordings, not prose or code.
@@ -67,7 +67,10 @@ fn check(repository: &Repository) -> Result<(usize, Vec<Finding>)> {
             decision_texts.push_str(&text);
         }
         if path.ends_with(".rs") {
-            sources.push(SourceFile::parse(path, text)?);
+            match SourceFile::parse(path, text) {
+                Ok(source) => sources.push(source),
+                Err(error) => findings.push(Finding::new(path, 1, Rule::Syntax, format!("{error:#}"))),
+            }
         }
     }
     source::mark_test_files(&mut sources);

@@ -5,6 +5,7 @@ use std::fmt;
 /// A house rule that a program can check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rule {
+    Syntax,
     FileLength,
     FunctionLength,
     Parameters,
@@ -32,6 +33,7 @@ pub(crate) enum Rule {
 
 /// Every rule, its name on the command line and in the exceptions table, and what it says.
 pub(crate) const RULES: &[(Rule, &str, &str)] = &[
+    (Rule::Syntax, "syntax", "a Rust file parses"),
     (Rule::FileLength, "file-length", "a Rust file has at most 600 lines"),
     (Rule::FunctionLength, "function-length", "a function body has at most 70 lines between its braces; test code is exempt"),
     (Rule::Parameters, "parameters", "a function has at most 5 parameters, self not counted"),
