@@ -14,6 +14,9 @@ use crate::open::open_source;
 use crate::size;
 use crate::terminal::{Output, Style, Terminal};
 
+/// Losses printed one by one: most say the same of another layer.
+const LOSSES_SHOWN_MAX: usize = 8;
+
 /// Write a model in another file format
 #[derive(Debug, Args)]
 #[command(after_help = "Example: bitnet convert hf:microsoft/bitnet-b1.58-2B-4T 2b4t.gguf --to gguf-i2_s")]
@@ -104,8 +107,14 @@ fn print(arguments: &ConvertArguments, report: &ConvertReport, terminal: &Termin
     let verdict = if report.losses.is_empty() { "lossless" } else { "with losses" };
     let (n_tensors, size) = (report.n_tensors, size::bytes(report.size_bytes));
     writeln!(Output, "{}: {n_tensors} tensors, {size}, {}", arguments.out.display(), terminal.on_stdout(Style::Bold, verdict))?;
-    report.losses.iter().try_for_each(|loss| match &loss.tensor {
-        Some(tensor) => writeln!(Output, "  lost: {tensor}: {}", loss.what),
-        None => writeln!(Output, "  lost: {}", loss.what),
-    })
+    for loss in report.losses.iter().take(LOSSES_SHOWN_MAX) {
+        match &loss.tensor {
+            Some(tensor) => writeln!(Output, "  lost: {tensor}: {}", loss.what)?,
+            None => writeln!(Output, "  lost: {}", loss.what)?,
+        }
+    }
+    match report.losses.len().saturating_sub(LOSSES_SHOWN_MAX) {
+        0 => Ok(()),
+        n_more => writeln!(Output, "  and {n_more} more, which --json lists"),
+    }
 }
