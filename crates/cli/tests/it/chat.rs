@@ -37,6 +37,9 @@ fn chat_through_a_pipe_answers_each_line_and_saves() {
     let roles: Vec<_> = saved.as_array().expect("a list").iter().filter_map(|message| message["role"].as_str()).collect();
     assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
     assert_eq!(saved[2]["content"], replies[0]["content"]);
+    let text = chat(home.path(), &["-n", "6", "--greedy", "--system", "Be brief."], "Hello!\n");
+    assert_eq!(Some(text.stdout.trim_end()), replies[0]["content"].as_str(), "the same without its leading space");
+    assert!(!text.stdout.starts_with(' '), "{text:?}");
 }
 
 #[test]
@@ -60,7 +63,7 @@ fn conversation_longer_than_the_context_forgets_its_oldest_turns() {
     assert!(finished.stderr.contains("oldest turns are left out"), "{finished:?}");
     let too_long = chat(home.path(), &flags, &"word ".repeat(200));
     assert_eq!(too_long.status, Some(1));
-    insta::assert_snapshot!(too_long.stderr, @"");
+    insta::assert_snapshot!(too_long.stderr);
 }
 
 #[test]
