@@ -4,7 +4,7 @@
 //! Weights of a shape are copied until they exceed every cache, as a model's layers do. Arguments: words that a line must
 //! contain. No statistics: the best of several runs, since others may use the machine.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bitnet_checkpoint::config::ActivationPolicy::{self, Int8PerToken, Unquantised};
 use bitnet_checkpoint::config::{Rope, RopeScaling};
@@ -20,7 +20,9 @@ use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// Weights that no cache holds, in bytes of 2-bit codes.
 const BEYOND_CACHE: usize = 96 << 20;
-const REPEATS: usize = 7;
+/// Measurements of the roofs, each followed by calls for `ROUND`.
+const ROUNDS: usize = 4;
+const ROUND: Duration = Duration::from_millis(200);
 
 /// Work of one measured call.
 struct Work {
@@ -49,13 +51,16 @@ impl Bench {
     fn measure(&mut self, name: &str, work: &Work, mut call: impl FnMut(&mut CpuDevice)) {
         call(&mut self.device);
         let (mut seconds, mut best) = (f64::INFINITY, Roofs { read_bytes_per_s: 0.0, int8_macs_per_s: None });
-        for _ in 0..REPEATS {
+        for _ in 0..ROUNDS {
             let roofs = self.meter.measure(&mut self.device);
             best.read_bytes_per_s = best.read_bytes_per_s.max(roofs.read_bytes_per_s);
             best.int8_macs_per_s = larger(best.int8_macs_per_s, roofs.int8_macs_per_s);
-            let start = Instant::now();
-            call(&mut self.device);
-            seconds = seconds.min(start.elapsed().as_secs_f64());
+            let round = Instant::now();
+            while round.elapsed() < ROUND {
+                let start = Instant::now();
+                call(&mut self.device);
+                seconds = seconds.min(start.elapsed().as_secs_f64());
+            }
         }
         let (bytes, macs) = (work.bytes / seconds, work.macs / seconds);
         let read = 100.0 * bytes / best.read_bytes_per_s;
