@@ -243,19 +243,19 @@ fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<u
         }
         for (index, panel) in panels.clone().enumerate() {
             let sums = sums[(token - tokens.start) * PANEL_TILES + index..].iter_mut().step_by(PANEL_TILES).take(n);
-            for (sums, product) in sums.zip(sum_steps(panel, rows)) {
-                keep_sums(sums, product, is_first);
-            }
+            keep(sum_steps(panel, rows), sums, is_first);
         }
         token += n;
     }
 }
 
-/// Writes a product over the sums of an earlier panel, or adds it to those of the same one.
+/// Writes (first blocks) or adds products to where they wait.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn keep_sums(sums: &mut [i32; TILE_ROWS], product: __m128i, is_first: bool) {
-    store_sums(sums, if is_first { product } else { _mm_add_epi32(load_sums(sums), product) });
+fn keep<'a>(products: [__m128i; TOKENS], sums: impl Iterator<Item = &'a mut [i32; TILE_ROWS]>, is_first: bool) {
+    for (sums, product) in sums.zip(products) {
+        store_sums(sums, if is_first { product } else { _mm_add_epi32(load_sums(sums), product) });
+    }
 }
 
 /// Codes of whole blocks, one byte each.
