@@ -20,10 +20,10 @@ const DEFAULT_TOP_P: f32 = 0.95;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArguments {
     /// Print results only: no notes, no progress, no rates
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 900)]
     pub(crate) quiet: bool,
     /// Use only what has been downloaded before
-    #[arg(long, global = true, env = "HF_HUB_OFFLINE", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, global = true, display_order = 901, env = "HF_HUB_OFFLINE", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub(crate) offline: bool,
 }
 

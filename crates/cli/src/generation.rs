@@ -10,6 +10,7 @@ use bitnet_model::{Session, TokenId};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::failure::Misuse;
 use crate::interrupt::Interrupt;
 use crate::terminal::Terminal;
 
@@ -92,6 +93,11 @@ pub(crate) fn generate(
     terminal: &Terminal,
     show: &mut dyn FnMut(&str) -> io::Result<()>,
 ) -> anyhow::Result<Generated> {
+    let n_context = session.runner().limits().context_length;
+    if prompt.len() > n_context {
+        let what = format!("the prompt is {} tokens long, the context {n_context}", prompt.len());
+        return Err(Misuse::new(what, "shorten the prompt; `bitnet inspect` shows how long the model's context is").into());
+    }
     let text = TextStream::new(options)?;
     let sampler = Sampler::new(options.sampling.clone())?.with_prompt(prompt.len());
     let writer = Writer { session, options, sampler, text, history: prompt.to_vec(), n_prompt_tokens: prompt.len() };

@@ -42,11 +42,11 @@ pub(crate) struct BenchArguments {
     /// Measured runs of each test
     #[arg(short, long, value_name = "N", default_value = "3")]
     repetitions: NonZeroUsize,
-    #[command(flatten)]
-    device: DeviceChoiceArguments,
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceChoiceArguments,
 }
 
 /// One line of the table.

@@ -28,11 +28,11 @@ pub(crate) struct LogitsArguments {
     /// The file to write
     #[arg(long, value_name = "F.npy")]
     out: PathBuf,
-    #[command(flatten)]
-    device: DeviceArguments,
     /// Print what was written as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 /// Scores the sequence and writes the file.

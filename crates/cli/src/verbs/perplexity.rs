@@ -37,11 +37,11 @@ pub(crate) struct PerplexityArguments {
     /// Tokens of a chunk; by default 2048, or the model's context if that is shorter
     #[arg(short, long, value_name = "N")]
     context: Option<NonZeroUsize>,
-    #[command(flatten)]
-    device: DeviceArguments,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 /// What scoring adds up.

@@ -31,7 +31,7 @@ fn bench_makes_a_model_of_the_shape_in_a_configuration() {
 fn unknown_shape_lists_those_that_are_known() {
     let finished = run(&["bench", "--shape", "70b"]);
     assert_eq!(finished.status, Some(1));
-    insta::assert_snapshot!(finished.stderr, @"");
+    insta::assert_snapshot!(finished.stderr);
     assert_eq!(run(&["bench", "--shape", "2b4t", "-m", "x"]).status, Some(2));
     let long = run(&["bench", "--shape", "0.7b", "-p", "100000"]);
     assert!(long.stderr.contains("longer than the model's context"), "{long:?}");

@@ -60,7 +60,7 @@ fn conversation_longer_than_the_context_forgets_its_oldest_turns() {
     assert!(finished.stderr.contains("oldest turns are left out"), "{finished:?}");
     let too_long = chat(home.path(), &flags, &"word ".repeat(200));
     assert_eq!(too_long.status, Some(1));
-    insta::assert_snapshot!(too_long.stderr, @"");
+    insta::assert_snapshot!(too_long.stderr);
 }
 
 #[test]

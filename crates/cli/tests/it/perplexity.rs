@@ -28,7 +28,7 @@ fn perplexity_of_ids_is_that_of_their_likelihoods() {
     assert!((perplexity.ln() - nll / n_tokens as f64).abs() < 1e-12);
     std::fs::write(path, "[[1, 99999999]]").expect("written");
     let refused = run(&["perplexity", "-m", &model, "--ids", path]);
-    insta::assert_snapshot!(refused.stderr, @"");
+    insta::assert_snapshot!(refused.stderr);
 }
 
 #[test]
@@ -45,5 +45,5 @@ fn perplexity_of_a_text_depends_on_the_length_of_chunks() {
     let refused = run(&["perplexity", path, "--context", "1000000"]);
     assert_eq!(refused.status, Some(1));
     std::fs::write(path, "").expect("written");
-    insta::assert_snapshot!(run(&["perplexity", path]).stderr, @"");
+    insta::assert_snapshot!(run(&["perplexity", path]).stderr);
 }

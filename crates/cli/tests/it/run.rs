@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::command::{Finished, bitnet, finish, run};
+use crate::command::{Finished, bitnet, run};
 use crate::fixture::{golden, ids, model_argument};
 
 fn run_piped(arguments: &[&str], input: &[u8]) -> Finished {
@@ -87,20 +87,20 @@ fn run_of_a_model_without_a_tokenizer_takes_ids() {
     let expected: Vec<Value> = prompt["greedy_48"].as_array().expect("a list").iter().take(4).cloned().collect();
     assert_eq!(finished.stdout.trim_end(), ids(&Value::Array(expected)), "{finished:?}");
     let refused = run(&["run", "-m", &model_argument(name), "text"]);
-    insta::assert_snapshot!(refused.stderr, @"");
+    insta::assert_snapshot!(refused.stderr);
 }
 
 #[test]
 fn run_without_a_prompt_says_how_to_give_one() {
     let finished = run(&["run"]);
     assert_eq!(finished.status, Some(1));
-    insta::assert_snapshot!(finished.stderr, @"");
+    insta::assert_snapshot!(finished.stderr);
     assert_eq!(run_piped(&["run"], b"\xff\xfe").status, Some(1), "not UTF-8");
 }
 
 #[test]
 fn sampling_parameter_out_of_range_is_named() {
-    insta::assert_snapshot!(run(&["run", "x", "--top-p", "2"]).stderr, @"");
+    insta::assert_snapshot!(run(&["run", "x", "--top-p", "2"]).stderr);
     assert_eq!(run(&["run", "x", "--greedy", "--temperature", "1"]).status, Some(2));
     assert_eq!(run(&["run", "x", "-t", "0"]).status, Some(2));
 }
@@ -111,5 +111,5 @@ fn prompt_longer_than_the_context_is_refused_with_its_length() {
     let long = vec!["1"; 5000].join(",");
     let finished = run(&["run", "-m", &model_argument(name), "--ids", &long]);
     assert_eq!(finished.status, Some(1));
-    insta::assert_snapshot!(finished.stderr, @"");
+    insta::assert_snapshot!(finished.stderr);
 }
