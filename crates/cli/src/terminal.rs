@@ -83,7 +83,7 @@ impl Terminal {
 
     /// A bar that counts steps; invisible unless standard error is a terminal.
     pub(crate) fn steps_bar(&self, n_steps: u64, what: &str) -> ProgressBar {
-        self.bar(n_steps, what, "{msg} {wide_bar} {pos}/{len} {eta:>4}")
+        self.bar(n_steps, what, "{msg} {bar:40} {pos}/{len} {eta:>4}")
     }
 
     fn bar(&self, length: u64, what: &str, template: &str) -> ProgressBar {

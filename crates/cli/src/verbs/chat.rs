@@ -153,7 +153,13 @@ impl Chat<'_> {
         self.conversation.ask(text);
         let prompt = self.prompt()?;
         let json = self.json;
-        let mut show = |text: &str| if json { Ok(()) } else { Output.write_all(text.as_bytes()).and_then(|()| Output.flush()) };
+        let mut has_begun = false;
+        let mut show = |text: &str| {
+            // Templates end with a colon, and models then begin with a space or a line break.
+            let text = if has_begun { text } else { text.trim_start() };
+            has_begun |= !text.is_empty();
+            if json { Ok(()) } else { Output.write_all(text.as_bytes()).and_then(|()| Output.flush()) }
+        };
         let generated = generate(&mut self.session, &prompt, &self.options, self.terminal, &mut show)?;
         self.conversation.answer(generated.text.trim());
         // Another draw for the next turn, and the same conversation for the same seed.

@@ -37,6 +37,9 @@ fn chat_through_a_pipe_answers_each_line_and_saves() {
     let roles: Vec<_> = saved.as_array().expect("a list").iter().filter_map(|message| message["role"].as_str()).collect();
     assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
     assert_eq!(saved[2]["content"], replies[0]["content"]);
+    let text = chat(home.path(), &["-n", "6", "--greedy", "--system", "Be brief."], "Hello!\n");
+    assert_eq!(Some(text.stdout.trim_end()), replies[0]["content"].as_str(), "the same without its leading space");
+    assert!(!text.stdout.starts_with(' '), "{text:?}");
 }
 
 #[test]
