@@ -67,6 +67,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn gguf_seeds_as_they_are_load_whole() {
+        let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/gguf");
+        for seed in seeds.read_dir().expect("seeds") {
+            let path = seed.expect("a file").path();
+            let checkpoint = Checkpoint::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            load_all(&checkpoint).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            bitnet_model::text::Tokenizer::load(checkpoint.tokenizer_files()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+    }
+
+    #[test]
     fn models_as_they_are_load_whole() {
         for (index, model) in MODELS.iter().enumerate() {
             let folder = write(&[("config.json", model.config), ("model.safetensors", model.tensors)]);
