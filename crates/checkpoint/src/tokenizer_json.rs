@@ -1,5 +1,6 @@
-//! `tokenizer.json` from GGUF metadata, so that one tokenizer runs both: a GGUF file carries the tokens, merges and scores but
-//! only the *name* of the pre-tokenizer, whose patterns every reader has to know.
+//! What `tokenizer.json` would say of a GGUF vocabulary, so that one tokenizer runs both: a GGUF file carries the tokens, merges and
+//! scores but only the *name* of the pre-tokenizer, whose patterns every reader has to know. [`describe`] borrows from the metadata,
+//! for a tokenizer that is to be run; [`from_gguf`] writes the file.
 //!
 //! Sources: names, patterns and defaults from ggml-org/llama.cpp:src/llama-vocab.cpp, in the form of the published
 //! `tokenizer.json` files where the two differ in notation; SentencePiece as huggingface/transformers
@@ -11,7 +12,7 @@ mod patterns;
 
 use std::collections::HashMap;
 
-use serde::ser::{Serialize, Serializer};
+use serde::ser::Serializer;
 use serde_json::{Value, json};
 
 use crate::error::CheckpointError;
@@ -32,20 +33,87 @@ mod token_type {
 const SENTENCEPIECE_BOS: u32 = 1;
 const SENTENCEPIECE_EOS: u32 = 2;
 
-/// Builds the bytes of a complete `tokenizer.json`.
+/// A tokenizer in the terms of `tokenizer.json`; serialises to that file.
+#[derive(serde::Serialize)]
+pub struct GgufTokenizer<'v> {
+    version: &'static str,
+    truncation: Option<()>,
+    padding: Option<()>,
+    pub added_tokens: Vec<GgufAddedToken<'v>>,
+    pub normalizer: Value,
+    pub pre_tokenizer: Value,
+    pub post_processor: Value,
+    pub decoder: Value,
+    pub model: GgufBpe<'v>,
+}
+
+/// One of `added_tokens`.
+#[derive(serde::Serialize)]
+pub struct GgufAddedToken<'v> {
+    pub id: u32,
+    pub content: &'v str,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    normalized: bool,
+    /// Control and unknown tokens are special; user-defined ones are found in text all the same but are text themselves.
+    pub special: bool,
+}
+
+/// The `model` field: the large part of the file.
+#[derive(serde::Serialize)]
+pub struct GgufBpe<'v> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    dropout: Option<f32>,
+    pub unk_token: Option<&'v str>,
+    continuing_subword_prefix: Option<&'v str>,
+    end_of_word_suffix: Option<&'v str>,
+    pub fuse_unk: bool,
+    pub byte_fallback: bool,
+    pub ignore_merges: bool,
+    /// Token texts by id; an empty one is a hole.
+    #[serde(serialize_with = "text_to_id")]
+    pub vocab: &'v [String],
+    /// Pairs, best first.
+    pub merges: Vec<(&'v str, &'v str)>,
+}
+
+fn text_to_id<S: Serializer>(tokens: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()).map(|(id, token)| (token, id)))
+}
+
+/// Describes the tokenizer of a GGUF vocabulary. That tokens are unique, and that bytes and merges have tokens, is left to whoever
+/// builds a tokenizer from it, who looks them up anyway.
 ///
 /// # Errors
 /// `Malformed` names the metadata key that is wrong, `Unsupported` a model or pre-tokenizer that we do not know.
-pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Vec<u8>, CheckpointError> {
-    let ids = checked_ids(vocabulary)?;
+pub fn describe(vocabulary: &GgufVocabulary) -> Result<GgufTokenizer<'_>, CheckpointError> {
+    check_ranges(vocabulary)?;
     match vocabulary.model.as_str() {
-        "gpt2" => byte_level(vocabulary, &ids),
-        "llama" => sentencepiece(vocabulary, &ids),
+        "gpt2" => byte_level(vocabulary),
+        "llama" => sentencepiece(vocabulary),
         other => {
             let reason = format!("{other:?}; `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE) are supported");
             Err(CheckpointError::Unsupported { feature: "tokenizer.ggml.model".into(), reason })
         }
     }
+}
+
+/// Builds the bytes of a complete `tokenizer.json`, all of it checked.
+///
+/// # Errors
+/// Those of [`describe`]; `Malformed` also for tokens that appear twice, bytes without a token and merges of what is not a token.
+pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Vec<u8>, CheckpointError> {
+    let file = describe(vocabulary)?;
+    let ids = unique_ids(vocabulary)?;
+    if vocabulary.model == "gpt2"
+        && let Some(byte) = (0..=255u8).find(|&byte| !ids.contains_key(patterns::byte_character(byte).to_string().as_str()))
+    {
+        return Err(malformed("tokens", format!("no token for byte {byte:#04x}")));
+    }
+    merges::check(&file.model.merges, &ids)?;
+    serde_json::to_vec(&file).map_err(|error| CheckpointError::CannotRepresent { format: "tokenizer.json", reason: error.to_string() })
 }
 
 type Ids<'v> = HashMap<&'v str, u32>;
@@ -54,9 +122,8 @@ fn malformed(key: &str, reason: String) -> CheckpointError {
     CheckpointError::malformed("GGUF", format!("tokenizer.ggml.{key}"), reason)
 }
 
-/// Tokens by text, after checking lengths, duplicates and the ids of special tokens. Empty tokens, which some files use for
-/// padding, are left out.
-fn checked_ids(vocabulary: &GgufVocabulary) -> Result<Ids<'_>, CheckpointError> {
+/// Checks lengths and the ids of special tokens.
+fn check_ranges(vocabulary: &GgufVocabulary) -> Result<(), CheckpointError> {
     let n_tokens = vocabulary.tokens.len();
     if n_tokens == 0 || n_tokens > limits::N_VOCAB_MAX {
         return Err(malformed("tokens", format!("{n_tokens} tokens, not in 1..={}", limits::N_VOCAB_MAX)));
@@ -77,7 +144,12 @@ fn checked_ids(vocabulary: &GgufVocabulary) -> Result<Ids<'_>, CheckpointError> 
             return Err(malformed(key, format!("{id} is out of range for {n_tokens} tokens")));
         }
     }
-    let mut ids = HashMap::with_capacity(n_tokens);
+    Ok(())
+}
+
+/// Tokens by text; none may be there twice. Empty tokens, which some files use for padding, are left out.
+fn unique_ids(vocabulary: &GgufVocabulary) -> Result<Ids<'_>, CheckpointError> {
+    let mut ids = HashMap::with_capacity(vocabulary.tokens.len());
     for (id, token) in vocabulary.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
         if let Some(earlier) = ids.insert(token.as_str(), id as u32) {
             return Err(malformed("tokens", format!("token {token:?} is both {earlier} and {id}")));
@@ -86,17 +158,14 @@ fn checked_ids(vocabulary: &GgufVocabulary) -> Result<Ids<'_>, CheckpointError> 
     Ok(ids)
 }
 
-fn byte_level(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, CheckpointError> {
+fn byte_level(vocabulary: &GgufVocabulary) -> Result<GgufTokenizer<'_>, CheckpointError> {
     let pre_tokenizer = PreTokenizer::named(vocabulary)?;
-    if let Some(byte) = (0..=255u8).find(|&byte| !ids.contains_key(patterns::byte_character(byte).to_string().as_str())) {
-        return Err(malformed("tokens", format!("no token for byte {byte:#04x}")));
-    }
     let bos = vocabulary.bos_token_id;
     if vocabulary.add_bos == Some(true) && bos.is_none() {
         return Err(malformed("bos_token_id", "missing, although add_bos_token is set".into()));
     }
-    let merges = merges::listed(vocabulary, ids)?;
-    let model = Model { vocabulary, merges: &merges, unknown: None, byte_fallback: false, ignore_merges: pre_tokenizer.ignore_merges };
+    let merges = merges::listed(vocabulary)?;
+    let model = Model { merges, unknown: None, byte_fallback: false, ignore_merges: pre_tokenizer.ignore_merges };
     let components = Components {
         normalizer: pre_tokenizer.normalizer(),
         pre_tokenizer: pre_tokenizer.description(),
@@ -104,10 +173,11 @@ fn byte_level(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, Che
         before: bos.filter(|_| vocabulary.add_bos.unwrap_or(pre_tokenizer.adds_bos)),
         after: added_eos(vocabulary, vocabulary.eos_token_id)?,
     };
-    write(vocabulary, &model, components)
+    Ok(assemble(vocabulary, model, components))
 }
 
-fn sentencepiece(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, CheckpointError> {
+fn sentencepiece(vocabulary: &GgufVocabulary) -> Result<GgufTokenizer<'_>, CheckpointError> {
+    let ids = unique_ids(vocabulary)?;
     let n_byte_tokens = (0..=255u8).filter(|byte| ids.contains_key(format!("<0x{byte:02X}>").as_str())).count();
     let unknown = vocabulary
         .unknown_token_id
@@ -115,9 +185,9 @@ fn sentencepiece(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, 
     if n_byte_tokens != 256 && (n_byte_tokens != 0 || unknown.is_none()) {
         return Err(malformed("tokens", format!("{n_byte_tokens} of the 256 byte tokens")));
     }
-    let merges = if vocabulary.scores.is_empty() { merges::listed(vocabulary, ids)? } else { merges::from_scores(vocabulary, ids)? };
+    let merges = if vocabulary.scores.is_empty() { merges::listed(vocabulary)? } else { merges::from_scores(vocabulary, &ids)? };
     let unknown = unknown.map(|id| vocabulary.tokens[id as usize].as_str());
-    let model = Model { vocabulary, merges: &merges, unknown, byte_fallback: n_byte_tokens == 256, ignore_merges: false };
+    let model = Model { merges, unknown, byte_fallback: n_byte_tokens == 256, ignore_merges: false };
     let adds_space = vocabulary.add_space_prefix.unwrap_or(true);
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
     let mut decoders = vec![
@@ -137,7 +207,7 @@ fn sentencepiece(vocabulary: &GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<u8>, 
         before: or_default(vocabulary.bos_token_id, SENTENCEPIECE_BOS).filter(|_| vocabulary.add_bos.unwrap_or(true)),
         after: added_eos(vocabulary, or_default(vocabulary.eos_token_id, SENTENCEPIECE_EOS))?,
     };
-    write(vocabulary, &model, components)
+    Ok(assemble(vocabulary, model, components))
 }
 
 fn added_eos(vocabulary: &GgufVocabulary, eos: Option<u32>) -> Result<Option<u32>, CheckpointError> {
@@ -158,53 +228,16 @@ struct Components {
     after: Option<u32>,
 }
 
-/// The `model` field, written straight from the metadata: the large part of the file.
+/// What differs between the kinds of model.
 struct Model<'v> {
-    vocabulary: &'v GgufVocabulary,
-    merges: &'v [(&'v str, &'v str)],
+    merges: Vec<(&'v str, &'v str)>,
     unknown: Option<&'v str>,
     byte_fallback: bool,
     ignore_merges: bool,
 }
 
-struct Tokens<'v>(&'v [String]);
-
-impl Serialize for Tokens<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().enumerate().filter(|(_, token)| !token.is_empty()).map(|(id, token)| (token, id)))
-    }
-}
-
-#[derive(serde::Serialize)]
-struct ModelField<'v> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    dropout: Option<f32>,
-    unk_token: Option<&'v str>,
-    continuing_subword_prefix: Option<&'v str>,
-    end_of_word_suffix: Option<&'v str>,
-    fuse_unk: bool,
-    byte_fallback: bool,
-    ignore_merges: bool,
-    vocab: Tokens<'v>,
-    merges: &'v [(&'v str, &'v str)],
-}
-
-#[derive(serde::Serialize)]
-struct File<'v> {
-    version: &'static str,
-    truncation: Option<()>,
-    padding: Option<()>,
-    added_tokens: Vec<Value>,
-    normalizer: Value,
-    pre_tokenizer: Value,
-    post_processor: Value,
-    decoder: Value,
-    model: ModelField<'v>,
-}
-
-fn write(vocabulary: &GgufVocabulary, model: &Model<'_>, components: Components) -> Result<Vec<u8>, CheckpointError> {
-    let file = File {
+fn assemble<'v>(vocabulary: &'v GgufVocabulary, model: Model<'v>, components: Components) -> GgufTokenizer<'v> {
+    GgufTokenizer {
         version: "1.0",
         truncation: None,
         padding: None,
@@ -213,7 +246,7 @@ fn write(vocabulary: &GgufVocabulary, model: &Model<'_>, components: Components)
         pre_tokenizer: components.pre_tokenizer,
         post_processor: post_processor(vocabulary, components.before, components.after),
         decoder: components.decoder,
-        model: ModelField {
+        model: GgufBpe {
             kind: "BPE",
             dropout: None,
             unk_token: model.unknown,
@@ -222,15 +255,13 @@ fn write(vocabulary: &GgufVocabulary, model: &Model<'_>, components: Components)
             fuse_unk: model.unknown.is_some(),
             byte_fallback: model.byte_fallback,
             ignore_merges: model.ignore_merges,
-            vocab: Tokens(&model.vocabulary.tokens),
+            vocab: &vocabulary.tokens,
             merges: model.merges,
         },
-    };
-    serde_json::to_vec(&file).map_err(|error| CheckpointError::CannotRepresent { format: "tokenizer.json", reason: error.to_string() })
+    }
 }
 
-/// Control and unknown tokens are special; user-defined ones are found in text all the same but are text themselves.
-fn added_tokens(vocabulary: &GgufVocabulary) -> Vec<Value> {
+fn added_tokens(vocabulary: &GgufVocabulary) -> Vec<GgufAddedToken<'_>> {
     let by_id = [vocabulary.bos_token_id, vocabulary.eos_token_id, vocabulary.unknown_token_id, vocabulary.padding_token_id];
     let tokens = vocabulary.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty());
     let added = tokens.filter_map(|(id, token)| {
@@ -242,7 +273,8 @@ fn added_tokens(vocabulary: &GgufVocabulary) -> Vec<Value> {
             _ if is_named && vocabulary.token_types.is_empty() => true,
             _ => return None,
         };
-        Some(json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special}))
+        let (single_word, lstrip, rstrip, normalized) = (false, false, false, false);
+        Some(GgufAddedToken { id: id as u32, content: token, single_word, lstrip, rstrip, normalized, special })
     });
     added.collect()
 }

@@ -8,33 +8,32 @@ use crate::tokenizer_files::GgufVocabulary;
 /// Longest piece that is cut: cutting takes quadratic time.
 const PIECE_BYTES_MAX: usize = 256;
 
-/// The file's merges, checked against its tokens.
-pub(super) fn listed<'v>(vocabulary: &'v GgufVocabulary, ids: &Ids<'_>) -> Result<Vec<(&'v str, &'v str)>, CheckpointError> {
-    let mut joined = String::new();
+/// The file's merges.
+pub(super) fn listed(vocabulary: &GgufVocabulary) -> Result<Vec<(&str, &str)>, CheckpointError> {
     let mut merges = Vec::with_capacity(vocabulary.merges.len());
-    let mut expected = 0;
     for (rank, merge) in vocabulary.merges.iter().enumerate() {
         // A token may begin with a space, so the separator is looked for behind the first character.
         let first = merge.chars().next().map_or(0, char::len_utf8);
         let Some(space) = merge[first..].find(' ').map(|space| first + space) else {
             return Err(malformed("merges", format!("merge {rank} {merge:?} is not two tokens with a space between")));
         };
-        let (left, right) = (&merge[..space], &merge[space + 1..]);
+        merges.push((&merge[..space], &merge[space + 1..]));
+    }
+    Ok(merges)
+}
+
+/// Both sides of a merge, and what it makes, must be tokens.
+pub(super) fn check(merges: &[(&str, &str)], ids: &Ids<'_>) -> Result<(), CheckpointError> {
+    let mut joined = String::new();
+    for (rank, (left, right)) in merges.iter().enumerate() {
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
-        let id = |token: &str| {
-            let unknown = || malformed("merges", format!("merge {rank} names {token:?}, which is not a token"));
-            ids.get(token).copied().ok_or_else(unknown)
-        };
-        id(left)?;
-        id(right)?;
-        // Vocabularies list tokens in the order in which they were merged: looking at the next one saves most look-ups.
-        let is_next = vocabulary.tokens.get(expected).is_some_and(|next| *next == joined);
-        expected = if is_next { expected } else { id(&joined)? as usize } + 1;
-        merges.push((left, right));
+        if let Some(token) = [left, right, joined.as_str()].into_iter().find(|token| !ids.contains_key(token)) {
+            return Err(malformed("merges", format!("merge {rank} names {token:?}, which is not a token")));
+        }
     }
-    Ok(merges)
+    Ok(())
 }
 
 struct ScoredMerge<'v> {

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use bitnet_checkpoint::{TokenizerFiles, Vocabulary as StoredVocabulary, tokenizer_json};
+use bitnet_checkpoint::{GgufVocabulary, TokenizerFiles, Vocabulary as StoredVocabulary, tokenizer_json};
 
 use crate::TokenId;
 use crate::limits;
@@ -20,7 +20,7 @@ use crate::text::normalizer::Normalizer;
 use crate::text::post_processor::Surroundings;
 use crate::text::pre_tokenizer::{Place, PreTokenizer};
 use crate::text::split_pattern::Steps;
-use crate::text::tokenizer_file::{self, MergeEntry, ModelEntry};
+use crate::text::tokenizer_file::{self, AddedTokenEntry, Components, MergeEntry, ModelEntry};
 use crate::text::vocabulary::Vocabulary;
 
 /// Whether to put the model's own tokens (usually the beginning of sequence) around a text.
@@ -80,7 +80,7 @@ impl Tokenizer {
         let mut tokenizer = match &files.vocabulary {
             StoredVocabulary::Absent => return Err(TextError::NoTokenizer),
             StoredVocabulary::Json(json) => Self::from_json(json)?,
-            StoredVocabulary::Gguf(vocabulary) => Self::from_json(&tokenizer_json::from_gguf(vocabulary)?)?,
+            StoredVocabulary::Gguf(vocabulary) => Self::from_gguf(vocabulary)?,
         };
         let stored_bos = files.bos_token_id.map(TokenId).filter(|&token| tokenizer.token_bytes(token).is_some());
         tokenizer.bos = files.bos_token.as_deref().and_then(|text| tokenizer.special_token(text)).or(stored_bos);
@@ -95,10 +95,19 @@ impl Tokenizer {
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
         let file = tokenizer_file::parse(json)?;
         let components = file.components()?;
+        Self::build(&file.added_tokens, &file.model, &components)
+    }
+
+    fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self, TextError> {
+        let gguf = tokenizer_json::describe(vocabulary)?;
+        let (added_tokens, model, components) = tokenizer_file::from_gguf(&gguf);
+        Self::build(&added_tokens, &model, &components)
+    }
+
+    fn build(added_tokens: &[AddedTokenEntry<'_>], model: &ModelEntry<'_>, components: &Components) -> Result<Self, TextError> {
         let normalizer = Normalizer::new(components.normalizer.as_ref())?;
         let pre_tokenizer = PreTokenizer::new(components.pre_tokenizer.as_ref())?;
-        let added: Vec<AddedToken> = file
-            .added_tokens
+        let added: Vec<AddedToken> = added_tokens
             .iter()
             .map(|entry| AddedToken {
                 token: TokenId(entry.id),
@@ -110,7 +119,7 @@ impl Tokenizer {
                 special: entry.special,
             })
             .collect();
-        let words = WordEncoder::new(&file.model, &added, pre_tokenizer.byte_level)?;
+        let words = WordEncoder::new(model, &added, pre_tokenizer.byte_level)?;
         let decoder = Decoder::new(components.decoder.as_ref())?;
         let (bytes, byte_ends) = token_bytes(&words.vocabulary, &decoder)?;
         let surroundings = Surroundings::new(components.post_processor.as_ref())?;

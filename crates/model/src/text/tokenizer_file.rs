@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use bitnet_checkpoint::tokenizer_json::{GgufBpe, GgufTokenizer};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -91,6 +92,42 @@ pub(super) fn parse(json: &[u8]) -> Result<TokenizerFile<'_>, TextError> {
         None | Some("BPE") => Ok(file),
         Some(other) => Err(TextError::unsupported("model.type", format!("{other:?}; only BPE vocabularies are run"))),
     }
+}
+
+/// The file that a GGUF vocabulary stands for, without writing it.
+pub(super) fn from_gguf<'v>(gguf: &'v GgufTokenizer<'v>) -> (Vec<AddedTokenEntry<'v>>, ModelEntry<'v>, Components) {
+    let added_tokens = gguf.added_tokens.iter().map(|token| AddedTokenEntry {
+        id: token.id,
+        content: Cow::Borrowed(token.content),
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: false,
+        special: token.special,
+    });
+    let GgufBpe { unk_token, fuse_unk, byte_fallback, ignore_merges, vocab, merges, .. } = &gguf.model;
+    let tokens = vocab.iter().zip(0..).filter(|(text, _)| !text.is_empty()).map(|(text, id)| (Cow::Borrowed(text.as_str()), id));
+    let merges = merges.iter().map(|(left, right)| MergeEntry { left: Cow::Borrowed(left), right: Cow::Borrowed(right) });
+    let model = ModelEntry {
+        kind: None,
+        dropout: None,
+        unk_token: unk_token.map(Cow::Borrowed),
+        continuing_subword_prefix: None,
+        end_of_word_suffix: None,
+        fuse_unk: Some(*fuse_unk),
+        byte_fallback: Some(*byte_fallback),
+        ignore_merges: Some(*ignore_merges),
+        vocab: VocabularyEntries(tokens.collect()),
+        merges: merges.collect(),
+    };
+    let present = |component: &Value| (!component.is_null()).then(|| component.clone());
+    let components = Components {
+        normalizer: present(&gguf.normalizer),
+        pre_tokenizer: present(&gguf.pre_tokenizer),
+        post_processor: present(&gguf.post_processor),
+        decoder: present(&gguf.decoder),
+    };
+    (added_tokens.collect(), model, components)
 }
 
 impl TokenizerFile<'_> {
