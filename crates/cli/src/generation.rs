@@ -143,6 +143,7 @@ impl Writer<'_> {
             }
             if self.history.len() - self.n_prompt_tokens < self.options.n_tokens_max {
                 let start = Instant::now();
+                self.session.want(self.sampler.reach(self.history.len()));
                 replace(&mut logits, self.session.decode(token)?);
                 decode = Rate { n_tokens: decode.n_tokens + 1, duration: decode.duration + start.elapsed() };
             }
@@ -165,6 +166,7 @@ impl Writer<'_> {
         } else {
             indicatif::ProgressBar::hidden()
         };
+        self.session.want(self.sampler.reach(self.history.len()));
         let start = Instant::now();
         let mut n_tokens = 0;
         // An empty prompt goes to the session as well, whose error names it.

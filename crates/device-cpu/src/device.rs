@@ -5,8 +5,8 @@
 use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::TokenId;
-use bitnet_model::batch::Step;
-use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms};
+use bitnet_model::batch::{BestLogits, Step};
+use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms, TableUse};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::CpuActivations;
@@ -85,8 +85,8 @@ impl Device for CpuDevice {
         Ok(CpuLinear { tiles, policy })
     }
 
-    fn table(&mut self, rows: &Tensor) -> Result<CpuTable, DeviceError> {
-        CpuTable::new(rows, (&mut self.pool, &mut self.scratch))
+    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<CpuTable, DeviceError> {
+        CpuTable::new((rows, table_use), (&mut self.pool, &mut self.scratch), &*self.kernels)
     }
 
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<CpuHidden, DeviceError> {
@@ -177,8 +177,14 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn logits(&mut self, x: &CpuHidden, head: &CpuTable, out: &mut CpuHidden) -> Result<(), DeviceError> {
-        head.logits(x, (out, &mut self.padded), (&mut self.pool, &mut self.scratch), &*self.kernels);
+    fn logits(
+        &mut self,
+        x: &CpuHidden,
+        head: &mut CpuTable,
+        wanted: &[Option<BestLogits>],
+        out: &mut CpuHidden,
+    ) -> Result<(), DeviceError> {
+        head.logits((x, wanted), (out, &mut self.padded), (&mut self.pool, &mut self.scratch), &*self.kernels);
         Ok(())
     }
 

@@ -6,9 +6,10 @@
 
 use bitnet_checkpoint::config::Activation;
 
-use crate::arch::{Memory, OutOfMemory};
+use crate::arch::{Memory, OutOfMemory, portable};
 use crate::attention::AttentionStep;
 use crate::pool::ColumnsMut;
+use crate::screen::{COARSE_BYTES, Candidates, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::table::DenseRows;
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
 
@@ -124,6 +125,10 @@ impl Store {
 pub(crate) struct Scratch {
     /// A row under way, as wide as the widest activations or hidden rows.
     pub(crate) row: Vec<f32>,
+    /// Codes of a row of a head under way.
+    pub(crate) codes: Vec<u8>,
+    /// Rows of a head that may hold the best logits.
+    pub(crate) candidates: Candidates,
     /// Attention scores of `ATTENTION_TOKENS` tokens of the query heads that share a key head.
     pub(crate) scores: Vec<f32>,
     /// Unpacked codes, `[PANEL_TILES, DEFERRED_COLUMNS / QUARTER_COLUMNS, TILE_ROWS, QUARTER_COLUMNS]`.
@@ -140,6 +145,8 @@ impl Scratch {
     pub(crate) fn new() -> Result<Self, OutOfMemory> {
         Ok(Self {
             row: Vec::new(),
+            codes: Vec::new(),
+            candidates: Candidates::default(),
             scores: Vec::new(),
             panel: Memory::zeroed(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS)?,
             sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS)?,
@@ -174,6 +181,26 @@ pub(crate) trait Kernels: Send + Sync {
 
     /// `x · tableᵀ` for one thread's rows of a dense table.
     fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+
+    /// Codes and bounds of one row of a head.
+    fn screen_row(&self, row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
+        portable::screen_row(row, out, codes)
+    }
+
+    /// Σ code·q of four rows of the coarse plane of a screen, for each token.
+    fn coarse_sums(&self, tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
+        portable::coarse_sums(tile, tokens, sums);
+    }
+
+    /// Σ code·q of one row of the fine plane.
+    fn fine_sum(&self, row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+        portable::fine_sum(row, activations)
+    }
+
+    /// One logit, as `logits` computes it.
+    fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+        portable::dot_row(x, head, row, scratch)
+    }
 
     /// Attention of all tokens for one thread's query heads.
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);

@@ -3,7 +3,8 @@
 
 use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_model::TokenId;
-use bitnet_model::device::DeviceError;
+use bitnet_model::batch::BestLogits;
+use bitnet_model::device::{DeviceError, TableUse};
 use bitnet_model::numerics::LANES;
 use half::{bf16, f16};
 
@@ -11,11 +12,17 @@ use crate::arch::{Memory, OutOfMemory};
 use crate::hidden::CpuHidden;
 use crate::kernels::{F32Rows, Kernels, Scratch};
 use crate::pool::{ColumnTarget, Parts, Pool};
+use crate::screen::{Screen, Screening};
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
+
+/// A head is screened for at most one of this many of its rows.
+const WORTH_SCREENING: usize = 16;
 
 /// An embedding or head on the CPU.
 pub struct CpuTable {
     rows: TableRows,
+    /// What finds the best logits of a dense head without reading all of it.
+    screen: Option<Screen>,
 }
 
 enum TableRows {
@@ -65,13 +72,21 @@ fn convert<const SIZE: usize>(bytes: &[u8], values: &mut [f32], number: impl Fn(
 }
 
 impl CpuTable {
-    pub(crate) fn new(rows: &Tensor, (pool, scratch): (&mut Pool, &mut [Scratch])) -> Result<Self, DeviceError> {
+    pub(crate) fn new(
+        (rows, table_use): (&Tensor, TableUse),
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+        kernels: &dyn Kernels,
+    ) -> Result<Self, DeviceError> {
         let refused = |memory: OutOfMemory| DeviceError::OutOfMemory { what: "table", size_bytes: memory.size_bytes };
         let rows = match rows {
             Tensor::Ternary(matrix) => TableRows::Ternary(Tiles::new(matrix, pool, scratch).map_err(refused)?),
             Tensor::Dense(dense) => TableRows::Dense(dense_rows(dense, refused)?),
         };
-        Ok(Self { rows })
+        let screen = match (&rows, table_use) {
+            (TableRows::Dense(dense), TableUse::Head) => Screen::new(dense, (pool, scratch), kernels).map_err(refused)?,
+            _ => None,
+        };
+        Ok(Self { rows, screen })
     }
 
     /// Rows and columns.
@@ -101,10 +116,10 @@ impl CpuTable {
         }
     }
 
-    /// `out[r, v] = x[r] · table[v]`. `padded` is a buffer that is kept between calls.
+    /// `out[r, v] = x[r] · table[v]`, or −∞ where that is proved not to be wanted. `padded` is a buffer that is kept between calls.
     pub(crate) fn logits(
-        &self,
-        x: &CpuHidden,
+        &mut self,
+        (x, wanted): (&CpuHidden, &[Option<BestLogits>]),
         (out, padded): (&mut CpuHidden, &mut Vec<f32>),
         (pool, scratch): (&mut Pool, &mut [Scratch]),
         kernels: &dyn Kernels,
@@ -112,11 +127,19 @@ impl CpuTable {
         let (n, k) = self.shape();
         assert_eq!((x.width(), out.width()), (k, n), "hidden rows and logits fit the head");
         out.set_rows(x.n_rows());
-        let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         let rows = match &self.rows {
             TableRows::Ternary(_) => pad_rows(x, BLOCK_COLUMNS, padded, (pool, scratch)),
             TableRows::Dense(_) => pad_rows(x, LANES, padded, (pool, scratch)),
         };
+        if let (TableRows::Dense(head), Some(screen)) = (&self.rows, &mut self.screen)
+            && wanted.iter().all(|wanted| wanted.is_some_and(|best| best.n <= n / WORTH_SCREENING))
+        {
+            let screening = Screening { head, x: rows, kernels };
+            if screening.run(screen, (x, wanted), out, (pool, scratch)) {
+                return;
+            }
+        }
+        let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         match &self.rows {
             TableRows::Dense(dense) => pool.run_columns(scratch, target, |scratch, columns| {
                 kernels.logits(rows, dense, columns, scratch);

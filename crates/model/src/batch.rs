@@ -11,19 +11,29 @@ use crate::token::TokenId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+/// As much of a row of logits as sampling can reach: the `n` largest, all that equal the last of these, and all that are at most
+/// `within` below the largest. The others may be given as −∞.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BestLogits {
+    pub n: usize,
+    pub within: f32,
+}
+
 /// For which of a sequence's tokens in this batch an output row is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rows {
     /// None: an inner chunk of a prompt.
     None,
     /// The last token: a decode step, or the last chunk of a prompt.
     Last,
+    /// The last token, and of its logits the best only.
+    LastBest(BestLogits),
     /// Every token: perplexity, prompt log-probabilities.
     All,
 }
 
 /// One sequence's part of a batch: the next `n_tokens` of `Batch::token_ids`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BatchSequence {
     /// Tokens of this sequence in the batch, at least 1.
     pub n_tokens: usize,
@@ -36,7 +46,7 @@ pub struct BatchSequence {
 }
 
 /// One step's work: sequences' tokens one after another.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// All tokens, `[n_tokens]`, sequence by sequence.
     pub token_ids: Vec<TokenId>,
@@ -104,7 +114,7 @@ impl Batch {
             .iter()
             .map(|sequence| match sequence.rows {
                 Rows::None => 0,
-                Rows::Last => 1,
+                Rows::Last | Rows::LastBest(_) => 1,
                 Rows::All => sequence.n_tokens,
             })
             .sum()
@@ -144,6 +154,8 @@ pub struct Step {
     pub block_tables: Vec<Vec<BlockId>>,
     /// Tokens whose output row is wanted, ascending.
     pub output_tokens: Vec<usize>,
+    /// How much of the logits of each of those is wanted; all of them for `None`.
+    pub wanted: Vec<Option<BestLogits>>,
     /// Rotary angles of each token.
     pub rope: RopeRows,
 }
@@ -161,6 +173,7 @@ impl Step {
         self.positions.clear();
         self.sequences.clear();
         self.output_tokens.clear();
+        self.wanted.clear();
         self.block_tables.resize_with(batch.sequences.len(), Vec::new);
         for (index, sequence) in batch.sequences.iter().enumerate() {
             let first_token = self.positions.len();
@@ -170,9 +183,11 @@ impl Step {
             let end = self.positions.len();
             match sequence.rows {
                 Rows::None => {}
-                Rows::Last => self.output_tokens.push(end - 1),
+                Rows::Last | Rows::LastBest(_) => self.output_tokens.push(end - 1),
                 Rows::All => self.output_tokens.extend(first_token..end),
             }
+            let wanted = if let Rows::LastBest(best) = sequence.rows { Some(best) } else { None };
+            self.wanted.resize(self.output_tokens.len(), wanted);
         }
         rope.fill(&self.positions, &mut self.rope);
     }

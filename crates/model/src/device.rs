@@ -11,7 +11,7 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
-use crate::batch::Step;
+use crate::batch::{BestLogits, Step};
 use crate::token::TokenId;
 
 /// Why a device could not do what was asked.
@@ -47,6 +47,15 @@ pub struct KvLayout {
     pub head_dim: usize,
     /// Blocks, shared by all layers: block b holds the same tokens in each.
     pub n_blocks: usize,
+}
+
+/// What a table is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableUse {
+    /// Rows are looked up.
+    Embedding,
+    /// Rows are multiplied, and may be looked up as well: the head of a model, tied or not.
+    Head,
 }
 
 /// RMSNorms applied one after another before an int8 quantisation: none, one, or two (a projection's own norm).
@@ -97,7 +106,7 @@ pub trait Device: Send {
     /// Uploads a linear layer. `policy` says what it will be multiplied with.
     fn linear(&mut self, weights: &TernaryMatrix, policy: ActivationPolicy) -> Result<Self::Linear, DeviceError>;
     /// Uploads an embedding or head `[n_vocab, k]`.
-    fn table(&mut self, rows: &Tensor) -> Result<Self::Table, DeviceError>;
+    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<Self::Table, DeviceError>;
     /// Makes room for `[n_rows_max, width]`.
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<Self::Hidden, DeviceError>;
     /// Makes room for `[n_rows_max, width_max]`; the width in use is that of the last `norm_quantize`.
@@ -157,8 +166,15 @@ pub trait Device: Send {
         out: &mut Self::Hidden,
     ) -> Result<(), DeviceError>;
 
-    /// `out[r, v] = x[r] · head[v]`; sets out to `[rows, n_vocab]`.
-    fn logits(&mut self, x: &Self::Hidden, head: &Self::Table, out: &mut Self::Hidden) -> Result<(), DeviceError>;
+    /// `out[r, v] = x[r] · head[v]`; sets out to `[rows, n_vocab]`. `wanted[r]` says how much of row r is needed: a logit that is
+    /// proved to be outside may be −∞ instead. The head is mutable for what a device keeps beside it between steps.
+    fn logits(
+        &mut self,
+        x: &Self::Hidden,
+        head: &mut Self::Table,
+        wanted: &[Option<BestLogits>],
+        out: &mut Self::Hidden,
+    ) -> Result<(), DeviceError>;
 
     /// Index of the largest value of each row of `logits`, the lowest index where several are equal.
     fn argmax(&mut self, logits: &Self::Hidden, out: &mut Vec<TokenId>) -> Result<(), DeviceError>;

@@ -5,8 +5,8 @@ use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::{TernaryMatrix, matmul, quantise};
 
-use crate::batch::{BlockId, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms};
+use crate::batch::{BestLogits, BlockId, Step};
+use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::numerics;
 use crate::token::TokenId;
@@ -149,7 +149,7 @@ impl Device for ReferenceDevice {
         Ok(weights.clone())
     }
 
-    fn table(&mut self, rows: &Tensor) -> Result<Tensor, DeviceError> {
+    fn table(&mut self, rows: &Tensor, _table_use: TableUse) -> Result<Tensor, DeviceError> {
         Ok(rows.clone())
     }
 
@@ -293,7 +293,7 @@ impl Device for ReferenceDevice {
         Ok(())
     }
 
-    fn logits(&mut self, x: &Rows, head: &Tensor, out: &mut Rows) -> Result<(), DeviceError> {
+    fn logits(&mut self, x: &Rows, head: &mut Tensor, _wanted: &[Option<BestLogits>], out: &mut Rows) -> Result<(), DeviceError> {
         out.set_rows(x.n_rows());
         for (x, out) in x.rows().zip(out.rows_mut()) {
             let mut row = vec![0.0; x.len()];

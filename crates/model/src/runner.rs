@@ -145,10 +145,13 @@ impl<D: Device> Runner for TransformerRunner<D> {
         self.output.greedy.clear();
         for first in (0..self.step.output_tokens.len()).step_by(OUTPUT_ROWS) {
             let end = self.step.output_tokens.len().min(first + OUTPUT_ROWS);
-            self.transformer.outputs(&self.step.output_tokens[first..end])?;
+            self.transformer.outputs(&self.step.output_tokens[first..end], &self.step.wanted[first..end])?;
             self.collect_outputs()?;
         }
-        match self.output.rows().position(|row| row.iter().any(|value| !value.is_finite())) {
+        // Logits that are not wanted are −∞.
+        let is_damaged = |value: f32, is_partial: bool| !(value.is_finite() || is_partial && value == f32::NEG_INFINITY);
+        let mut rows = self.output.rows().zip(&self.step.wanted);
+        match rows.position(|(row, wanted)| row.iter().any(|&value| is_damaged(value, wanted.is_some()))) {
             Some(row) => Err(RunnerError::NotFinite { row }),
             None => Ok(&self.output),
         }

@@ -1,7 +1,7 @@
 //! `Session`: one sequence on one runner, as the command line uses it: prefill, decode, take back. Blocks are handed out in
 //! order; sharing them between sequences is the engine's business, not done here.
 
-use crate::batch::{Batch, BatchLimits, BatchSequence, BlockId, Rows};
+use crate::batch::{Batch, BatchLimits, BatchSequence, BestLogits, BlockId, Rows};
 use crate::limits::BLOCK_TOKENS;
 use crate::numerics;
 use crate::runner::{Runner, RunnerError};
@@ -11,6 +11,7 @@ use crate::token::TokenId;
 pub struct Session {
     runner: Box<dyn Runner>,
     history: Vec<TokenId>,
+    wanted: Option<BestLogits>,
     batch: Batch,
 }
 
@@ -18,12 +19,22 @@ impl Session {
     /// An empty sequence.
     pub fn new(runner: Box<dyn Runner>) -> Self {
         let sequence = BatchSequence { n_tokens: 0, first_position: 0, block_table: Vec::new(), rows: Rows::Last };
-        Self { runner, history: Vec::new(), batch: Batch { token_ids: Vec::new(), sequences: vec![sequence] } }
+        Self { runner, history: Vec::new(), wanted: None, batch: Batch { token_ids: Vec::new(), sequences: vec![sequence] } }
     }
 
     /// The runner.
     pub fn runner(&self) -> &dyn Runner {
         &*self.runner
+    }
+
+    /// From now on, of the logits of a last token only the best are needed; `None`: all of them. The others may be −∞.
+    pub fn want(&mut self, best: Option<BestLogits>) {
+        self.wanted = best;
+    }
+
+    /// The row of a last token.
+    fn last(&self) -> Rows {
+        self.wanted.map_or(Rows::Last, Rows::LastBest)
     }
 
     /// Tokens whose keys and values are cached.
@@ -52,12 +63,12 @@ impl Session {
         for tokens in inner.chunks(chunk) {
             self.step(tokens, Rows::None)?;
         }
-        self.step(last, Rows::Last)
+        self.step(last, self.last())
     }
 
     /// Appends one token and returns the logits of the next.
     pub fn decode(&mut self, token_id: TokenId) -> Result<&[f32], RunnerError> {
-        self.step(&[token_id], Rows::Last)
+        self.step(&[token_id], self.last())
     }
 
     /// Appends `token_ids` and shows every output row to `visit` with its position in `token_ids`.

@@ -6,7 +6,7 @@
 
 use bitnet_checkpoint::ModelConfig;
 
-use crate::batch::Step;
+use crate::batch::{BestLogits, Step};
 use crate::device::{Device, DeviceError, Heads, Norms};
 use crate::weights::{Layer, Projection, Weights};
 
@@ -98,14 +98,14 @@ impl<D: Device> Transformer<D> {
         device.bit_linear_add(&buffers.activations, &layer.down.weights, &mut buffers.x)
     }
 
-    /// Final norm of the rows `tokens` (at most [`OUTPUT_ROWS`]) of the last step, and their logits unless this is an embedding
-    /// model. Results are in `workspace.normed` and `workspace.logits`.
-    pub(crate) fn outputs(&mut self, tokens: &[usize]) -> Result<(), DeviceError> {
+    /// Final norm of the rows `tokens` (at most [`OUTPUT_ROWS`]) of the last step, and their logits as far as `wanted`, unless this is
+    /// an embedding model. Results are in `workspace.normed` and `workspace.logits`.
+    pub(crate) fn outputs(&mut self, tokens: &[usize], wanted: &[Option<BestLogits>]) -> Result<(), DeviceError> {
         let Self { device, config, weights, workspace: buffers, .. } = self;
         let norms = Norms { weights: &weights.final_norm, epsilon: config.rms_norm_eps };
         device.final_norm(&buffers.x, norms, tokens, &mut buffers.normed)?;
         match &mut buffers.logits {
-            Some(logits) => device.logits(&buffers.normed, weights.head.as_ref().unwrap_or(&weights.embedding), logits),
+            Some(logits) => device.logits(&buffers.normed, weights.head.as_mut().unwrap_or(&mut weights.embedding), wanted, logits),
             None => Ok(()),
         }
     }

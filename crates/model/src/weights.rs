@@ -6,7 +6,7 @@ use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, Tensor};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, TableUse};
 
 /// Where weights come from: an opened checkpoint, or random numbers of a published shape.
 pub trait WeightSource {
@@ -75,7 +75,9 @@ impl<D: Device> Weights<D> {
     /// Loads every tensor of `source` onto `device`; `progress` hears of each loaded layer, out of `n_layers`.
     pub fn load(device: &mut D, source: &dyn WeightSource, progress: &mut dyn FnMut(usize)) -> Result<Self, LoadError> {
         let config = source.config();
-        let embedding = device.table(&source.load("model.embed_tokens.weight")?)?;
+        let is_head = config.tied_head && !config.last_token_pooling;
+        let table_use = if is_head { TableUse::Head } else { TableUse::Embedding };
+        let embedding = device.table(&source.load("model.embed_tokens.weight")?, table_use)?;
         let mut layers = Vec::with_capacity(config.n_layers);
         for layer in 0..config.n_layers {
             let mut loader = Loader { device, source, prefix: format!("model.layers.{layer}.") };
@@ -85,7 +87,7 @@ impl<D: Device> Weights<D> {
         let mut loader = Loader { device, source, prefix: String::new() };
         let final_norm = vec![loader.vector("model.norm")?];
         let has_head = !config.tied_head && !config.last_token_pooling;
-        let head = if has_head { Some(device.table(&source.load("lm_head.weight")?)?) } else { None };
+        let head = if has_head { Some(device.table(&source.load("lm_head.weight")?, TableUse::Head)?) } else { None };
         Ok(Self { embedding, layers, final_norm, head })
     }
 }

@@ -13,6 +13,7 @@ use clap::Args;
 use serde::Serialize;
 
 use bitnet_checkpoint::{CheckpointError, ModelConfig, Tensor, limits, read_config_json};
+use bitnet_model::batch::BestLogits;
 use bitnet_model::random::{PUBLISHED_SHAPES, RandomWeights};
 use bitnet_model::{RunnerError, Session, TokenId, WeightSource};
 
@@ -167,6 +168,8 @@ impl Test {
         let n_vocab = session.runner().config().n_vocab as u64;
         let token = |index: usize| TokenId((index as u64 * 7919 % n_vocab) as u32);
         session.truncate(0);
+        // As greedy decoding does: the largest logit is enough.
+        session.want(Some(BestLogits { n: 1, within: 0.0 }));
         match self {
             Self::Prompt(n_tokens) => session.prefill(&(0..n_tokens).map(token).collect::<Vec<_>>()).map(|_| ()),
             Self::Generate(n_tokens) => (0..n_tokens).try_for_each(|index| session.decode(token(index)).map(|_| ())),

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
-mod portable;
+pub(crate) mod portable;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

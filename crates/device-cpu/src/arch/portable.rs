@@ -12,6 +12,7 @@ use bitnet_ternary::quantise;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
 use crate::table::DenseRows;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
@@ -180,4 +181,85 @@ fn attend(step: &AttentionStep<'_>, (token, head, kv_head): (usize, usize, usize
         numerics::accumulate_block(weights, step.values(token, block, kv_head), out);
     }
     out.iter_mut().for_each(|value| *value *= inverse_sum);
+}
+
+/// Codes and bounds of one row of a head (`screen`).
+#[inline(always)]
+pub(crate) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
+    let largest = numerics::largest_magnitude(row);
+    let scale = largest / (0.5 * (LEVELS - 1.0));
+    let inverse_scale = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    codes.clear();
+    codes.resize(out.fine.len() / FINE_BYTES * BLOCK_COLUMNS, 0);
+    let mut sums = [[0.0f32; numerics::LANES]; 3];
+    for (values, codes) in row.chunks(numerics::LANES).zip(codes.chunks_mut(numerics::LANES)) {
+        for (lane, (&value, code)) in values.iter().zip(codes).enumerate() {
+            let level = (value * inverse_scale + 0.5 * LEVELS).clamp(0.0, LEVELS - 1.0) as u8;
+            let coarse = value - scale * (f32::from(level & !3) - 30.0);
+            let fine = value - scale * (f32::from(level) - 31.5);
+            *code = level;
+            sums[0][lane] += value * value;
+            sums[1][lane] += coarse * coarse;
+            sums[2][lane] += fine * fine;
+        }
+    }
+    for (unit, codes) in codes.as_chunks::<COARSE_COLUMNS>().0.iter().enumerate() {
+        let bytes = &mut out.coarse[unit * COARSE_BYTES + out.row_in_tile * QUARTER_COLUMNS..][..QUARTER_COLUMNS];
+        let (low, high) = codes.split_at(QUARTER_COLUMNS);
+        for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+            *byte = (low >> 2) | ((high >> 2) << 4);
+        }
+    }
+    for (bytes, codes) in out.fine.as_chunks_mut::<FINE_BYTES>().0.iter_mut().zip(codes.as_chunks::<BLOCK_COLUMNS>().0) {
+        for (column, byte) in bytes.iter_mut().enumerate() {
+            let code = |quarter: usize| (codes[column + quarter * QUARTER_COLUMNS] & 3) << (2 * quarter);
+            *byte = code(0) | code(1) | code(2) | code(3);
+        }
+    }
+    let [norm, coarse_error, fine_error] = sums.map(|lanes| numerics::sum_lanes(lanes).sqrt());
+    // Every norm is rounded upwards: its sum has few additions a lane, and a difference may lose half a unit of the weight.
+    let upwards = |length: f32| (length + norm * f32::EPSILON) * (1.0 + 1.0 / 1024.0) + f32::MIN_POSITIVE;
+    RowBound { scale, norm: upwards(norm), coarse_error: upwards(coarse_error), fine_error: upwards(fine_error) }
+}
+
+/// Σ code·q of four rows of the coarse plane, for each token.
+#[inline(always)]
+pub(crate) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
+    for (activations, sums) in tokens.iter().zip(sums) {
+        let units = tile.iter().zip(activations.as_flattened().as_chunks::<COARSE_COLUMNS>().0);
+        *sums = [0; TILE_ROWS];
+        for (unit, activations) in units {
+            let (low, high) = activations.split_at(QUARTER_COLUMNS);
+            for (bytes, sum) in unit.chunks_exact(QUARTER_COLUMNS).zip(sums.iter_mut()) {
+                let products = bytes.iter().zip(low).zip(high);
+                *sum += products
+                    .map(|((byte, &low), &high)| i32::from(byte & 15) * i32::from(low) + i32::from(byte >> 4) * i32::from(high))
+                    .sum::<i32>();
+            }
+        }
+    }
+}
+
+/// Σ code·q of one row of the fine plane.
+#[inline(always)]
+pub(crate) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+    let mut sum = 0;
+    for (bytes, activations) in row.iter().zip(activations) {
+        for (quarter, activations) in activations.chunks_exact(QUARTER_COLUMNS).enumerate() {
+            let products = bytes.iter().zip(activations);
+            sum += products.map(|(byte, &activation)| i32::from((byte >> (2 * quarter)) & 3) * i32::from(activation)).sum::<i32>();
+        }
+    }
+    sum
+}
+
+/// One exact logit.
+#[inline(always)]
+pub(crate) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+    if scratch.row.len() < head.k {
+        scratch.row.resize(head.k, 0.0);
+    }
+    let values = &mut scratch.row[..head.k];
+    head.read(row, values);
+    numerics::dot(&x[..head.k], values)
 }

@@ -10,8 +10,8 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy, Rope, RopeScaling}
 use bitnet_checkpoint::{DenseTensor, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::TokenId;
-use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows, Step};
-use bitnet_model::device::{Device, Heads, KvLayout, Norms};
+use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
+use bitnet_model::device::{Device, Heads, KvLayout, Norms, TableUse};
 use bitnet_model::rope::RopeTable;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -68,7 +68,7 @@ impl Fixture {
         let layout = KvLayout { n_layers: 1, n_kv_heads: HEADS.1, head_dim: HEADS.2, n_blocks: 4 };
         let hidden = |device: &mut CpuDevice, width| device.hidden(8, width).expect("memory");
         Self {
-            table: device.table(&Tensor::Dense(table)).expect("memory"),
+            table: device.table(&Tensor::Dense(table), TableUse::Head).expect("memory"),
             norm: vec![device.vector(&[1.0; WIDTH]).expect("memory")],
             qkv_weights: device.linear(&weights((HEADS.0 + 2 * HEADS.1) * HEADS.2, WIDTH, 32), policy).expect("memory"),
             up_weights: device.linear(&weights(2 * HIDDEN, WIDTH, WIDTH), policy).expect("memory"),
@@ -96,7 +96,8 @@ impl Fixture {
             .and_then(|()| device.norm_quantize(gated, norms(&[]), activations))
             .and_then(|()| device.bit_linear_add(activations, &self.down_weights, x))
             .and_then(|()| device.final_norm(x, norms(&self.norm), &[0], attended))
-            .and_then(|()| device.logits(attended, &self.table, logits))
+            .and_then(|()| device.logits(attended, &mut self.table, &[None], logits))
+            .and_then(|()| device.logits(attended, &mut self.table, &[Some(BestLogits { n: 3, within: 0.5 })], logits))
             .and_then(|()| device.argmax(logits, best));
         assert_eq!(ran, Ok(()));
     }

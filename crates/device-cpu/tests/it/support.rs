@@ -4,7 +4,7 @@ use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_checkpoint::{DenseTensor, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice};
 use bitnet_model::TokenId;
-use bitnet_model::device::{Device, Norms};
+use bitnet_model::device::{Device, Norms, TableUse};
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -118,7 +118,7 @@ pub(crate) fn scales(n_rows: usize, n_cols: usize, group: Option<usize>, noise: 
 pub(crate) fn upload<D: Device>(device: &mut D, values: &[f32], width: usize) -> D::Hidden {
     let n_rows = values.len() / width;
     let table = DenseTensor::from_f32(vec![n_rows, width], values).expect("whole rows");
-    let table = device.table(&Tensor::Dense(table)).expect("memory");
+    let table = device.table(&Tensor::Dense(table), TableUse::Embedding).expect("memory");
     let mut hidden = device.hidden(n_rows, width).expect("memory");
     let token_ids: Vec<TokenId> = (0..n_rows as u32).map(TokenId).collect();
     device.embed(&table, &token_ids, &mut hidden).expect("embed");

@@ -2,7 +2,7 @@
 
 use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_model::TokenId;
-use bitnet_model::device::Device;
+use bitnet_model::device::{Device, TableUse};
 use bitnet_ternary::TernaryMatrix;
 use half::{bf16, f16};
 
@@ -12,11 +12,11 @@ use crate::support::{Noise, assert_equal_on_all, devices, reference, scales, upl
 fn head<D: Device>(device: &mut D, table: &Tensor, x: &[f32]) -> Vec<f32> {
     let shape = table.shape();
     let (n, k) = (shape[0], shape[1]);
-    let table = device.table(table).expect("memory");
+    let mut table = device.table(table, TableUse::Head).expect("memory");
     let x = upload(device, x, k);
     let m = device.finish(&x).expect("finish").len() / k;
     let mut logits = device.hidden(m, n).expect("memory");
-    device.logits(&x, &table, &mut logits).expect("logits");
+    device.logits(&x, &mut table, &vec![None; m], &mut logits).expect("logits");
     let mut best = Vec::new();
     device.argmax(&logits, &mut best).expect("argmax");
     let mut embedded = device.hidden(2, k).expect("memory");

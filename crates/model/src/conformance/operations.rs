@@ -5,8 +5,8 @@ use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use half::{bf16, f16};
 
-use crate::batch::{Batch, BatchSequence, BlockId, Rows, Step};
-use crate::device::{Device, Heads, KvLayout, Norms};
+use crate::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
+use crate::device::{Device, Heads, KvLayout, Norms, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::reference::ReferenceDevice;
 use crate::rope::RopeTable;
@@ -19,6 +19,7 @@ pub fn check_operations<D: Device>(mut make: impl FnMut() -> D) {
     check_attention(&mut make());
     check_gate(&mut make());
     check_outputs(&mut make());
+    check_best_logits(&mut make());
 }
 
 /// A linear layer's case.
@@ -261,6 +262,45 @@ fn check_outputs<D: Device>(device: &mut D) {
     }
 }
 
+/// Logits of which only the best are wanted: those are the reference's, and each other is the reference's or −∞.
+fn check_best_logits<D: Device>(device: &mut D) {
+    for (n_vocab, k) in [(67, 256), (301, 33), (1000, 128), (515, 2560)] {
+        for (what, head) in head_tables(n_vocab, k) {
+            for (n, within) in [(1, 0.0), (4, 0.0), (1, 0.7), (n_vocab / 16, 0.0), (n_vocab, 0.0)] {
+                let best = BestLogits { n, within };
+                let expected = best_logits(&mut ReferenceDevice, &head, k, best);
+                let got = best_logits(device, &head, k, best);
+                let what = format!("best logits {what} [{n_vocab}, {k}] {best:?}");
+                for (expected, got) in expected.chunks_exact(n_vocab).zip(got.chunks_exact(n_vocab)) {
+                    assert_best(&what, expected, got, best);
+                }
+            }
+        }
+    }
+}
+
+fn assert_best(what: &str, expected: &[f32], got: &[f32], wanted: BestLogits) {
+    let mut sorted = expected.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    let least = sorted[wanted.n - 1].min(sorted[0] - wanted.within);
+    for (row, (expected, got)) in expected.iter().zip(got).enumerate() {
+        let is_left_out = *got == f32::NEG_INFINITY && *expected < least;
+        assert!(is_left_out || got.to_bits() == expected.to_bits(), "{what}: row {row} is {got:e}, the reference has {expected:e}");
+    }
+}
+
+fn best_logits<D: Device>(device: &mut D, head: &Tensor, k: usize, best: BestLogits) -> Vec<f32> {
+    const N_TOKENS: usize = 6;
+    let run = |device: &mut D| {
+        let x = filled(device, &random_values(N_TOKENS * k, 63), k)?;
+        let mut table = device.table(head, TableUse::Head)?;
+        let mut logits = device.hidden(N_TOKENS, head.shape()[0])?;
+        device.logits(&x, &mut table, &[Some(best); N_TOKENS], &mut logits)?;
+        Ok::<_, crate::device::DeviceError>(device.finish(&logits)?.to_vec())
+    };
+    run(device).expect("the case fits the device")
+}
+
 fn head_tables(n_vocab: usize, k: usize) -> Vec<(&'static str, Tensor)> {
     // Rows repeat, so that argmax meets ties.
     let values: Vec<f32> = (0..n_vocab).flat_map(|row| random_values(k, 50 + (row % 7) as u64)).collect();
@@ -284,11 +324,11 @@ fn head_outputs<D: Device>(device: &mut D, head: &Tensor, k: usize, rows: &[usiz
     let run = |device: &mut D| {
         let x = filled(device, &random_values(5 * k, 61), k)?;
         let norm = [device.vector(&random_values(k, 62))?];
-        let table = device.table(head)?;
+        let mut table = device.table(head, TableUse::Head)?;
         let mut normed = device.hidden(5, k)?;
         device.final_norm(&x, Norms { weights: &norm, epsilon: 1e-5 }, rows, &mut normed)?;
         let mut logits = device.hidden(5, n_vocab)?;
-        device.logits(&normed, &table, &mut logits)?;
+        device.logits(&normed, &mut table, &vec![None; rows.len()], &mut logits)?;
         let mut greedy = Vec::new();
         device.argmax(&logits, &mut greedy)?;
         let mut embedded = device.hidden(5, k)?;
@@ -303,7 +343,7 @@ fn head_outputs<D: Device>(device: &mut D, head: &Tensor, k: usize, rows: &[usiz
 fn filled<D: Device>(device: &mut D, values: &[f32], width: usize) -> Result<D::Hidden, crate::device::DeviceError> {
     let n_rows = values.len() / width;
     let table = DenseTensor::from_f32(vec![n_rows, width], &values[..n_rows * width]).expect("whole rows");
-    let table = device.table(&Tensor::Dense(table))?;
+    let table = device.table(&Tensor::Dense(table), TableUse::Embedding)?;
     let mut hidden = device.hidden(n_rows, width)?;
     let token_ids: Vec<TokenId> = (0..n_rows as u32).map(TokenId).collect();
     device.embed(&table, &token_ids, &mut hidden)?;

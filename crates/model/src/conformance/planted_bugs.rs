@@ -7,8 +7,8 @@ use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::TernaryMatrix;
 
-use crate::batch::Step;
-use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms};
+use crate::batch::{BestLogits, Step};
+use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms, TableUse};
 use crate::reference::{ReferenceActivations, ReferenceDevice, ReferenceKvCache, Rows};
 use crate::token::TokenId;
 
@@ -78,8 +78,8 @@ impl Device for Planted {
         self.inner.linear(&self.misread(weights), policy)
     }
 
-    fn table(&mut self, rows: &Tensor) -> Result<Tensor, DeviceError> {
-        self.inner.table(rows)
+    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<Tensor, DeviceError> {
+        self.inner.table(rows, table_use)
     }
 
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<Rows, DeviceError> {
@@ -164,8 +164,8 @@ impl Device for Planted {
         self.inner.final_norm(x, norm, rows, out)
     }
 
-    fn logits(&mut self, x: &Rows, head: &Tensor, out: &mut Rows) -> Result<(), DeviceError> {
-        self.inner.logits(x, head, out)
+    fn logits(&mut self, x: &Rows, head: &mut Tensor, wanted: &[Option<BestLogits>], out: &mut Rows) -> Result<(), DeviceError> {
+        self.inner.logits(x, head, wanted, out)
     }
 
     fn argmax(&mut self, logits: &Rows, out: &mut Vec<TokenId>) -> Result<(), DeviceError> {

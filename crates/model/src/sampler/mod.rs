@@ -19,6 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::TokenId;
+use crate::batch::BestLogits;
 use candidates::Candidates;
 use penalties::Penalties;
 
@@ -50,6 +51,27 @@ impl Sampler {
     /// The parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
+    }
+
+    /// How much of the next logits [`Self::sample`] can reach after a history of `n_history` tokens; `None` if it is all of them.
+    /// What lies outside may be given as −∞ without changing any draw.
+    pub fn reach(&self, n_history: usize) -> Option<BestLogits> {
+        let params = &self.params;
+        if params.repetition_penalty < 1.0 || params.presence_penalty < 0.0 || params.frequency_penalty < 0.0 {
+            return None;
+        }
+        let is_plain = params.repetition_penalty == 1.0 && params.presence_penalty == 0.0 && params.frequency_penalty == 0.0;
+        // Penalties only lower logits, and only of tokens of the history: that many of the best may drop out.
+        let n_lowered = if is_plain { 0 } else { n_history };
+        let n_kept = if params.temperature == 0.0 { Some(1) } else { params.top_k };
+        match n_kept {
+            Some(n_kept) => Some(BestLogits { n: n_kept.saturating_add(n_lowered), within: 0.0 }),
+            None if is_plain && params.min_p > 0.0 && params.top_p >= 1.0 => {
+                // exp(−within / temperature) = min_p, and a little more for the rounding of exp.
+                Some(BestLogits { n: 1, within: params.temperature * (1e-4 - params.min_p.ln()) })
+            }
+            None => None,
+        }
     }
 
     /// Draws the next token. `logits` (`[n_vocab]`) is changed by the penalties; −∞ marks tokens that must not be drawn. `history` is

@@ -204,3 +204,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn logits_outside_the_reach_change_no_draw() {
+    let plain = SamplingParams { seed: 5, temperature: 0.9, ..SamplingParams::default() };
+    let penalised =
+        SamplingParams { repetition_penalty: 1.3, presence_penalty: 0.5, frequency_penalty: 0.2, top_k: Some(5), ..plain.clone() };
+    let cases = [
+        SamplingParams::greedy(),
+        SamplingParams { repetition_penalty: 1.4, ..SamplingParams::greedy() },
+        SamplingParams { top_k: Some(7), top_p: 0.8, ..plain.clone() },
+        SamplingParams { min_p: 0.1, ..plain.clone() },
+        penalised,
+    ];
+    for params in cases {
+        let [mut all, mut reached] = [(); 2].map(|()| Sampler::new(params.clone()).expect("valid").with_prompt(2));
+        let mut history = vec![TokenId(3), TokenId(9)];
+        for step in 0..60u32 {
+            let logits: Vec<f32> = (0..300u32).map(|id| ((id * 7919 + step * 104_729) % 1009) as f32 / 150.0).collect();
+            let best = reached.reach(history.len()).expect("bounded");
+            let mut sorted = logits.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let least = sorted[best.n - 1].min(sorted[0] - best.within);
+            let mut partial: Vec<f32> = logits.iter().map(|&logit| if logit >= least { logit } else { f32::NEG_INFINITY }).collect();
+            let token = all.sample(&mut logits.clone(), &history).expect("finite");
+            assert_eq!(reached.sample(&mut partial, &history), Ok(token), "{params:?} at {step}");
+            history.push(token);
+        }
+    }
+    let whole = [
+        SamplingParams { top_p: 0.9, min_p: 0.1, ..plain.clone() },
+        SamplingParams { presence_penalty: -1.0, ..SamplingParams::greedy() },
+        plain,
+    ];
+    assert!(whole.into_iter().all(|params| Sampler::new(params).expect("valid").reach(10).is_none()));
+}

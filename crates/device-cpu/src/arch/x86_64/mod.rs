@@ -6,6 +6,7 @@ mod float;
 mod int8;
 mod roof;
 mod rows;
+mod screen;
 mod vector;
 
 use bitnet_checkpoint::config::Activation;
@@ -13,8 +14,9 @@ use bitnet_checkpoint::config::Activation;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::table::DenseRows;
-use crate::tile::Tiles;
+use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
 /// Exists only on processors with AVX2 and F16C.
 #[derive(Clone, Copy)]
@@ -65,6 +67,26 @@ impl Kernels for Avx2 {
     fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { float::logits(x, table, out, scratch) }
+    }
+
+    fn screen_row(&self, row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { screen::screen_row(row, out, codes) }
+    }
+
+    fn coarse_sums(&self, tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { screen::coarse_sums(tile, tokens, sums) }
+    }
+
+    fn fine_sum(&self, row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { screen::fine_sum(row, activations) }
+    }
+
+    fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { screen::dot_row(x, head, row, scratch) }
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

@@ -1,0 +1,94 @@
+//! The planes of a head's screen × int8 tokens. Codes are unsigned, so `maddubs` takes them as they are; 16-bit lanes are widened
+//! before they can overflow (const asserts).
+
+use std::arch::x86_64::*;
+
+use super::vector::*;
+use crate::arch::portable;
+use crate::kernels::Scratch;
+use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
+use crate::table::DenseRows;
+use crate::tile::{BLOCK_COLUMNS, TILE_ROWS};
+
+/// Blocks of the coarse plane whose sums fit 16-bit lanes: each adds four pairs of codes 0..=15.
+const COARSE_BLOCKS: usize = 2;
+const _: () = assert!(COARSE_BLOCKS * 4 * 2 * 15 * 127 <= i16::MAX as usize);
+/// The same for the fine plane: four pairs of codes 0..=3.
+const FINE_BLOCKS: usize = 8;
+const _: () = assert!(FINE_BLOCKS * 4 * 2 * 3 * 127 <= i16::MAX as usize);
+
+/// `portable::screen_row`.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
+    portable::screen_row(row, out, codes)
+}
+
+/// `portable::dot_row`.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+    portable::dot_row(x, head, row, scratch)
+}
+
+/// Σ code·q of four rows of the coarse plane, for each token.
+#[target_feature(enable = "avx2")]
+pub(super) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
+    for (activations, sums) in tokens.iter().zip(sums) {
+        let mut wide = [_mm256_setzero_si256(); TILE_ROWS];
+        let blocks = tile.as_chunks::<2>().0;
+        for (blocks, activations) in blocks.chunks(COARSE_BLOCKS).zip(activations.chunks(COARSE_BLOCKS)) {
+            let mut narrow = [_mm256_setzero_si256(); TILE_ROWS];
+            for (units, activations) in blocks.iter().zip(activations) {
+                prefetch_behind(&units[0]);
+                prefetch_behind(&units[1]);
+                let x = activations.as_chunks::<32>().0;
+                add_unit(&mut narrow, &units[0], load_i8(&x[0]), load_i8(&x[1]));
+                add_unit(&mut narrow, &units[1], load_i8(&x[2]), load_i8(&x[3]));
+            }
+            for (wide, narrow) in wide.iter_mut().zip(narrow) {
+                *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+            }
+        }
+        store_sums(sums, sum_rows(wide));
+    }
+}
+
+/// sums += codes · (low | high), for 64 columns of four rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_unit(sums: &mut [__m256i; TILE_ROWS], unit: &[u8; COARSE_BYTES], low: __m256i, high: __m256i) {
+    let mask = _mm256_set1_epi8(15);
+    for (sum, bytes) in sums.iter_mut().zip(unit.as_chunks().0) {
+        let codes = load_u8(bytes);
+        let (first, second) = (_mm256_and_si256(codes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask));
+        let products = _mm256_add_epi16(_mm256_maddubs_epi16(first, low), _mm256_maddubs_epi16(second, high));
+        *sum = _mm256_add_epi16(*sum, products);
+    }
+}
+
+/// Σ code·q of one row of the fine plane.
+#[target_feature(enable = "avx2")]
+pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+    let mask = _mm256_set1_epi8(3);
+    let mut wide = _mm256_setzero_si256();
+    for (row, activations) in row.chunks(FINE_BLOCKS).zip(activations.chunks(FINE_BLOCKS)) {
+        let mut narrow = [_mm256_setzero_si256(); 2];
+        for (bytes, activations) in row.iter().zip(activations) {
+            let (codes, x) = (load_u8(bytes), activations.as_chunks::<32>().0);
+            let quarters = [
+                _mm256_and_si256(codes, mask),
+                _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
+                _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
+            ];
+            for (index, (codes, x)) in quarters.into_iter().zip(x).enumerate() {
+                narrow[index % 2] = _mm256_add_epi16(narrow[index % 2], _mm256_maddubs_epi16(codes, load_i8(x)));
+            }
+        }
+        for narrow in narrow {
+            wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+        }
+    }
+    let four = _mm_add_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+}

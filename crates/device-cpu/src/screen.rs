@@ -1,0 +1,387 @@
+//! The screen of a head: 6 bits of every weight, in two planes, from which the rows that could hold the best logits are found
+//! without reading the head itself. Only those are multiplied in full precision.
+//!
+//! Weights of a row become w ≈ s·(q − 31.5), q in 0..64. The coarse plane holds q / 4 of all rows in one linear stream, the fine
+//! plane q % 4 of each row by itself. For a token x and its int8 quantisation x̂, and ŵ what a plane says of w, the exact product
+//! differs from ŵ·x̂ by
+//!
+//! ```text
+//! |w·x − ŵ·x̂| = |ŵ·(x − x̂) + (w − ŵ)·x| ≤ ‖ŵ‖·‖x − x̂‖ + ‖w − ŵ‖·‖x‖        (Cauchy–Schwarz)
+//! ```
+//!
+//! whose norms are measured, not estimated, and rounded upwards; the rounding of the f32 product (`numerics::dot`) is bounded by
+//! γ·‖w‖·‖x‖. A row whose ŵ·x̂ plus this bound stays below the n-th best exact logit found so far cannot be among the n best:
+//! what is left out is proved to be out. Trained heads need the fine plane and the head for a few rows in a thousand.
+//!
+//! Idea: two-stage maximum inner product search with exact re-ranking; the bound is ours.
+
+use std::ops::Range;
+
+use bitnet_model::batch::BestLogits;
+use bitnet_model::numerics::LANES;
+
+use crate::arch::{Memory, OutOfMemory};
+use crate::hidden::CpuHidden;
+use crate::kernels::{F32Rows, Int8RowMut, Kernels, RowScale, Scratch};
+use crate::pool::{ColumnTarget, ColumnsMut, Parts, Pool};
+use crate::table::DenseRows;
+use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
+
+/// Columns of one unit of the coarse plane: 32 bytes of two 4-bit codes, columns j and j + 32.
+pub(crate) const COARSE_COLUMNS: usize = 64;
+/// Bytes of four rows' units.
+pub(crate) const COARSE_BYTES: usize = TILE_ROWS * COARSE_COLUMNS / 2;
+/// Bytes of one unit of the fine plane: 2-bit codes of columns j, j + 32, j + 64, j + 96 of a block.
+pub(crate) const FINE_BYTES: usize = BLOCK_COLUMNS / 4;
+/// Tokens that share one reading of the coarse plane.
+pub(crate) const SCREEN_TOKENS: usize = 4;
+/// Levels of a weight.
+pub(crate) const LEVELS: f32 = 64.0;
+
+/// Upwards rounding of norms: their sums have fewer than 2¹³ additions in a lane, each off by at most 2⁻²⁴.
+const NORM_SLACK: f32 = 1.0 + 1.0 / 1024.0;
+
+/// What is known of one row of the head.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RowBound {
+    /// s.
+    pub(crate) scale: f32,
+    /// ‖w‖, rounded upwards.
+    pub(crate) norm: f32,
+    /// ‖w − ŵ‖ for the coarse plane alone, rounded upwards.
+    pub(crate) coarse_error: f32,
+    /// The same with the fine plane.
+    pub(crate) fine_error: f32,
+}
+
+/// Where the codes of one row go.
+pub(crate) struct ScreenRowMut<'a> {
+    /// The row's tile, `[k / COARSE_COLUMNS, TILE_ROWS, 32]`.
+    pub(crate) coarse: &'a mut [u8],
+    /// Its place in the tile.
+    pub(crate) row_in_tile: usize,
+    /// `[k / BLOCK_COLUMNS, FINE_BYTES]`.
+    pub(crate) fine: &'a mut [u8],
+}
+
+/// A screen `[n, k]`.
+pub(crate) struct Screen {
+    n_blocks: usize,
+    coarse: Memory<u8>,
+    fine: Memory<u8>,
+    bounds: Vec<RowBound>,
+    tokens: Vec<TokenBound>,
+    /// int8 rows of the tokens, `[m, k padded]`.
+    quantized: Vec<i8>,
+    quarter_sums: Vec<i32>,
+    /// Buffers of one token's refinement.
+    best: Candidates,
+    survivors: Candidates,
+}
+
+/// What is known of one token.
+#[derive(Clone, Copy, Default)]
+struct TokenBound {
+    quantized: RowScale,
+    /// ‖x‖, rounded upwards.
+    norm: f32,
+    /// ‖x − x̂‖, rounded upwards.
+    error: f32,
+}
+
+impl TokenBound {
+    /// How far an exact logit of a row may be from what a plane with this error says of it.
+    #[inline]
+    fn radius(&self, row: &RowBound, plane_error: f32, rounding: f32) -> f32 {
+        ((row.norm + plane_error) * (self.error + rounding * self.norm) + plane_error * self.norm) * NORM_SLACK + f32::MIN_POSITIVE
+    }
+}
+
+/// Bound of everything that rounding does to a product of k columns, relative to ‖w‖·‖x‖.
+fn rounding(k: usize) -> f32 {
+    (k / LANES + 64) as f32 * f32::EPSILON
+}
+
+impl Screen {
+    /// Reads a head once, all threads at once; nothing for a head with numbers that are not finite.
+    pub(crate) fn new(
+        head: &DenseRows,
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+        kernels: &dyn Kernels,
+    ) -> Result<Option<Self>, OutOfMemory> {
+        let (n_tiles, n_blocks) = (head.n.div_ceil(TILE_ROWS), head.k.div_ceil(BLOCK_COLUMNS));
+        let (tile_bytes, fine_bytes) = (n_blocks * 2 * COARSE_BYTES, n_blocks * FINE_BYTES);
+        let mut coarse = Memory::zeroed(n_tiles * tile_bytes)?;
+        let mut fine = Memory::zeroed(n_tiles * TILE_ROWS * fine_bytes)?;
+        let mut bounds = vec![RowBound::default(); n_tiles * TILE_ROWS];
+        let (mut coarse_left, mut fine_left, mut bounds_left) = (&mut coarse[..], &mut fine[..], &mut bounds[..]);
+        let parts = Parts::new(n_tiles, pool.n_threads(), |tiles| {
+            let coarse = coarse_left.split_off_mut(..tiles.len() * tile_bytes).expect("tiles sum up to n_tiles");
+            let fine = fine_left.split_off_mut(..tiles.len() * TILE_ROWS * fine_bytes).expect("tiles sum up to n_tiles");
+            let bounds = bounds_left.split_off_mut(..tiles.len() * TILE_ROWS).expect("tiles sum up to n_tiles");
+            (tiles, coarse, fine, bounds)
+        });
+        pool.run_parts(scratch, parts, |scratch, (tiles, coarse, fine, bounds)| {
+            scratch.row.resize(scratch.row.len().max(head.k), 0.0);
+            let rows = fine.chunks_exact_mut(fine_bytes).zip(bounds).enumerate();
+            for (index, (fine, bound)) in rows.take_while(|(index, _)| tiles.start * TILE_ROWS + index < head.n) {
+                let values = &mut scratch.row[..head.k];
+                head.read(tiles.start * TILE_ROWS + index, values);
+                let coarse = &mut coarse[index / TILE_ROWS * tile_bytes..][..tile_bytes];
+                *bound = kernels.screen_row(values, ScreenRowMut { coarse, row_in_tile: index % TILE_ROWS, fine }, &mut scratch.codes);
+            }
+        });
+        bounds.truncate(head.n);
+        let is_finite = bounds.iter().all(|bound| bound.norm.is_finite() && bound.coarse_error.is_finite() && bound.fine_error.is_finite());
+        let (tokens, quantized, quarter_sums) = (vec![], vec![], vec![]);
+        // Room for every row, so that no step allocates.
+        let n_rows_of_part = head.n / pool.n_threads() + 1;
+        scratch.iter_mut().for_each(|scratch| scratch.candidates.0.reserve(n_rows_of_part));
+        let (best, survivors) = (Candidates(Vec::with_capacity(head.n)), Candidates(Vec::with_capacity(head.n)));
+        Ok(is_finite.then_some(Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, best, survivors }))
+    }
+
+    /// One tile of the coarse plane.
+    #[inline]
+    fn tile(&self, tile: usize) -> &[[u8; COARSE_BYTES]] {
+        let tile_bytes = self.n_blocks * 2 * COARSE_BYTES;
+        self.coarse[tile * tile_bytes..(tile + 1) * tile_bytes].as_chunks().0
+    }
+
+    /// One row of the fine plane.
+    #[inline]
+    fn fine_row(&self, row: usize) -> &[[u8; FINE_BYTES]] {
+        let row_bytes = self.n_blocks * FINE_BYTES;
+        self.fine[row * row_bytes..(row + 1) * row_bytes].as_chunks().0
+    }
+
+    /// One token's int8 row, `[n_blocks]` of `[BLOCK_COLUMNS]`.
+    #[inline]
+    fn activations(&self, token: usize) -> &[[i8; BLOCK_COLUMNS]] {
+        let stride = self.n_blocks * BLOCK_COLUMNS;
+        self.quantized[token * stride..(token + 1) * stride].as_chunks().0
+    }
+
+    /// Quantises the tokens and measures what that loses. Whether all of it is finite.
+    fn prepare(&mut self, x: &CpuHidden, kernels: &dyn Kernels) -> bool {
+        let stride = self.n_blocks * BLOCK_COLUMNS;
+        self.quantized.resize(x.n_rows() * stride, 0);
+        self.quarter_sums.resize(stride / QUARTER_COLUMNS, 0);
+        self.tokens.clear();
+        for (row, quantized) in x.values().chunks_exact(x.width()).zip(self.quantized.chunks_exact_mut(stride)) {
+            let mut scale = RowScale::default();
+            kernels.quantise(row, Int8RowMut { quantized, quarter_sums: &mut self.quarter_sums, scale: &mut scale });
+            let square = |value: f32| value * value;
+            let norm: f32 = row.iter().map(|&value| f64::from(square(value))).sum::<f64>().sqrt() as f32;
+            let pairs = row.iter().zip(&*quantized);
+            let error = pairs.map(|(&value, &integer)| f64::from(square(value - f32::from(integer) * scale.scale))).sum::<f64>().sqrt();
+            // A difference of two floats may lose half a unit of the larger.
+            let error = error as f32 + norm * f32::EPSILON;
+            self.tokens.push(TokenBound { quantized: scale, norm: norm * NORM_SLACK, error: error * NORM_SLACK });
+        }
+        self.tokens.iter().all(|token| token.norm.is_finite() && token.error.is_finite())
+    }
+
+    /// What the coarse plane says of one thread's rows for all tokens, into their logits.
+    fn read_coarse(&self, columns: &mut ColumnsMut<'_>, kernels: &dyn Kernels) {
+        let range = columns.range();
+        let mut sums = [[0i32; TILE_ROWS]; SCREEN_TOKENS];
+        for first in (0..columns.n_rows()).step_by(SCREEN_TOKENS) {
+            let n_tokens = SCREEN_TOKENS.min(columns.n_rows() - first);
+            let mut activations: [&[[i8; BLOCK_COLUMNS]]; SCREEN_TOKENS] = [&[]; SCREEN_TOKENS];
+            for (token, activations) in activations.iter_mut().take(n_tokens).enumerate() {
+                *activations = self.activations(first + token);
+            }
+            for tile in range.start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
+                kernels.coarse_sums(self.tile(tile), &activations[..n_tokens], &mut sums[..n_tokens]);
+                for (token, sums) in sums.iter().take(n_tokens).enumerate() {
+                    let quantized = self.tokens[first + token].quantized;
+                    let rows = tile * TILE_ROWS..range.end.min((tile + 1) * TILE_ROWS);
+                    let logits = &mut columns.row_mut(first + token)[rows.start - range.start..rows.end - range.start];
+                    for ((logit, &sum), bound) in logits.iter_mut().zip(sums).zip(&self.bounds[rows]) {
+                        *logit = scaled(4 * i64::from(sum) - 30 * i64::from(quantized.sum), bound.scale, quantized.scale);
+                    }
+                }
+            }
+        }
+    }
+
+    /// ŵ·x̂ of both planes, from what the coarse one said.
+    #[inline]
+    fn with_fine(&self, token: usize, row: usize, coarse: f32, kernels: &dyn Kernels) -> f32 {
+        let quantized = self.tokens[token].quantized;
+        let sum = kernels.fine_sum(self.fine_row(row), self.activations(token));
+        // 4·q₄ − 30 + q₂ − 1.5 = q − 31.5
+        coarse + scaled(2 * i64::from(sum) - 3 * i64::from(quantized.sum), 0.5 * self.bounds[row].scale, quantized.scale)
+    }
+}
+
+#[inline]
+fn scaled(sum: i64, weight_scale: f32, activation_scale: f32) -> f32 {
+    sum as f32 * (weight_scale * activation_scale)
+}
+
+/// A row of the head and a logit.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate {
+    row: u32,
+    logit: f32,
+}
+
+/// The largest logits of one thread's rows.
+#[derive(Default)]
+pub(crate) struct Candidates(Vec<Candidate>);
+
+impl Candidates {
+    /// Takes over what the threads found.
+    fn gather(&mut self, scratch: &[Scratch]) {
+        self.0.clear();
+        self.0.extend(scratch.iter().flat_map(|scratch| scratch.candidates.0.iter().copied()));
+    }
+
+    /// Keeps the `n` largest.
+    fn keep_best(&mut self, n: usize) {
+        if self.0.len() > n {
+            self.0.select_nth_unstable_by(n - 1, |a, b| b.logit.total_cmp(&a.logit));
+            self.0.truncate(n);
+        }
+    }
+
+    /// The `n` largest of `logits`, whose rows start at `first_row`.
+    fn best_of(&mut self, logits: &[f32], first_row: usize, n: usize) {
+        self.0.clear();
+        let mut least = f32::NEG_INFINITY;
+        for (row, &logit) in (first_row as u32..).zip(logits) {
+            if logit >= least {
+                self.0.push(Candidate { row, logit });
+                if self.0.len() >= 2 * n + 16 {
+                    self.keep_best(n);
+                    least = self.0.iter().fold(f32::INFINITY, |least, candidate| least.min(candidate.logit));
+                }
+            }
+        }
+        self.keep_best(n);
+    }
+
+    /// The least of the `n` largest logits, less `within`; −∞ if there are fewer.
+    fn threshold(&mut self, wanted: BestLogits) -> f32 {
+        if self.0.len() < wanted.n {
+            return f32::NEG_INFINITY;
+        }
+        let largest = self.0.iter().fold(f32::NEG_INFINITY, |largest, candidate| largest.max(candidate.logit));
+        let (_, nth, _) = self.0.select_nth_unstable_by(wanted.n - 1, |a, b| b.logit.total_cmp(&a.logit));
+        nth.logit.min(largest - wanted.within)
+    }
+}
+
+/// Logits of one head for some tokens, the best of each exact.
+pub(crate) struct Screening<'a> {
+    pub(crate) head: &'a DenseRows,
+    pub(crate) x: F32Rows<'a>,
+    pub(crate) kernels: &'a dyn Kernels,
+}
+
+impl Screening<'_> {
+    /// Fills `out[m, n]`: in each row the logits that are wanted exactly, and −∞ where a smaller one was proved. Nothing if a bound
+    /// is not finite.
+    pub(crate) fn run(
+        &self,
+        screen: &mut Screen,
+        (hidden, wanted): (&CpuHidden, &[Option<BestLogits>]),
+        out: &mut CpuHidden,
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+    ) -> bool {
+        if !screen.prepare(hidden, self.kernels) {
+            return false;
+        }
+        let n = self.head.n;
+        let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
+        pool.run_columns(scratch, target, |_, columns| screen.read_coarse(columns, self.kernels));
+        for (token, (logits, &wanted)) in out.values_mut().chunks_exact_mut(n).zip(wanted.iter().flatten()).enumerate() {
+            self.refine(screen, (token, wanted), logits, (pool, scratch));
+        }
+        true
+    }
+
+    fn refine(
+        &self,
+        screen: &mut Screen,
+        (token, wanted): (usize, BestLogits),
+        logits: &mut [f32],
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+    ) {
+        let wanted = BestLogits { n: wanted.n.clamp(1, logits.len()), ..wanted };
+        // The coarse best, made exact, bound from below what is wanted.
+        let (mut best, mut survivors) = (std::mem::take(&mut screen.best), std::mem::take(&mut screen.survivors));
+        self.find_best(&mut best, (logits, wanted.n), (pool, scratch));
+        self.make_exact(token, &mut best.0, (pool, scratch));
+        let threshold = best.threshold(wanted);
+        // Rows that may reach it are looked at more closely; the others are out.
+        self.find_survivors(&mut survivors, (screen, token, threshold), logits, (pool, scratch));
+        // The best of those, made exact, raise the bound.
+        best.0.clone_from(&survivors.0);
+        best.keep_best(wanted.n);
+        self.make_exact(token, &mut best.0, (pool, scratch));
+        let threshold = best.threshold(wanted).max(threshold);
+        let (bounds, token_bound, rounding) = (&screen.bounds, &screen.tokens[token], rounding(self.head.k));
+        survivors.0.retain(|survivor| {
+            let bound = &bounds[survivor.row as usize];
+            survivor.logit + token_bound.radius(bound, bound.fine_error, rounding) >= threshold
+        });
+        self.make_exact(token, &mut survivors.0, (pool, scratch));
+        survivors.0.iter().for_each(|survivor| logits[survivor.row as usize] = survivor.logit);
+        (screen.best, screen.survivors) = (best, survivors);
+    }
+
+    /// The `n` largest of all logits.
+    fn find_best(&self, best: &mut Candidates, (logits, n): (&[f32], usize), (pool, scratch): (&mut Pool, &mut [Scratch])) {
+        let parts = Parts::new(logits.len(), pool.n_threads(), |rows| rows);
+        scratch.iter_mut().for_each(|scratch| scratch.candidates.0.clear());
+        pool.run_parts(scratch, parts, |scratch, rows: Range<usize>| {
+            scratch.candidates.best_of(&logits[rows.clone()], rows.start, n);
+        });
+        best.gather(scratch);
+        best.keep_best(n);
+    }
+
+    /// Rows that both planes leave a chance, with what they say; −∞ in all of `logits`.
+    fn find_survivors(
+        &self,
+        survivors: &mut Candidates,
+        (screen, token, threshold): (&Screen, usize, f32),
+        logits: &mut [f32],
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+    ) {
+        let (token_bound, rounding) = (&screen.tokens[token], rounding(self.head.k));
+        let mut rest = logits;
+        let parts = Parts::new(rest.len(), pool.n_threads(), |rows| {
+            let part = rest.split_off_mut(..rows.len()).expect("rows sum up to all");
+            (rows, part)
+        });
+        scratch.iter_mut().for_each(|scratch| scratch.candidates.0.clear());
+        pool.run_parts(scratch, parts, |scratch, (rows, logits)| {
+            for (row, logit) in rows.zip(logits) {
+                let (bound, coarse) = (&screen.bounds[row], std::mem::replace(logit, f32::NEG_INFINITY));
+                if coarse + token_bound.radius(bound, bound.coarse_error, rounding) < threshold {
+                    continue;
+                }
+                let fine = screen.with_fine(token, row, coarse, self.kernels);
+                if fine + token_bound.radius(bound, bound.fine_error, rounding) >= threshold {
+                    scratch.candidates.0.push(Candidate { row: row as u32, logit: fine });
+                }
+            }
+        });
+        survivors.gather(scratch);
+    }
+
+    /// Replaces what the planes say by the exact logit.
+    fn make_exact(&self, token: usize, candidates: &mut [Candidate], (pool, scratch): (&mut Pool, &mut [Scratch])) {
+        let mut rest = candidates;
+        let parts = Parts::new(rest.len(), pool.n_threads(), |range| rest.split_off_mut(..range.len()).expect("they sum up"));
+        pool.run_parts(scratch, parts, |scratch, candidates| {
+            for candidate in candidates {
+                candidate.logit = self.kernels.dot_row(self.x.row(token), self.head, candidate.row as usize, scratch);
+            }
+        });
+    }
+}
