@@ -121,25 +121,12 @@ mod tests {
 
     use super::*;
     use crate::batch::BatchError;
-    use crate::random::RandomWeights;
+    use crate::random::{RandomWeights, small_config};
     use crate::reference::ReferenceDevice;
     use crate::runner::{RunnerOptions, TransformerRunner};
-    use crate::weights::WeightSource;
 
     fn session(last_token_pooling: bool) -> Session {
-        let published = RandomWeights::published("0.7b", 1).expect("known");
-        let config = ModelConfig {
-            hidden_size: 64,
-            intermediate_size: 96,
-            n_layers: 2,
-            n_heads: 2,
-            n_kv_heads: 1,
-            head_dim: 32,
-            n_vocab: 50,
-            context_length: 40,
-            last_token_pooling,
-            ..published.config().clone()
-        };
+        let config = ModelConfig { context_length: 40, last_token_pooling, ..small_config() };
         let options = RunnerOptions { n_tokens_max: 8, n_cached_tokens: 64 };
         let runner = TransformerRunner::load(ReferenceDevice, &RandomWeights::new(config, 1), options, &mut |_| {});
         Session::new(Box::new(runner.expect("a random model loads")))
