@@ -101,6 +101,22 @@ fn run_without_a_prompt_says_how_to_give_one() {
 #[test]
 fn sampling_parameter_out_of_range_is_named() {
     insta::assert_snapshot!(run(&["run", "x", "--top-p", "2"]).stderr);
+    for (flag, name) in [
+        ("--temperature", "temperature"),
+        ("--top-p", "top_p"),
+        ("--min-p", "min_p"),
+        ("--repetition-penalty", "repetition_penalty"),
+        ("--presence-penalty", "presence_penalty"),
+        ("--frequency-penalty", "frequency_penalty"),
+    ] {
+        let refused = run(&["run", "x", flag, "-3"]);
+        assert_eq!(refused.status, Some(1), "{refused:?}");
+        assert!(refused.stderr.starts_with(&format!("error: sampling parameter `{name}` is -3, not in ")), "{refused:?}");
+    }
+    for flag in ["--top-k", "--seed"] {
+        let refused = run(&["run", "x", flag, "-3"]);
+        assert!(refused.status == Some(2) && refused.stderr.contains(&format!("invalid value '-3' for '{flag} ")), "{refused:?}");
+    }
     assert_eq!(run(&["run", "x", "--greedy", "--temperature", "1"]).status, Some(2));
     assert_eq!(run(&["run", "x", "-t", "0"]).status, Some(2));
 }
