@@ -83,7 +83,7 @@ impl Fuzzer {
         let host = Rustc::ask()?.host;
         let folder = repository.target_folder()?.join("fuzz");
         let mut build = command::cargo();
-        build.args(["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
+        build.args(["build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
         build.arg("--target-dir").arg(&folder).current_dir(&repository.root);
         for target in &targets {
             build.args(["--bin", target]);
