@@ -1,23 +1,9 @@
 //! `bitnet run` on the embedded model, through arguments and pipes.
 
-use std::io::Write;
-use std::process::Stdio;
-
 use serde_json::Value;
 
-use crate::command::{Finished, bitnet, run};
+use crate::command::{Finished, run, run_piped};
 use crate::fixture::{golden, ids, model_argument};
-
-fn run_piped(arguments: &[&str], input: &[u8]) -> Finished {
-    let home = tempfile::tempdir().expect("a temporary folder");
-    let mut command = bitnet(home.path());
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the binary starts");
-    child.stdin.take().expect("piped").write_all(input).expect("the binary reads");
-    let output = child.wait_with_output().expect("the binary ends");
-    let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
-    Finished { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
 
 fn json(finished: &Finished) -> Value {
     assert_eq!(finished.status, Some(0), "{finished:?}");
