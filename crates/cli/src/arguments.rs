@@ -110,7 +110,8 @@ impl From<IsaArgument> for IsaChoice {
     }
 }
 
-/// How tokens are drawn. What is not said is as the model's authors recommend.
+/// How tokens are drawn. What is not said is as the model's authors recommend. Numbers may look negative, so that one out of range is
+/// refused by its parameter's name and not as an unknown flag.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling (by default as the model's authors recommend)")]
 pub(crate) struct SamplingArguments {
@@ -118,19 +119,19 @@ pub(crate) struct SamplingArguments {
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
     /// Above 1 bolder, below 1 more careful, 0 greedy
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Only the K most likely tokens; 0 for all
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
     /// Only the most likely tokens that together have probability P
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Only tokens at least P times as likely as the most likely
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Divides the logits of tokens that occurred; 1 does nothing
-    #[arg(long, value_name = "R", default_value_t = 1.0, hide_default_value = true)]
+    #[arg(long, value_name = "R", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
     repetition_penalty: f32,
     /// Lowers the logits of tokens that were generated
     #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
@@ -139,7 +140,7 @@ pub(crate) struct SamplingArguments {
     #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
     frequency_penalty: f32,
     /// Same seed, same text; by default, another each time
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]

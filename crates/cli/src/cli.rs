@@ -26,6 +26,7 @@ pub(crate) enum Verb {
     Bench(verbs::bench::BenchArguments),
     Perplexity(verbs::perplexity::PerplexityArguments),
     Logits(verbs::logits::LogitsArguments),
+    Embed(verbs::embed::EmbedArguments),
     Pull(verbs::pull::PullArguments),
     Completions(verbs::completions::CompletionsArguments),
 }

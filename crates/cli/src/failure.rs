@@ -80,11 +80,8 @@ fn help(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         (Some(LoadError::Device(error)), _) | (_, Some(RunnerError::Device(error))) => Some(error),
         _ => None,
     });
-    let batch = match error.downcast_ref::<RunnerError>() {
-        Some(RunnerError::Batch(error)) => Some(error),
-        _ => None,
-    };
-    let help = checkpoint.and_then(checkpoint_help).or(device.and_then(device_help)).or(batch.and_then(batch_help));
+    let runner = error.downcast_ref::<RunnerError>();
+    let help = checkpoint.and_then(checkpoint_help).or(device.and_then(device_help)).or(runner.and_then(runner_help));
     help.or(error.downcast_ref::<TextError>().and_then(text_help)).map(str::to_string)
 }
 
@@ -109,6 +106,14 @@ fn device_help(error: &DeviceError) -> Option<&'static str> {
             Some("ask for fewer tokens (-n, -p, --context), or take a smaller model; `bitnet inspect` shows what one needs")
         }
         _ => None,
+    }
+}
+
+fn runner_help(error: &RunnerError) -> Option<&'static str> {
+    match error {
+        RunnerError::Batch(error) => batch_help(error),
+        RunnerError::NoPooling => Some("embeddings come from models made for them, such as hf:microsoft/BitNet-embedding-0.6B"),
+        RunnerError::Device(_) | RunnerError::NotFinite { .. } => None,
     }
 }
 

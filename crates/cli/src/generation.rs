@@ -230,26 +230,14 @@ impl<'a> TextStream<'a> {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_checkpoint::ModelConfig;
-    use bitnet_model::random::RandomWeights;
+    use bitnet_model::random::{RandomWeights, small_config};
     use bitnet_model::reference::ReferenceDevice;
-    use bitnet_model::{RunnerOptions, TransformerRunner, WeightSource};
+    use bitnet_model::{RunnerOptions, TransformerRunner};
 
     use super::*;
 
     fn session(n_context: usize) -> Session {
-        let published = RandomWeights::published("0.7b", 1).expect("known");
-        let config = ModelConfig {
-            hidden_size: 32,
-            intermediate_size: 64,
-            n_layers: 2,
-            n_heads: 2,
-            n_kv_heads: 1,
-            head_dim: 16,
-            n_vocab: 50,
-            ..published.config().clone()
-        };
-        let weights = RandomWeights::new(config, 3);
+        let weights = RandomWeights::new(small_config(), 3);
         let runner = TransformerRunner::load(ReferenceDevice, &weights, RunnerOptions::single_sequence(n_context), &mut |_| {});
         Session::new(Box::new(runner.expect("a small model loads")))
     }

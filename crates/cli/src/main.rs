@@ -14,6 +14,7 @@ mod model_source;
 mod npy;
 mod open;
 mod size;
+mod standard_input;
 mod table;
 mod terminal;
 mod token_input;

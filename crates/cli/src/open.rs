@@ -7,7 +7,7 @@ use bitnet_checkpoint::Checkpoint;
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::device::Device;
 use bitnet_model::reference::ReferenceDevice;
-use bitnet_model::{LoadError, Runner, RunnerOptions, Session, TransformerRunner, WeightSource};
+use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TransformerRunner, WeightSource};
 
 use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, ModelArguments};
 use crate::failure::Misuse;
@@ -38,9 +38,14 @@ pub(crate) fn open_path(path: &Path) -> anyhow::Result<Checkpoint> {
 /// Refuses models that yield embeddings where text is wanted.
 pub(crate) fn require_text_model(checkpoint: &Checkpoint) -> anyhow::Result<()> {
     if checkpoint.config().last_token_pooling {
-        return Err(Misuse::new("this model yields embeddings, not text", "`bitnet logits` writes its hidden states").into());
+        return Err(Misuse::new("this model yields embeddings, not text", "`bitnet embed` prints them").into());
     }
     Ok(())
+}
+
+/// Refuses models that yield text where embeddings are wanted, before their weights are loaded.
+pub(crate) fn require_embedding_model(checkpoint: &Checkpoint) -> Result<(), RunnerError> {
+    if checkpoint.config().last_token_pooling { Ok(()) } else { Err(RunnerError::NoPooling) }
 }
 
 /// Loads `source` with room for `n_context` tokens of one sequence.

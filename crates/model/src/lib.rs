@@ -21,6 +21,6 @@ mod transformer;
 mod weights;
 
 pub use runner::{Runner, RunnerError, RunnerOptions, StepOutput, TransformerRunner};
-pub use session::Session;
+pub use session::{EmbeddingLength, Session};
 pub use token::TokenId;
 pub use weights::{Layer, LoadError, Projection, WeightSource, Weights};

@@ -162,6 +162,11 @@ fn bitnet(sizes: [usize; 6], n_vocab: usize, context_length: usize) -> ModelConf
     }
 }
 
+/// A shape small enough for scalar code in a test: the BitNet graph, two layers of 64, 50 tokens, a context of 128.
+pub fn small_config() -> ModelConfig {
+    bitnet([64, 96, 2, 2, 1, 32], 50, 128)
+}
+
 fn qwen3_8b() -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Qwen3,
@@ -199,7 +204,7 @@ mod tests {
 
     #[test]
     fn random_tensors_have_their_shapes_and_repeat() {
-        let weights = RandomWeights::new(bitnet([64, 96, 1, 2, 1, 32], 50, 128), 7);
+        let weights = RandomWeights::new(small_config(), 7);
         for expected in weights.config().expected_tensors() {
             let tensor = weights.load(&expected.name).expect("every expected tensor exists");
             assert_eq!(tensor.shape(), expected.shape, "{}", expected.name);

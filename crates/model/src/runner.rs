@@ -21,6 +21,8 @@ pub enum RunnerError {
     Device(#[from] DeviceError),
     #[error("the model computed a value that is not finite in output row {row}: its weights or scales are damaged")]
     NotFinite { row: usize },
+    #[error("this model has no pooling: it yields logits of the next token, not embeddings")]
+    NoPooling,
 }
 
 /// What a step yields: one row for each output token the batch asked for, in batch order.

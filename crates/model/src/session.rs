@@ -7,6 +7,15 @@ use crate::numerics;
 use crate::runner::{Runner, RunnerError};
 use crate::token::TokenId;
 
+/// How long an embedding is, as a vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmbeddingLength {
+    /// Scaled to length 1 (a zero vector stays), so that a dot product is the cosine: what published embedding models expect.
+    One,
+    /// As the model computed it.
+    AsComputed,
+}
+
 /// One sequence whose keys and values are in the runner's cache.
 pub struct Session {
     runner: Box<dyn Runner>,
@@ -83,14 +92,17 @@ impl Session {
         Ok(())
     }
 
-    /// The embedding of `token_ids` by an embedding model: the last token's hidden state after the final norm, scaled to length 1.
-    /// Forgets whatever was cached before.
-    pub fn embed(&mut self, token_ids: &[TokenId]) -> Result<Vec<f32>, RunnerError> {
+    /// The embedding of `token_ids` by an embedding model: the last token's hidden state after the final norm, `[hidden_size]`.
+    /// Forgets whatever was cached before. Errors: those of [`Self::prefill`], and a model that yields logits.
+    pub fn embed(&mut self, token_ids: &[TokenId], length: EmbeddingLength) -> Result<Vec<f32>, RunnerError> {
+        if !self.runner.config().last_token_pooling {
+            return Err(RunnerError::NoPooling);
+        }
         self.truncate(0);
         let mut embedding = self.prefill(token_ids)?.to_vec();
-        let length = numerics::sum_of_squares(&embedding).sqrt();
-        if length > 0.0 {
-            embedding.iter_mut().for_each(|value| *value /= length);
+        let norm = numerics::sum_of_squares(&embedding).sqrt();
+        if length == EmbeddingLength::One && norm > 0.0 {
+            embedding.iter_mut().for_each(|value| *value /= norm);
         }
         Ok(embedding)
     }
@@ -132,25 +144,12 @@ mod tests {
 
     use super::*;
     use crate::batch::BatchError;
-    use crate::random::RandomWeights;
+    use crate::random::{RandomWeights, small_config};
     use crate::reference::ReferenceDevice;
     use crate::runner::{RunnerOptions, TransformerRunner};
-    use crate::weights::WeightSource;
 
     fn session(last_token_pooling: bool) -> Session {
-        let published = RandomWeights::published("0.7b", 1).expect("known");
-        let config = ModelConfig {
-            hidden_size: 64,
-            intermediate_size: 96,
-            n_layers: 2,
-            n_heads: 2,
-            n_kv_heads: 1,
-            head_dim: 32,
-            n_vocab: 50,
-            context_length: 40,
-            last_token_pooling,
-            ..published.config().clone()
-        };
+        let config = ModelConfig { context_length: 40, last_token_pooling, ..small_config() };
         let options = RunnerOptions { n_tokens_max: 8, n_cached_tokens: 64 };
         let runner = TransformerRunner::load(ReferenceDevice, &RandomWeights::new(config, 1), options, &mut |_| {});
         Session::new(Box::new(runner.expect("a random model loads")))
@@ -190,10 +189,21 @@ mod tests {
     #[test]
     fn embedding_has_length_one_and_does_not_depend_on_the_past() {
         let mut session = session(true);
-        let first = session.embed(&tokens(0..11)).expect("fits");
-        session.embed(&tokens(20..33)).expect("fits");
-        assert_eq!(session.embed(&tokens(0..11)).expect("fits"), first);
+        let first = session.embed(&tokens(0..11), EmbeddingLength::One).expect("fits");
+        session.embed(&tokens(20..33), EmbeddingLength::One).expect("fits");
+        assert_eq!(session.embed(&tokens(0..11), EmbeddingLength::One).expect("fits"), first);
         let length: f32 = first.iter().map(|value| value * value).sum();
         assert!((length - 1.0).abs() < 1e-5);
+        let computed = session.embed(&tokens(0..11), EmbeddingLength::AsComputed).expect("fits");
+        let norm = numerics::sum_of_squares(&computed).sqrt();
+        assert!(norm > 1.1, "the final norm leaves a length of about √64");
+        assert_eq!(computed.iter().map(|value| value / norm).collect::<Vec<_>>(), first);
+    }
+
+    #[test]
+    fn embedding_by_a_generative_model_is_refused() {
+        let mut session = session(false);
+        assert_eq!(session.embed(&tokens(0..3), EmbeddingLength::One), Err(RunnerError::NoPooling));
+        assert!(session.history().is_empty());
     }
 }

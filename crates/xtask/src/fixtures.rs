@@ -38,7 +38,7 @@ pub(crate) fn run(args: &FixturesArgs) -> Result<()> {
     }
     let source = args.tales_42m.canonicalize().with_context(|| args.tales_42m.display().to_string())?;
     let mut convert = command::cargo();
-    convert.args(["run", "--release", "--package", "bitnet-cli", "--", "convert"]).arg(source).arg(&fresh);
+    convert.args(["run", "--locked", "--release", "--package", "bitnet-cli", "--", "convert"]).arg(source).arg(&fresh);
     command::run(convert.args(["--to", &args.to]).current_dir(&repository.root))?;
 
     let kept = repository.root.join(EMBEDDED_MODEL);

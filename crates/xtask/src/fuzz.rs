@@ -63,6 +63,20 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     fuzzer.run_all(&Effort { seconds: args.seconds, runs: args.runs, quiet: false })
 }
 
+/// The tests of what the fuzz targets share: that seeds and small models are valid files. Not with the workspace's, as fuzz/ is a
+/// package of its own; not instrumented, since they are no fuzz targets.
+pub(crate) fn library_tests(repository: &Repository) -> Result<Command> {
+    let mut tests = command::cargo();
+    tests.args(["test", "--locked", "--lib", "--manifest-path", "fuzz/Cargo.toml"]);
+    tests.arg("--target-dir").arg(fuzz_folder(repository)?).current_dir(&repository.root);
+    Ok(tests)
+}
+
+/// Where fuzz/ is built.
+fn fuzz_folder(repository: &Repository) -> Result<PathBuf> {
+    Ok(repository.target_folder()?.join("fuzz"))
+}
+
 /// The built targets.
 pub(crate) struct Fuzzer {
     root: PathBuf,
@@ -81,9 +95,9 @@ impl Fuzzer {
             None => all,
         };
         let host = Rustc::ask()?.host;
-        let folder = repository.target_folder()?.join("fuzz");
+        let folder = fuzz_folder(&repository)?;
         let mut build = command::cargo();
-        build.args(["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
+        build.args(["build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
         build.arg("--target-dir").arg(&folder).current_dir(&repository.root);
         for target in &targets {
             build.args(["--bin", target]);

@@ -1,19 +1,20 @@
 //! `cargo xtask test`: everything a change has to pass, in the order in which it fails fastest. Each stage is a command that can
 //! also be run alone. It fetches what the stages need first, so that a fresh machine with Rust and a C compiler is enough.
 
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::command;
-use crate::fuzz::{Effort, Fuzzer};
+use crate::fuzz::{self, Effort, Fuzzer};
 use crate::repository::Repository;
 use crate::{tidy, toolchain};
 
 /// Run everything that a change has to pass.
 ///
-/// Format check, clippy with warnings denied, all tests, tidy, and a short run of every fuzz target. Stops at the first stage
+/// Format check, clippy with warnings denied, all tests, tidy, and a short run of every fuzz target, whose seeds are tested first. Stops at the first stage
 /// that fails and names it. The last line is `N passed, N failed`, summed over all tests.
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -71,19 +72,10 @@ impl Stages {
         self.stage("clippy", |_| {
             command::run(&mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))
         })?;
-        self.stage("tests", |counts| {
-            let mut tests = cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]);
-            let succeeded = command::run_lines(&mut tests, |line| {
-                println!("{line}");
-                counts.add_result_line(line);
-            })?;
-            if !succeeded {
-                bail!("`{}` failed", command::shown(&tests));
-            }
-            Ok(())
-        })?;
+        self.stage("tests", |counts| run_tests(&mut cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), counts))?;
         if fuzzes {
             let effort = Effort { seconds: args.fuzz_seconds, runs: None, quiet: true };
+            self.stage("fuzz tests", |counts| run_tests(&mut fuzz::library_tests(&repository)?, counts))?;
             self.stage("fuzz", |_| Fuzzer::build(None)?.run_all(&effort))?;
         }
         Ok(())
@@ -118,6 +110,18 @@ fn find_tools(args: &TestArgs) -> Result<bool> {
         }
         None => bail!("no C++ compiler to build libFuzzer with: install g++ or clang++, or leave fuzzing out with --allow-missing"),
     }
+}
+
+/// Runs tests, shows what they print, and adds up their results.
+fn run_tests(tests: &mut Command, counts: &mut Counts) -> Result<()> {
+    let succeeded = command::run_lines(tests, |line| {
+        println!("{line}");
+        counts.add_result_line(line);
+    })?;
+    if !succeeded {
+        bail!("`{}` failed", command::shown(tests));
+    }
+    Ok(())
 }
 
 impl Counts {

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod convert;
+pub(crate) mod embed;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
@@ -24,6 +25,7 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
         Verb::Bench(arguments) => bench::perform(arguments, global, terminal),
         Verb::Perplexity(arguments) => perplexity::perform(arguments, global, terminal),
         Verb::Logits(arguments) => logits::perform(arguments, global, terminal),
+        Verb::Embed(arguments) => embed::perform(arguments, global, terminal),
         Verb::Pull(arguments) => pull::perform(arguments, global, terminal),
         Verb::Completions(arguments) => completions::perform(arguments),
     }

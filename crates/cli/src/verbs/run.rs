@@ -1,11 +1,10 @@
 //! `bitnet run`: reads a prompt and writes on.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 
-use anyhow::Context;
 use bitnet_checkpoint::Checkpoint;
+use bitnet_model::TokenId;
 use bitnet_model::text::{AddSpecial, ChatTemplate, Message, RenderOptions, TextError, Tokenizer};
-use bitnet_model::{TokenId, limits};
 use clap::Args;
 use serde_json::json;
 
@@ -15,6 +14,7 @@ use crate::failure::Misuse;
 use crate::generation::{Finish, Generated, GenerationOptions, generate};
 use crate::interrupt::Interrupt;
 use crate::open::{load_session, open_checkpoint, require_text_model};
+use crate::standard_input;
 use crate::terminal::{Output, Style, Terminal};
 use crate::token_input::parse_ids;
 
@@ -120,9 +120,7 @@ fn prompt_text(argument: Option<&str>) -> anyhow::Result<String> {
         Some(text) if text != "-" => text.to_string(),
         None if std::io::stdin().is_terminal() => return Err(Misuse::new("there is no prompt", help).into()),
         _ => {
-            let mut text = String::new();
-            let limit = limits::TEXT_BYTES_MAX as u64 + 1;
-            std::io::stdin().lock().take(limit).read_to_string(&mut text).context("cannot read standard input")?;
+            let text = standard_input::read_text()?;
             let text = text.strip_suffix('\n').unwrap_or(&text);
             text.strip_suffix('\r').unwrap_or(text).to_string()
         }

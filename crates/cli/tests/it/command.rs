@@ -1,5 +1,6 @@
 //! Starts `bitnet` in an environment of its own, and holds what came of it.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -21,7 +22,10 @@ pub(crate) fn bitnet(home: &Path) -> Command {
 
 /// Runs `command` to its end.
 pub(crate) fn finish(mut command: Command) -> Finished {
-    let Output { status, stdout, stderr } = command.output().expect("the binary starts");
+    finished(command.output().expect("the binary starts"))
+}
+
+fn finished(Output { status, stdout, stderr }: Output) -> Finished {
     let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
     Finished { status: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
@@ -32,4 +36,14 @@ pub(crate) fn run(arguments: &[&str]) -> Finished {
     let mut command = bitnet(home.path());
     command.args(arguments);
     finish(command)
+}
+
+/// The same with `input` on standard input.
+pub(crate) fn run_piped(arguments: &[&str], input: &[u8]) -> Finished {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let mut command = bitnet(home.path());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    child.stdin.take().expect("piped").write_all(input).expect("the binary reads");
+    finished(child.wait_with_output().expect("the binary ends"))
 }

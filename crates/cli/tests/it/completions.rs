@@ -9,7 +9,7 @@ fn completions_of_every_shell_name_the_verbs() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let finished = run(&["completions", shell]);
         assert_eq!(finished.status, Some(0), "{finished:?}");
-        assert!(finished.stdout.contains("pull"), "{shell}");
+        assert!(["embed", "pull"].iter().all(|verb| finished.stdout.contains(verb)), "{shell}");
     }
 }
 

@@ -5,6 +5,8 @@ mod chat;
 mod command;
 mod completions;
 mod convert;
+mod embed;
+mod embedding_model;
 mod errors;
 mod fixture;
 mod help;

@@ -1,23 +1,9 @@
 //! `bitnet run` on the embedded model, through arguments and pipes.
 
-use std::io::Write;
-use std::process::Stdio;
-
 use serde_json::Value;
 
-use crate::command::{Finished, bitnet, run};
+use crate::command::{Finished, run, run_piped};
 use crate::fixture::{golden, ids, model_argument};
-
-fn run_piped(arguments: &[&str], input: &[u8]) -> Finished {
-    let home = tempfile::tempdir().expect("a temporary folder");
-    let mut command = bitnet(home.path());
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the binary starts");
-    child.stdin.take().expect("piped").write_all(input).expect("the binary reads");
-    let output = child.wait_with_output().expect("the binary ends");
-    let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
-    Finished { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
 
 fn json(finished: &Finished) -> Value {
     assert_eq!(finished.status, Some(0), "{finished:?}");
@@ -101,6 +87,22 @@ fn run_without_a_prompt_says_how_to_give_one() {
 #[test]
 fn sampling_parameter_out_of_range_is_named() {
     insta::assert_snapshot!(run(&["run", "x", "--top-p", "2"]).stderr);
+    for (flag, name) in [
+        ("--temperature", "temperature"),
+        ("--top-p", "top_p"),
+        ("--min-p", "min_p"),
+        ("--repetition-penalty", "repetition_penalty"),
+        ("--presence-penalty", "presence_penalty"),
+        ("--frequency-penalty", "frequency_penalty"),
+    ] {
+        let refused = run(&["run", "x", flag, "-3"]);
+        assert_eq!(refused.status, Some(1), "{refused:?}");
+        assert!(refused.stderr.starts_with(&format!("error: sampling parameter `{name}` is -3, not in ")), "{refused:?}");
+    }
+    for flag in ["--top-k", "--seed"] {
+        let refused = run(&["run", "x", flag, "-3"]);
+        assert!(refused.status == Some(2) && refused.stderr.contains(&format!("invalid value '-3' for '{flag} ")), "{refused:?}");
+    }
     assert_eq!(run(&["run", "x", "--greedy", "--temperature", "1"]).status, Some(2));
     assert_eq!(run(&["run", "x", "-t", "0"]).status, Some(2));
 }

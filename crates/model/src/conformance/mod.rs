@@ -9,3 +9,11 @@ mod planted_bugs;
 
 pub use models::check_models;
 pub use operations::check_operations;
+
+/// Panics unless the values are the same bits, naming the first that is not.
+fn assert_same(what: &str, expected: &[f32], got: &[f32]) {
+    assert_eq!(expected.len(), got.len(), "{what}: number of values");
+    if let Some(index) = expected.iter().zip(got).position(|(expected, got)| expected.to_bits() != got.to_bits()) {
+        panic!("{what}: value {index} of {} is {:e}, the reference has {:e}", expected.len(), got[index], expected[index]);
+    }
+}

@@ -4,6 +4,7 @@
 use bitnet_checkpoint::ModelConfig;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, Rope, RopeScaling};
 
+use super::assert_same;
 use crate::batch::{Batch, BatchSequence, BlockId, Rows};
 use crate::device::Device;
 use crate::limits::BLOCK_TOKENS;
@@ -23,10 +24,10 @@ pub fn check_models<D: Device>(mut make: impl FnMut() -> D) {
         let mut runner = load(make(), &weights);
         for chunk in [N_TOKENS, 1, 7, 16] {
             let got = run_alone(&mut runner, &prompt, chunk);
-            assert_same_rows(&format!("{what} in chunks of {chunk}"), &expected, &got);
+            assert_same(&format!("{what} in chunks of {chunk}"), &expected, &got);
         }
         let got = run_among_neighbours(&mut runner, &prompt);
-        assert_same_rows(&format!("{what} among neighbours"), &expected, &got);
+        assert_same(&format!("{what} among neighbours"), &expected, &got);
     }
 }
 
@@ -119,13 +120,6 @@ fn run_among_neighbours<D: Device>(runner: &mut TransformerRunner<D>, prompt: &[
         rows.extend_from_slice(&output.values[3 * width..(3 + tokens.len()) * width]);
     }
     rows
-}
-
-fn assert_same_rows(what: &str, expected: &[f32], got: &[f32]) {
-    assert_eq!(expected.len(), got.len(), "{what}: number of values");
-    if let Some(index) = expected.iter().zip(got).position(|(expected, got)| expected.to_bits() != got.to_bits()) {
-        panic!("{what}: value {index} of {} is {:e}, the reference has {:e}", expected.len(), got[index], expected[index]);
-    }
 }
 
 #[cfg(test)]

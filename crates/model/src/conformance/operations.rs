@@ -5,6 +5,7 @@ use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use half::{bf16, f16};
 
+use super::assert_same;
 use crate::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
 use crate::device::{Device, Heads, KvLayout, Norms, TableUse};
 use crate::limits::BLOCK_TOKENS;
@@ -361,13 +362,6 @@ fn random_values(n: usize, seed: u64) -> Vec<f32> {
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         })
         .collect()
-}
-
-fn assert_same(what: &str, expected: &[f32], got: &[f32]) {
-    assert_eq!(expected.len(), got.len(), "{what}: number of values");
-    if let Some(index) = expected.iter().zip(got).position(|(expected, got)| expected.to_bits() != got.to_bits()) {
-        panic!("{what}: value {index} of {} is {:e}, the reference has {:e}", expected.len(), got[index], expected[index]);
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
-//! Five trits in a byte, as TQ1_0 and PTQ1_0 hold them: ⌈q·256/243⌉ for the number q of five base-3 digits.
+//! Five trits in a byte, as TQ1_0 and PTQ1_0 hold them: ⌈q·256/243⌉ for the number q of five base-3 digits. A block is three runs of
+//! such bytes and an f16 scale at its end; the two layouts differ in the lengths of the runs only, and those are theirs to say.
 //!
 //! Source: ggml-org/llama.cpp:ggml/src/ggml-quants.c `quantize_row_tq1_0_ref`, `dequantize_row_tq1_0`.
+
+use super::{BlockShape, LayoutError, check_trits, exact_f16, read_f16};
+
+/// Bytes of the scale that ends a block.
+const SCALE_BYTES: usize = 2;
 
 /// Powers of three by which a byte is multiplied to bring digit 0..5 to the top.
 const POWERS_OF_THREE: [u8; 5] = [1, 3, 9, 27, 81];
@@ -13,9 +19,55 @@ pub(super) struct Run {
     pub(super) n_digits: usize,
 }
 
+/// A block: its size, and the runs that fill all of it but the scale.
+pub(super) struct Base3Layout {
+    shape: BlockShape,
+    runs: [Run; 3],
+}
+
+impl Base3Layout {
+    /// The layout, if `runs` follow one another and cover all weights and all bytes of a block but the scale's; else the build fails.
+    pub(super) const fn new(shape: BlockShape, runs: [Run; 3]) -> Self {
+        let (mut n_bytes, mut n_weights, mut index) = (0, 0, 0);
+        while index < runs.len() {
+            let run = &runs[index];
+            assert!(run.first_byte == n_bytes && run.first_weight == n_weights, "runs follow one another");
+            n_bytes += run.n_bytes;
+            n_weights += run.n_bytes * run.n_digits;
+            index += 1;
+        }
+        assert!(n_bytes + SCALE_BYTES == shape.size_bytes && n_weights == shape.weights, "runs fill the block");
+        Self { shape, runs }
+    }
+
+    /// `bytes[n_blocks · size_bytes]` → `trits[n_blocks · weights]`, `scales[n_blocks]`. Errors: lengths. Every byte value is valid.
+    pub(super) fn unpack(&self, bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), LayoutError> {
+        let BlockShape { weights, size_bytes, .. } = self.shape;
+        self.shape.check(trits.len(), scales.len(), bytes.len())?;
+        for ((block, trits), scale) in bytes.chunks_exact(size_bytes).zip(trits.chunks_exact_mut(weights)).zip(scales) {
+            *scale = read_f16(&block[size_bytes - SCALE_BYTES..]);
+            self.runs.iter().for_each(|run| run.unpack(block, trits));
+        }
+        Ok(())
+    }
+
+    /// The inverse of [`Self::unpack`]. Errors: lengths, values that are not trits, scales that f16 would round.
+    pub(super) fn pack(&self, trits: &[i8], scales: &[f32], bytes: &mut [u8]) -> Result<(), LayoutError> {
+        let BlockShape { layout, weights, size_bytes } = self.shape;
+        self.shape.check(trits.len(), scales.len(), bytes.len())?;
+        check_trits(layout, trits)?;
+        let blocks = bytes.chunks_exact_mut(size_bytes).zip(trits.chunks_exact(weights)).zip(scales);
+        for (index, ((block, trits), &scale)) in blocks.enumerate() {
+            block[size_bytes - SCALE_BYTES..].copy_from_slice(&exact_f16(layout, index, scale)?);
+            self.runs.iter().for_each(|run| run.pack(trits, block));
+        }
+        Ok(())
+    }
+}
+
 impl Run {
     /// Decodes the run from its block.
-    pub(super) fn unpack(&self, block: &[u8], trits: &mut [i8]) {
+    fn unpack(&self, block: &[u8], trits: &mut [i8]) {
         let packed = &block[self.first_byte..self.first_byte + self.n_bytes];
         for (digit, &power) in POWERS_OF_THREE[..self.n_digits].iter().enumerate() {
             let first = self.first_weight + digit * self.n_bytes;
@@ -26,7 +78,7 @@ impl Run {
     }
 
     /// Encodes the run into its block.
-    pub(super) fn pack(&self, trits: &[i8], block: &mut [u8]) {
+    fn pack(&self, trits: &[i8], block: &mut [u8]) {
         for m in 0..self.n_bytes {
             block[self.first_byte + m] = byte_of((0..self.n_digits).map(|digit| trits[self.first_weight + digit * self.n_bytes + m]));
         }

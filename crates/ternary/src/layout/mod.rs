@@ -156,6 +156,17 @@ mod tests {
     }
 
     #[test]
+    fn base_3_layouts_decode_all_256_byte_values_in_every_place() {
+        for codec in codecs().iter().filter(|codec| codec.shape.layout.ends_with("TQ1_0")) {
+            for byte in 0..=255u8 {
+                let mut trits = vec![9i8; codec.shape.weights];
+                (codec.unpack)(&vec![byte; codec.shape.size_bytes], &mut trits, &mut [0.0]).expect("every byte is valid");
+                assert!(trits.iter().all(|trit| (-1..=1).contains(trit)), "{}: byte {byte}", codec.shape.layout);
+            }
+        }
+    }
+
+    #[test]
     fn every_block_layout_puts_each_weight_in_one_place() {
         for codec in codecs() {
             let zeros = vec![if codec.binary { -1 } else { 0 }; codec.shape.weights];

@@ -3,8 +3,8 @@
 //! Bytes 0–15 hold weights `n·16 + m` (n = digit 0..5), bytes 16–23 hold `80 + n·8 + m`, bytes 24–25 hold four digits each:
 //! `120 + n·2 + m`. Source: PrismML-Eng/llama.cpp, ggml-quants.c (branch prism).
 
-use super::base_3::Run;
-use super::{BlockShape, LayoutError, check_trits, exact_f16, read_f16};
+use super::base_3::{Base3Layout, Run};
+use super::{BlockShape, LayoutError};
 
 /// Name of the layout, as its fork spells it.
 pub const LAYOUT: &str = "PTQ1_0";
@@ -21,42 +21,21 @@ const RUNS: [Run; 3] = [
     Run { first_byte: 24, n_bytes: 2, first_weight: 120, n_digits: 4 },
 ];
 
-const _: () = assert!(16 * 5 + 8 * 5 + 2 * 4 == BLOCK_WEIGHTS && 16 + 8 + 2 + 2 == BLOCK_BYTES);
+const BLOCKS: Base3Layout = Base3Layout::new(SHAPE, RUNS);
 
 /// `bytes[n_blocks · 28]` → `trits[n_blocks · 128]`, `scales[n_blocks]`. Errors: lengths. Every byte value is valid.
 pub fn unpack(bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), LayoutError> {
-    SHAPE.check(trits.len(), scales.len(), bytes.len())?;
-    for ((block, trits), scale) in bytes.chunks_exact(BLOCK_BYTES).zip(trits.chunks_exact_mut(BLOCK_WEIGHTS)).zip(scales) {
-        *scale = read_f16(&block[26..]);
-        RUNS.iter().for_each(|run| run.unpack(block, trits));
-    }
-    Ok(())
+    BLOCKS.unpack(bytes, trits, scales)
 }
 
 /// The inverse of [`unpack`]. Errors: lengths, values that are not trits, scales that f16 would round.
 pub fn pack(trits: &[i8], scales: &[f32], bytes: &mut [u8]) -> Result<(), LayoutError> {
-    SHAPE.check(trits.len(), scales.len(), bytes.len())?;
-    check_trits(LAYOUT, trits)?;
-    let blocks = bytes.chunks_exact_mut(BLOCK_BYTES).zip(trits.chunks_exact(BLOCK_WEIGHTS)).zip(scales);
-    for (index, ((block, trits), &scale)) in blocks.enumerate() {
-        block[26..].copy_from_slice(&exact_f16(LAYOUT, index, scale)?);
-        RUNS.iter().for_each(|run| run.pack(trits, block));
-    }
-    Ok(())
+    BLOCKS.pack(trits, scales, bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn all_256_byte_values_decode_in_every_place() {
-        for byte in 0..=255u8 {
-            let mut trits = [9i8; BLOCK_WEIGHTS];
-            unpack(&[byte; BLOCK_BYTES], &mut trits, &mut [0.0]).expect("every byte is valid");
-            assert!(trits.iter().all(|trit| (-1..=1).contains(trit)), "byte {byte}");
-        }
-    }
 
     #[test]
     fn last_two_code_bytes_hold_the_last_eight_weights() {

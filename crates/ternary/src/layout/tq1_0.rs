@@ -3,8 +3,8 @@
 //! Bytes 0–31 hold weights `n·32 + m` (n = digit 0..5), bytes 32–47 hold `160 + n·16 + m`, bytes 48–51 hold four digits each:
 //! `240 + n·4 + m`. Source: ggml-org/llama.cpp:ggml/src/ggml-quants.c `quantize_row_tq1_0_ref`, `dequantize_row_tq1_0`.
 
-use super::base_3::Run;
-use super::{BlockShape, LayoutError, check_trits, exact_f16, read_f16};
+use super::base_3::{Base3Layout, Run};
+use super::{BlockShape, LayoutError};
 
 /// Name of the layout, as ggml spells it.
 pub const LAYOUT: &str = "TQ1_0";
@@ -21,28 +21,16 @@ const RUNS: [Run; 3] = [
     Run { first_byte: 48, n_bytes: 4, first_weight: 240, n_digits: 4 },
 ];
 
-const _: () = assert!(32 * 5 + 16 * 5 + 4 * 4 == BLOCK_WEIGHTS && 32 + 16 + 4 + 2 == BLOCK_BYTES);
+const BLOCKS: Base3Layout = Base3Layout::new(SHAPE, RUNS);
 
 /// `bytes[n_blocks · 54]` → `trits[n_blocks · 256]`, `scales[n_blocks]`. Errors: lengths. Every byte value is valid.
 pub fn unpack(bytes: &[u8], trits: &mut [i8], scales: &mut [f32]) -> Result<(), LayoutError> {
-    SHAPE.check(trits.len(), scales.len(), bytes.len())?;
-    for ((block, trits), scale) in bytes.chunks_exact(BLOCK_BYTES).zip(trits.chunks_exact_mut(BLOCK_WEIGHTS)).zip(scales) {
-        *scale = read_f16(&block[52..]);
-        RUNS.iter().for_each(|run| run.unpack(block, trits));
-    }
-    Ok(())
+    BLOCKS.unpack(bytes, trits, scales)
 }
 
 /// The inverse of [`unpack`], to the bytes that ggml writes. Errors: lengths, values that are not trits, scales that f16 would round.
 pub fn pack(trits: &[i8], scales: &[f32], bytes: &mut [u8]) -> Result<(), LayoutError> {
-    SHAPE.check(trits.len(), scales.len(), bytes.len())?;
-    check_trits(LAYOUT, trits)?;
-    let blocks = bytes.chunks_exact_mut(BLOCK_BYTES).zip(trits.chunks_exact(BLOCK_WEIGHTS)).zip(scales);
-    for (index, ((block, trits), &scale)) in blocks.enumerate() {
-        block[52..].copy_from_slice(&exact_f16(LAYOUT, index, scale)?);
-        RUNS.iter().for_each(|run| run.pack(trits, block));
-    }
-    Ok(())
+    BLOCKS.pack(trits, scales, bytes)
 }
 
 #[cfg(test)]
@@ -57,15 +45,6 @@ mod tests {
             pack(&[trit; BLOCK_WEIGHTS], &[1.0], &mut bytes).expect("packs");
             assert_eq!((bytes[0], bytes[47], bytes[48], bytes[51]), (five, five, four, four), "trit {trit}");
             assert_eq!(bytes[52..], [0x00, 0x3C], "the scale is last");
-        }
-    }
-
-    #[test]
-    fn all_256_byte_values_decode_in_every_place() {
-        for byte in 0..=255u8 {
-            let mut trits = [9i8; BLOCK_WEIGHTS];
-            unpack(&[byte; BLOCK_BYTES], &mut trits, &mut [0.0]).expect("every byte is valid");
-            assert!(trits.iter().all(|trit| (-1..=1).contains(trit)), "byte {byte}");
         }
     }
 }

@@ -93,3 +93,12 @@ fn check(repository: &Repository) -> Result<(usize, Vec<Finding>)> {
 pub(crate) fn test_lines(path: &str, text: String) -> Result<Vec<std::ops::RangeInclusive<usize>>> {
     Ok(SourceFile::parse(path, text)?.test_lines().to_vec())
 }
+
+/// What `check` finds in one file, for the tests of the rules.
+#[cfg(test)]
+fn broken_by(check: fn(&SourceFile, &mut Vec<Finding>), path: &str, text: &str) -> Vec<(Rule, usize)> {
+    let source = SourceFile::parse(path, text.into()).expect("valid Rust");
+    let mut findings = Vec::new();
+    check(&source, &mut findings);
+    findings.into_iter().map(|finding| (finding.rule, finding.line)).collect()
+}

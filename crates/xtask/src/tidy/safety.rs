@@ -83,9 +83,7 @@ mod tests {
     }
 
     fn broken(path: &str, text: &str) -> Vec<(Rule, usize)> {
-        let mut findings = Vec::new();
-        check(&parse(path, text), &mut findings);
-        findings.into_iter().map(|finding| (finding.rule, finding.line)).collect()
+        crate::tidy::broken_by(check, path, text)
     }
 
     #[test]

@@ -140,10 +140,7 @@ mod tests {
     const DOC: &str = "//! A file made for a test of tidy, with a paragraph that is long enough.\n";
 
     fn broken(path: &str, text: &str) -> Vec<(Rule, usize)> {
-        let source = SourceFile::parse(path, text.into()).expect("valid Rust");
-        let mut findings = Vec::new();
-        check(&source, &mut findings);
-        findings.into_iter().map(|finding| (finding.rule, finding.line)).collect()
+        crate::tidy::broken_by(check, path, text)
     }
 
     #[test]

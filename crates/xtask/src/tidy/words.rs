@@ -59,10 +59,7 @@ mod tests {
     use super::*;
 
     fn broken(path: &str, text: &str) -> Vec<(Rule, usize)> {
-        let source = SourceFile::parse(path, text.into()).expect("valid Rust");
-        let mut findings = Vec::new();
-        check(&source, &mut findings);
-        findings.into_iter().map(|finding| (finding.rule, finding.line)).collect()
+        crate::tidy::broken_by(check, path, text)
     }
 
     #[test]
