@@ -135,6 +135,8 @@ pub(crate) struct Scratch {
     pub(crate) panel: Memory<u8>,
     /// Sums of a panel, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS]`.
     pub(crate) sums: Memory<i32>,
+    /// Sums of a panel before their lanes are added up, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS, 8]`.
+    pub(crate) lane_sums: Memory<i32>,
     /// Unpacked weights, `[FLOAT_PANEL_COLUMNS / 8, TILE_ROWS, 8]`.
     pub(crate) float_panel: Memory<f32>,
     /// Lanes of an f32 panel, `[FLOAT_PANEL_TOKENS, TILE_ROWS, LANES]`.
@@ -150,6 +152,7 @@ impl Scratch {
             scores: Vec::new(),
             panel: Memory::zeroed(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS)?,
             sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS)?,
+            lane_sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS * 8)?,
             float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,
             lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
         })

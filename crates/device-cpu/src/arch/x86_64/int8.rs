@@ -201,8 +201,8 @@ fn sum_quarters<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8
     wide
 }
 
-/// Unpacked codes of one quarter of a tile.
-type PanelStep = [u8; TILE_ROWS * QUARTER_COLUMNS];
+/// Unpacked codes of one block of a tile, `[QUARTERS, TILE_ROWS, QUARTER_COLUMNS]`.
+type PanelBlock = [u8; QUARTERS * BLOCK_BYTES];
 
 /// Every tile for a block of tokens, through panels of unpacked codes. One scale group only.
 #[inline]
@@ -222,52 +222,57 @@ fn panels(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Stor
     }
 }
 
-/// Sums of some blocks of a panel's tiles for all tokens of the block, written (first blocks) or added to `scratch.sums`.
+/// Adds the products of some blocks of a panel's tiles to the lanes of all tokens of the block; the first blocks write them. Lanes
+/// are summed up once, in `finish_panel`: that takes longer than a short run of products.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<usize>, Range<usize>, Range<usize>), scratch: &mut Scratch) {
-    let n_steps = blocks.len() * QUARTERS;
-    let panel: &mut [PanelStep] = scratch.panel.as_chunks_mut().0;
-    for (tile, panel) in tiles.clone().zip(panel.chunks_exact_mut(n_steps)) {
+    let panel: &mut [PanelBlock] = scratch.panel.as_chunks_mut().0;
+    for (tile, panel) in tiles.clone().zip(panel.chunks_exact_mut(blocks.len())) {
         unpack(&weights.tile(tile)[blocks.clone()], panel);
     }
-    let panels = scratch.panel.as_chunks().0.chunks_exact(n_steps).take(tiles.len());
+    let panels = scratch.panel.as_chunks().0.chunks_exact(blocks.len()).take(tiles.len());
     let is_first = blocks.start == 0;
-    let sums: &mut [[i32; TILE_ROWS]] = scratch.sums.as_chunks_mut().0;
-    let mut token = tokens.start;
-    while token < tokens.end {
-        let n = TOKENS.min(tokens.end - token);
-        let mut rows: [&[[i8; QUARTER_COLUMNS]]; TOKENS] = [&[]; TOKENS];
+    let lanes: &mut [TileLanes] = scratch.lane_sums.as_chunks_mut().0;
+    let pairs = lanes.chunks_mut(TOKENS * PANEL_TILES);
+    for (first, lanes) in tokens.clone().step_by(TOKENS).zip(pairs) {
+        let n = TOKENS.min(tokens.end - first);
+        let mut rows: [&[[i8; BLOCK_COLUMNS]]; TOKENS] = [&[]; TOKENS];
         for (index, row) in rows.iter_mut().enumerate() {
-            *row = x.blocks(token + index.min(n - 1))[blocks.clone()].as_flattened().as_chunks().0;
+            *row = &x.blocks(first + index.min(n - 1))[blocks.clone()];
         }
-        for (index, panel) in panels.clone().enumerate() {
-            let sums = sums[(token - tokens.start) * PANEL_TILES + index..].iter_mut().step_by(PANEL_TILES).take(n);
-            keep(sum_steps(panel, rows), sums, is_first);
+        for (tile, panel) in panels.clone().enumerate() {
+            let sums = sum_blocks_of_panel(panel, rows);
+            for (lanes, sums) in lanes.iter_mut().skip(tile).step_by(PANEL_TILES).zip(sums).take(n) {
+                keep(lanes, sums, is_first);
+            }
         }
-        token += n;
     }
 }
 
-/// Writes (first blocks) or adds products to where they wait.
+/// 32-bit lanes of four rows.
+type TileLanes = [i32; TILE_ROWS * 8];
+
+/// Writes (first blocks) or adds widened sums to where they wait.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn keep<'a>(products: [__m128i; TOKENS], sums: impl Iterator<Item = &'a mut [i32; TILE_ROWS]>, is_first: bool) {
-    for (sums, product) in sums.zip(products) {
-        store_sums(sums, if is_first { product } else { _mm_add_epi32(load_sums(sums), product) });
+fn keep(lanes: &mut TileLanes, sums: [__m256i; TILE_ROWS], is_first: bool) {
+    for (lanes, sum) in lanes.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+        let wide = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+        store_i32(lanes, if is_first { wide } else { _mm256_add_epi32(load_i32(lanes), wide) });
     }
 }
 
 /// Codes of whole blocks, one byte each.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
+fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelBlock]) {
     let mask = _mm256_set1_epi8(3);
-    for (block, steps) in codes.iter().zip(panel.as_chunks_mut::<QUARTERS>().0) {
+    for (block, unpacked) in codes.iter().zip(panel) {
         prefetch_behind(block);
         for (row, unit) in block.as_chunks().0.iter().enumerate() {
             let mut codes = load_u8(unit);
-            for step in steps.iter_mut() {
+            for step in unpacked.as_chunks_mut::<BLOCK_BYTES>().0 {
                 store_u8(&mut step.as_chunks_mut().0[row], _mm256_and_si256(codes, mask));
                 codes = _mm256_srli_epi16::<2>(codes);
             }
@@ -275,31 +280,80 @@ fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
     }
 }
 
-/// Σ code·q of four rows for each token: the register tile. At most `DEFERRED_COLUMNS` columns, so 16-bit lanes suffice.
+/// Four rows × two tokens of one quarter: six loads, eight products, eight sums, fourteen registers.
+macro_rules! quarter_of_panel {
+    ($panel:literal, $x:literal) => {
+        concat!(
+            "vmovdqa {x0}, ymmword ptr [{a} + ", $x, "]\n",
+            "vmovdqa {x1}, ymmword ptr [{b} + ", $x, "]\n",
+            row_of_panel!("{s00}", "{s10}", $panel, " + 0"),
+            row_of_panel!("{s01}", "{s11}", $panel, " + 32"),
+            row_of_panel!("{s02}", "{s12}", $panel, " + 64"),
+            row_of_panel!("{s03}", "{s13}", $panel, " + 96"),
+        )
+    };
+}
+
+macro_rules! row_of_panel {
+    ($first:literal, $second:literal, $panel:literal, $row:literal) => {
+        concat!(
+            "vmovdqa {w}, ymmword ptr [{panel} + ", $panel, $row, "]\n",
+            "vpmaddubsw {t0}, {w}, {x0}\n",
+            "vpmaddubsw {t1}, {w}, {x1}\n",
+            "vpaddw ", $first, ", ", $first, ", {t0}\n",
+            "vpaddw ", $second, ", ", $second, ", {t1}\n",
+        )
+    };
+}
+
+/// Σ code·q of four rows for two tokens in 16-bit lanes: the register tile. At most `DEFERRED_COLUMNS` columns, which is what they
+/// hold. In assembly, because LLVM adds products up before it adds them to the sums, and then spills half of these.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sum_steps<const T: usize>(panel: &[PanelStep], rows: [&[[i8; QUARTER_COLUMNS]]; T]) -> [__m128i; T] {
-    assert!(panel.len() <= DEFERRED_COLUMNS / QUARTER_COLUMNS, "16-bit lanes would overflow");
-    let rows = within(rows, 0..panel.len());
-    let mut sums = [[_mm256_setzero_si256(); TILE_ROWS]; T];
-    for (index, step) in panel.iter().enumerate() {
-        let mut x = [_mm256_setzero_si256(); T];
-        for (x, row) in x.iter_mut().zip(rows) {
-            *x = load_i8(&row[index]);
-        }
-        let mut codes = [_mm256_setzero_si256(); TILE_ROWS];
-        for (codes, unit) in codes.iter_mut().zip(step.as_chunks().0) {
-            *codes = load_u8(unit);
-        }
-        add_products(&mut sums, codes, x);
+fn sum_blocks_of_panel(panel: &[PanelBlock], rows: [&[[i8; BLOCK_COLUMNS]]; TOKENS]) -> Sums<TOKENS> {
+    assert!(panel.len() <= DEFERRED_BLOCKS, "16-bit lanes would overflow");
+    let [a, b] = within(rows, 0..panel.len());
+    let mut sums = [[_mm256_setzero_si256(); TILE_ROWS]; TOKENS];
+    if panel.is_empty() {
+        return sums;
     }
-    let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
-    widen(&mut wide, &sums);
-    let mut totals = [_mm_setzero_si128(); T];
-    for (total, wide) in totals.iter_mut().zip(wide) {
-        *total = sum_rows(wide);
+    assert!(panel.as_ptr().addr() % 32 == 0 && a.as_ptr().addr() % 32 == 0 && b.as_ptr().addr() % 32 == 0, "Memory is aligned to lines");
+    let [[s00, s01, s02, s03], [s10, s11, s12, s13]] = &mut sums;
+    // SAFETY: the loop reads `panel.len()` > 0 blocks of 512 bytes from `panel` and of 128 bytes from `a` and from `b`, which is what
+    // the three slices hold (`within` cut them to one length); addresses are aligned (asserted). It writes registers only.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            quarter_of_panel!("0", "0"),
+            quarter_of_panel!("128", "32"),
+            quarter_of_panel!("256", "64"),
+            quarter_of_panel!("384", "96"),
+            "add {panel}, 512",
+            "add {a}, 128",
+            "add {b}, 128",
+            "dec {n}",
+            "jnz 2b",
+            panel = inout(reg) panel.as_ptr() => _,
+            a = inout(reg) a.as_ptr() => _,
+            b = inout(reg) b.as_ptr() => _,
+            n = inout(reg) panel.len() => _,
+            s00 = inout(ymm_reg) *s00,
+            s01 = inout(ymm_reg) *s01,
+            s02 = inout(ymm_reg) *s02,
+            s03 = inout(ymm_reg) *s03,
+            s10 = inout(ymm_reg) *s10,
+            s11 = inout(ymm_reg) *s11,
+            s12 = inout(ymm_reg) *s12,
+            s13 = inout(ymm_reg) *s13,
+            x0 = out(ymm_reg) _,
+            x1 = out(ymm_reg) _,
+            w = out(ymm_reg) _,
+            t0 = out(ymm_reg) _,
+            t1 = out(ymm_reg) _,
+            options(nostack, readonly),
+        );
     }
-    totals
+    sums
 }
 
 /// The epilogue of a panel.
@@ -313,12 +367,16 @@ fn finish_panel(
     scratch: &Scratch,
 ) {
     let first_column = out.range().start;
-    let sums = scratch.sums.as_chunks::<{ TILE_ROWS }>().0.chunks_exact(PANEL_TILES);
-    for (token, sums) in tokens.zip(sums) {
+    let lanes: &[TileLanes] = scratch.lane_sums.as_chunks().0;
+    for (token, lanes) in tokens.zip(lanes.chunks_exact(PANEL_TILES)) {
         let row = x.scales[token];
         let out = out.row_mut(token);
-        for (tile, sums) in tiles.clone().zip(sums) {
-            let y = _mm_add_ps(_mm_setzero_ps(), scaled(load_sums(sums), row.sum, &weights.tile_scales(tile)[0]));
+        for (tile, lanes) in tiles.clone().zip(lanes) {
+            let mut rows = [_mm256_setzero_si256(); TILE_ROWS];
+            for (row, lanes) in rows.iter_mut().zip(lanes.as_chunks().0) {
+                *row = load_i32(lanes);
+            }
+            let y = _mm_add_ps(_mm_setzero_ps(), scaled(sum_rows(rows), row.sum, &weights.tile_scales(tile)[0]));
             let values = to_array(_mm_mul_ps(y, _mm_set1_ps(row.scale)));
             store.store(&mut out[tile * TILE_ROWS - first_column..], values);
         }

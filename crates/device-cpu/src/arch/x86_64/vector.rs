@@ -40,6 +40,20 @@ pub(super) fn load_sums(values: &[i32; 4]) -> __m128i {
     unsafe { _mm_loadu_si128(values.as_ptr().cast()) }
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load_i32(values: &[i32; 8]) -> __m256i {
+    // SAFETY: a reference to 8 integers is readable for 32 bytes; the load is unaligned.
+    unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn store_i32(values: &mut [i32; 8], value: __m256i) {
+    // SAFETY: a reference to 8 integers is writable for 32 bytes; the store is unaligned.
+    unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), value) };
+}
+
 /// Eight bytes, each in a 32-bit lane.
 #[inline]
 #[target_feature(enable = "avx2")]
