@@ -98,6 +98,10 @@ pub(crate) enum IsaArgument {
     Scalar,
     /// AVX2
     Avx2,
+    /// AVX2 with AVX-VNNI
+    AvxVnni,
+    /// AVX-512 with VNNI
+    Avx512Vnni,
 }
 
 impl From<IsaArgument> for IsaChoice {
@@ -106,6 +110,8 @@ impl From<IsaArgument> for IsaChoice {
             IsaArgument::Auto => Self::Auto,
             IsaArgument::Scalar => Self::Scalar,
             IsaArgument::Avx2 => Self::Avx2,
+            IsaArgument::AvxVnni => Self::AvxVnni,
+            IsaArgument::Avx512Vnni => Self::Avx512Vnni,
         }
     }
 }

@@ -22,6 +22,9 @@ const _: () = assert!(DEFERRED_PAIRS * 2 * 2 * 127 <= i16::MAX as usize && DEFER
 pub(crate) const PANEL_TILES: usize = 2;
 /// Tokens whose sums wait in scratch while a panel is in use.
 pub(crate) const PANEL_TOKENS: usize = 128;
+/// Bytes of a panel of unpacked codes, whatever its shape.
+pub(crate) const PANEL_BYTES: usize = 28 << 10;
+const _: () = assert!(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS <= PANEL_BYTES);
 /// Columns of an f32 panel of one tile.
 pub(crate) const FLOAT_PANEL_COLUMNS: usize = 512;
 /// Tokens whose lanes wait in scratch while an f32 panel is in use.
@@ -126,7 +129,7 @@ pub(crate) struct Scratch {
     pub(crate) row: Vec<f32>,
     /// Attention scores of `ATTENTION_TOKENS` tokens of the query heads that share a key head.
     pub(crate) scores: Vec<f32>,
-    /// Unpacked codes, `[PANEL_TILES, DEFERRED_COLUMNS / QUARTER_COLUMNS, TILE_ROWS, QUARTER_COLUMNS]`.
+    /// Unpacked codes, `PANEL_BYTES`: `[PANEL_TILES, quarters, TILE_ROWS, QUARTER_COLUMNS]`.
     pub(crate) panel: Memory<u8>,
     /// Sums of a panel, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS]`.
     pub(crate) sums: Memory<i32>,
@@ -141,7 +144,7 @@ impl Scratch {
         Ok(Self {
             row: Vec::new(),
             scores: Vec::new(),
-            panel: Memory::zeroed(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS)?,
+            panel: Memory::zeroed(PANEL_BYTES)?,
             sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS)?,
             float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,
             lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
@@ -151,7 +154,7 @@ impl Scratch {
 
 /// The kernels of one instruction set.
 pub(crate) trait Kernels: Send + Sync {
-    /// `scalar`, `avx2`.
+    /// As `IsaChoice` names it: `scalar`, `avx2`.
     fn isa(&self) -> &'static str;
 
     /// RMSNorm in place (`numerics::rms_norm`).

@@ -1,12 +1,16 @@
-//! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them.
+//! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them; and
+//! `AvxVnni` and `Avx512Vnni`, which replace some of these kernels.
 
 mod attention;
 mod avx2;
+mod avx512_vnni;
+mod avx_vnni;
 mod float;
 mod int8;
 mod roof;
 mod rows;
 mod vector;
+mod vnni;
 
 use bitnet_checkpoint::config::Activation;
 
@@ -15,6 +19,8 @@ use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::table::DenseRows;
 use crate::tile::Tiles;
+
+pub(crate) use vnni::{Avx512Vnni, AvxVnni};
 
 /// Exists only on processors with AVX2 and F16C.
 #[derive(Clone, Copy)]

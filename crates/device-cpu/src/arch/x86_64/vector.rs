@@ -93,6 +93,15 @@ pub(super) fn to_array(value: __m128) -> [f32; 4] {
     values
 }
 
+/// Four integers as an array.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn sums_array(value: __m128i) -> [i32; 4] {
+    let mut values = [0; 4];
+    store_sums(&mut values, value);
+    values
+}
+
 /// Asks for the two cache lines that lie `PREFETCH_BYTES` behind these 128 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
