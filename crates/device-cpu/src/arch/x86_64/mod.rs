@@ -3,7 +3,7 @@
 
 mod attention;
 mod avx2;
-mod avx512_vnni;
+mod avx512;
 mod avx_vnni;
 mod float;
 mod int8;

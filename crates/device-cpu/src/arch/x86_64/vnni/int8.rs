@@ -301,7 +301,7 @@ fn sum_panel<V: DotRows, const TILES: usize, const MANY: usize>(
     }
 }
 
-/// Σ code·q of a panel for T tokens from `token` on: the register tile.
+/// Sums of a panel for T tokens from `token` on, written or added to `sums[T, TILES]`.
 #[inline(always)]
 fn sum_tokens<V: DotRows, const TILES: usize, const T: usize>(
     v: V,
@@ -309,30 +309,42 @@ fn sum_tokens<V: DotRows, const TILES: usize, const T: usize>(
     (token, panel): (usize, &Panel<'_, TILES>),
     sums: &mut [[i32; TILE_ROWS]],
 ) {
-    let n_steps = panel.blocks.len() * QUARTERS;
-    let tiles = within(panel.tiles, 0..n_steps);
     let mut rows: [&[[i8; QUARTER_COLUMNS]]; T] = [&[]; T];
     for (index, row) in rows.iter_mut().enumerate() {
-        *row = &x.blocks(token + index)[panel.blocks.clone()].as_flattened().as_chunks().0[..n_steps];
+        *row = x.blocks(token + index)[panel.blocks.clone()].as_flattened().as_chunks().0;
     }
-    let mut registers = [[v.zero(); TILES]; T];
+    let products = sum_steps::<V, TILES, T>(v, panel.tiles, rows);
+    let is_first = panel.blocks.start == 0;
+    for (sums, products) in sums.chunks_exact_mut(TILES).zip(products) {
+        for (sums, products) in sums.iter_mut().zip(products) {
+            for (sum, total) in sums.iter_mut().zip(v.totals(products)) {
+                *sum = if is_first { total } else { *sum + total };
+            }
+        }
+    }
+}
+
+/// Σ code·q of some steps: the register tile.
+#[inline(always)]
+fn sum_steps<V: DotRows, const TILES: usize, const T: usize>(
+    v: V,
+    tiles: [&[PanelStep]; TILES],
+    rows: [&[[i8; QUARTER_COLUMNS]]; T],
+) -> [[V::Rows; TILES]; T] {
+    let n_steps = tiles[0].len();
+    let (tiles, rows) = (within(tiles, 0..n_steps), within(rows, 0..n_steps));
+    let mut sums = [[v.zero(); TILES]; T];
     for step in 0..n_steps {
         let mut codes = [v.zero(); TILES];
         for (codes, tile) in codes.iter_mut().zip(tiles) {
             *codes = v.load(&tile[step]);
         }
-        for (registers, row) in registers.iter_mut().zip(rows) {
+        for (sums, row) in sums.iter_mut().zip(rows) {
             let x = v.load_quarter(&row[step]);
-            for (register, codes) in registers.iter_mut().zip(codes) {
-                *register = v.dot(*register, codes, x);
+            for (sum, codes) in sums.iter_mut().zip(codes) {
+                *sum = v.dot(*sum, codes, x);
             }
         }
     }
-    let is_first = panel.blocks.start == 0;
-    for (sums, registers) in sums.iter_mut().zip(registers.as_flattened()) {
-        let totals = v.totals(*registers);
-        for (sum, total) in sums.iter_mut().zip(totals) {
-            *sum = if is_first { total } else { *sum + total };
-        }
-    }
+    sums
 }

@@ -1,4 +1,9 @@
-//! Kernels of processors with AVX-512 VNNI: `vnni` for int8 products, AVX2 for what is not worth 512 bits.
+//! Kernels of processors with AVX-512 VNNI: `vnni` for int8 products, 512-bit floats for attention and float products, AVX2 for
+//! what is not worth 512 bits.
+
+mod attention;
+mod float;
+mod vector;
 
 use bitnet_checkpoint::config::Activation;
 
@@ -36,15 +41,18 @@ impl Kernels for Avx512Vnni {
     }
 
     fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        self.avx2().linear_f32(x, weights, store, out, scratch);
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { float::linear(x, weights, store, out, scratch) }
     }
 
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        self.avx2().logits(x, table, out, scratch);
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { float::logits(x, table, out) }
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        self.avx2().attention(step, out, scratch);
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { attention::attention(step, out, scratch) }
     }
 
     fn argmax(&self, values: &[f32]) -> usize {
