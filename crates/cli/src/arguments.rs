@@ -101,7 +101,10 @@ pub(crate) enum IsaArgument {
     /// AVX2 with AVX-VNNI
     AvxVnni,
     /// AVX-512 with VNNI
+    #[value(name = "avx512-vnni")]
     Avx512Vnni,
+    /// AVX-512 with VNNI and AMX
+    Amx,
 }
 
 impl From<IsaArgument> for IsaChoice {
@@ -112,6 +115,7 @@ impl From<IsaArgument> for IsaChoice {
             IsaArgument::Avx2 => Self::Avx2,
             IsaArgument::AvxVnni => Self::AvxVnni,
             IsaArgument::Avx512Vnni => Self::Avx512Vnni,
+            IsaArgument::Amx => Self::Amx,
         }
     }
 }

@@ -2,7 +2,8 @@
 //! with their rate against the roofs of the machine, measured between the kernels of the same run.
 //!
 //! Weights of a shape are copied until they exceed every cache, as a model's layers do. Arguments: words that a line must
-//! contain; the exact name of an instruction set measures no other. No statistics: the best of several runs, since others may use the machine.
+//! contain; the exact name of an instruction set measures no other. No statistics: the best of several runs, since others may
+//! use the machine.
 
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@
 
 use crate::arch::Scalar;
 #[cfg(target_arch = "x86_64")]
-use crate::arch::{Avx2, Avx512Vnni, AvxVnni};
+use crate::arch::{Amx, Avx2, Avx512Vnni, AvxVnni};
 use crate::error::CpuError;
 use crate::kernels::Kernels;
 use crate::limits::THREADS_MAX;
@@ -24,11 +24,13 @@ pub enum IsaChoice {
     AvxVnni,
     /// AVX-512 F, BW, VL and VNNI, or an error.
     Avx512Vnni,
+    /// AMX int8 products beside AVX-512 VNNI, or an error.
+    Amx,
 }
 
 impl IsaChoice {
     /// Every instruction set by name, the fastest first. Which of them a processor has is known by making a device.
-    pub const NAMED: [Self; 4] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Scalar];
+    pub const NAMED: [Self; 5] = [Self::Amx, Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Scalar];
 
     /// Its name in descriptions and on the command line.
     pub fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl IsaChoice {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
         }
     }
 
@@ -52,8 +55,10 @@ impl IsaChoice {
             Self::AvxVnni => Some(Box::new(AvxVnni::new()?)),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => Some(Box::new(Avx512Vnni::new()?)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Some(Box::new(Amx::new()?)),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni => None,
+            Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni | Self::Amx => None,
         }
     }
 }

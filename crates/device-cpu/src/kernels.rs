@@ -23,8 +23,11 @@ pub(crate) const PANEL_TILES: usize = 2;
 /// Tokens whose sums wait in scratch while a panel is in use.
 pub(crate) const PANEL_TOKENS: usize = 128;
 /// Bytes of a panel of unpacked codes, whatever its shape.
-pub(crate) const PANEL_BYTES: usize = 28 << 10;
+pub(crate) const PANEL_BYTES: usize = 32 << 10;
+/// Sums that wait in scratch while a panel is in use, whatever its shape.
+pub(crate) const PANEL_SUMS: usize = 16 << 10;
 const _: () = assert!(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS <= PANEL_BYTES);
+const _: () = assert!(PANEL_TOKENS * PANEL_TILES * TILE_ROWS <= PANEL_SUMS);
 /// Columns of an f32 panel of one tile.
 pub(crate) const FLOAT_PANEL_COLUMNS: usize = 512;
 /// Tokens whose lanes wait in scratch while an f32 panel is in use.
@@ -131,7 +134,7 @@ pub(crate) struct Scratch {
     pub(crate) scores: Vec<f32>,
     /// Unpacked codes, `PANEL_BYTES`: `[PANEL_TILES, quarters, TILE_ROWS, QUARTER_COLUMNS]`.
     pub(crate) panel: Memory<u8>,
-    /// Sums of a panel, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS]`.
+    /// Sums of a panel, `PANEL_SUMS`: `[tokens, PANEL_TILES, TILE_ROWS]`, or as AMX stores them.
     pub(crate) sums: Memory<i32>,
     /// Unpacked weights, `[FLOAT_PANEL_COLUMNS / 8, TILE_ROWS, 8]`.
     pub(crate) float_panel: Memory<f32>,
@@ -145,7 +148,7 @@ impl Scratch {
             row: Vec::new(),
             scores: Vec::new(),
             panel: Memory::zeroed(PANEL_BYTES)?,
-            sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS)?,
+            sums: Memory::zeroed(PANEL_SUMS)?,
             float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,
             lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
         })

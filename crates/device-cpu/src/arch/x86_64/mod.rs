@@ -1,6 +1,7 @@
 //! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them; and
-//! `AvxVnni` and `Avx512Vnni`, which replace some of these kernels.
+//! `AvxVnni`, `Avx512Vnni` and `Amx`, which replace some of these kernels.
 
+mod amx;
 mod attention;
 mod avx2;
 mod avx512;
@@ -20,6 +21,7 @@ use crate::pool::ColumnsMut;
 use crate::table::DenseRows;
 use crate::tile::Tiles;
 
+pub(crate) use amx::Amx;
 pub(crate) use vnni::{Avx512Vnni, AvxVnni};
 
 /// Exists only on processors with AVX2 and F16C.

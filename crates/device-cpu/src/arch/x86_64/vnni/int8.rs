@@ -27,12 +27,10 @@ const PANEL_BLOCKS: usize = 28;
 
 /// Where the codes of even and odd quarters lie, the upper two quarters shifted down by four bits.
 const MASKS: [u8; 2] = [0b0011, 0b1100];
-/// Codes in the upper of two places count four times.
-const ODD_BITS: u32 = 2;
 
 const _: () = assert!(PANEL_TILES * PANEL_BLOCKS * QUARTERS * BLOCK_BYTES <= PANEL_BYTES);
 // Sums of odd quarters are four times too large, and must fit a lane even if all of a row fell into one.
-const _: () = assert!(WIDTH_MAX * (2 << ODD_BITS) * 127 <= i32::MAX as usize);
+const _: () = assert!(WIDTH_MAX * (2 << 2) * 127 <= i32::MAX as usize);
 
 /// Unpacked codes of one quarter of a tile, a byte each.
 type PanelStep = [u8; BLOCK_BYTES];
@@ -189,15 +187,12 @@ fn sum_quarters<V: DotRows, const T: usize>(
 /// Four codes in each byte.
 type PackedBlock = [u8; BLOCK_BYTES];
 
-/// Sums of even quarters and a fourth of those of odd quarters, which are multiples of four.
+/// Sums of even quarters and a fourth of those of odd quarters, whose codes count four times.
 #[inline(always)]
 fn joined<V: DotRows, const T: usize>(v: V, even: [V::Rows; T], odd: [V::Rows; T]) -> [[i32; TILE_ROWS]; T] {
     let mut totals = [[0; TILE_ROWS]; T];
     for ((totals, even), odd) in totals.iter_mut().zip(even).zip(odd) {
-        *totals = v.totals(even);
-        for (total, odd) in totals.iter_mut().zip(v.totals(odd)) {
-            *total += odd >> ODD_BITS;
-        }
+        *totals = v.totals(v.plus_fourth(even, odd));
     }
     totals
 }
@@ -317,10 +312,16 @@ fn sum_tokens<V: DotRows, const TILES: usize, const T: usize>(
     let is_first = panel.blocks.start == 0;
     for (sums, products) in sums.chunks_exact_mut(TILES).zip(products) {
         for (sums, products) in sums.iter_mut().zip(products) {
-            for (sum, total) in sums.iter_mut().zip(v.totals(products)) {
-                *sum = if is_first { total } else { *sum + total };
-            }
+            keep(sums, v.totals(products), is_first);
         }
+    }
+}
+
+/// Writes (first blocks) or adds totals to where they wait.
+#[inline(always)]
+fn keep(sums: &mut [i32; TILE_ROWS], totals: [i32; TILE_ROWS], is_first: bool) {
+    for (sum, total) in sums.iter_mut().zip(totals) {
+        *sum = if is_first { total } else { *sum + total };
     }
 }
 

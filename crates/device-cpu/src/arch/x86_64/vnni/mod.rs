@@ -46,6 +46,9 @@ pub(super) trait DotRows: Copy {
     /// sums + codes · x, four columns to a lane.
     fn dot(self, sums: Self::Rows, codes: Self::Rows, x: Self::Quarter) -> Self::Rows;
 
+    /// sums + others / 4, which is exact: `others` are multiples of 4.
+    fn plus_fourth(self, sums: Self::Rows, others: Self::Rows) -> Self::Rows;
+
     /// The sum of each row's lanes.
     fn totals(self, sums: Self::Rows) -> [i32; TILE_ROWS];
 }

@@ -78,6 +78,12 @@ impl DotRows for AvxVnni {
     }
 
     #[inline(always)]
+    fn plus_fourth(self, sums: Rows, others: Rows) -> Rows {
+        // SAFETY: an AvxVnni exists only where the features were detected.
+        unsafe { plus_fourth(sums, others) }
+    }
+
+    #[inline(always)]
     fn totals(self, sums: Rows) -> [i32; TILE_ROWS] {
         // SAFETY: an AvxVnni exists only where the features were detected.
         unsafe { totals(sums) }
@@ -131,6 +137,15 @@ fn shifted(mut codes: Rows, bits: u32) -> Rows {
 fn dot(mut sums: Rows, codes: Rows, x: __m256i) -> Rows {
     for (sum, row) in sums.iter_mut().zip(codes) {
         *sum = _mm256_dpbusd_avx_epi32(*sum, row, x);
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn plus_fourth(mut sums: Rows, others: Rows) -> Rows {
+    for (sum, other) in sums.iter_mut().zip(others) {
+        *sum = _mm256_add_epi32(*sum, _mm256_srai_epi32::<2>(other));
     }
     sums
 }

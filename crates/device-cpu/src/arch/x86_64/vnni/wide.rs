@@ -81,6 +81,12 @@ impl DotRows for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn plus_fourth(self, sums: Rows, others: Rows) -> Rows {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { plus_fourth(sums, others) }
+    }
+
+    #[inline(always)]
     fn totals(self, sums: Rows) -> [i32; TILE_ROWS] {
         // SAFETY: an Avx512Vnni exists only where the features were detected.
         unsafe { totals(sums) }
@@ -142,6 +148,15 @@ fn shifted<const BITS: u32>(mut codes: Rows) -> Rows {
 fn dot(mut sums: Rows, codes: Rows, x: __m512i) -> Rows {
     for (sum, pair) in sums.iter_mut().zip(codes) {
         *sum = _mm512_dpbusd_epi32(*sum, pair, x);
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn plus_fourth(mut sums: Rows, others: Rows) -> Rows {
+    for (sum, other) in sums.iter_mut().zip(others) {
+        *sum = _mm512_add_epi32(*sum, _mm512_srai_epi32::<2>(other));
     }
     sums
 }
