@@ -98,6 +98,13 @@ pub(crate) enum IsaArgument {
     Scalar,
     /// AVX2
     Avx2,
+    /// AVX2 with AVX-VNNI
+    AvxVnni,
+    /// AVX-512 with VNNI
+    #[value(name = "avx512-vnni")]
+    Avx512Vnni,
+    /// AVX-512 with VNNI and AMX
+    Amx,
 }
 
 impl From<IsaArgument> for IsaChoice {
@@ -106,6 +113,9 @@ impl From<IsaArgument> for IsaChoice {
             IsaArgument::Auto => Self::Auto,
             IsaArgument::Scalar => Self::Scalar,
             IsaArgument::Avx2 => Self::Avx2,
+            IsaArgument::AvxVnni => Self::AvxVnni,
+            IsaArgument::Avx512Vnni => Self::Avx512Vnni,
+            IsaArgument::Amx => Self::Amx,
         }
     }
 }

@@ -2,7 +2,8 @@
 //! with their rate against the roofs of the machine, measured between the kernels of the same run.
 //!
 //! Weights of a shape are copied until they exceed every cache, as a model's layers do. Arguments: words that a line must
-//! contain. No statistics: the best of several runs, since others may use the machine.
+//! contain; the exact name of an instruction set measures no other. No statistics: the best of several runs, since others may
+//! use the machine.
 
 use std::time::{Duration, Instant};
 
@@ -236,10 +237,21 @@ fn bench_model(shape: &str, options: CpuOptions, words: &[String]) {
     }
 }
 
+/// Instruction sets by name with one thread and all of them, scalar with all only; those that a word names, if one does.
+fn choices(words: &[String]) -> Vec<(IsaChoice, usize)> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let is_named = |isa: &IsaChoice| words.iter().any(|word| word == isa.name());
+    let any_is_named = IsaChoice::NAMED.iter().any(is_named);
+    let wanted = IsaChoice::NAMED.into_iter().filter(|isa| !any_is_named || is_named(isa));
+    let with_threads = wanted.flat_map(|isa| [(isa, 1), (isa, n_threads)]);
+    let mut choices: Vec<_> = with_threads.filter(|&(isa, n)| isa != IsaChoice::Scalar || n == n_threads).collect();
+    choices.dedup();
+    choices
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let choices = [(IsaChoice::Avx2, 1), (IsaChoice::Avx2, 2), (IsaChoice::Scalar, 2)];
-    for (isa, n_threads) in choices {
+    for (isa, n_threads) in choices(&words) {
         let Ok(device) = CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }) else { continue };
         ["0.7b", "2b4t", "8b"].into_iter().for_each(|shape| bench_model(shape, CpuOptions { n_threads: Some(n_threads), isa }, &words));
         let meter = RoofMeter::new().expect("512 MiB");

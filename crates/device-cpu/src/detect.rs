@@ -3,9 +3,9 @@
 //! `target-cpu=native` is never used: a shipped binary must be fast on machines it was not built on. The idea of a proof value
 //! is BurntSushi/memchr's (`src/arch/x86_64/avx2/memchr.rs`, `One::new`).
 
-#[cfg(target_arch = "x86_64")]
-use crate::arch::Avx2;
 use crate::arch::Scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::{Amx, Avx2, Avx512Vnni, AvxVnni};
 use crate::error::CpuError;
 use crate::kernels::Kernels;
 use crate::limits::THREADS_MAX;
@@ -20,6 +20,47 @@ pub enum IsaChoice {
     Scalar,
     /// AVX2 and F16C, or an error.
     Avx2,
+    /// AVX2 and AVX-VNNI, or an error.
+    AvxVnni,
+    /// AVX-512 F, BW, VL and VNNI, or an error.
+    Avx512Vnni,
+    /// AMX int8 products beside AVX-512 VNNI, or an error.
+    Amx,
+}
+
+impl IsaChoice {
+    /// Every instruction set by name, the fastest first. Which of them a processor has is known by making a device.
+    pub const NAMED: [Self; 5] = [Self::Amx, Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Scalar];
+
+    /// Its name in descriptions and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
+        }
+    }
+
+    /// The kernels, if this processor has what they need.
+    fn kernels(self) -> Option<Box<dyn Kernels>> {
+        match self {
+            Self::Auto => Self::NAMED.into_iter().find_map(Self::kernels),
+            Self::Scalar => Some(Box::new(Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Some(Box::new(Avx2::new()?)),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => Some(Box::new(AvxVnni::new()?)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => Some(Box::new(Avx512Vnni::new()?)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Some(Box::new(Amx::new()?)),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni | Self::Amx => None,
+        }
+    }
 }
 
 /// How a device is made.
@@ -34,11 +75,7 @@ pub struct CpuOptions {
 impl CpuOptions {
     /// The kernels that the choice leads to on this processor.
     pub(crate) fn kernels(&self) -> Result<Box<dyn Kernels>, CpuError> {
-        match (self.isa, fastest()) {
-            (IsaChoice::Auto, Some(kernels)) | (IsaChoice::Avx2, Some(kernels)) => Ok(kernels),
-            (IsaChoice::Auto, None) | (IsaChoice::Scalar, _) => Ok(Box::new(Scalar)),
-            (IsaChoice::Avx2, None) => Err(CpuError::IsaAbsent { isa: "avx2" }),
-        }
+        self.isa.kernels().ok_or(CpuError::IsaAbsent { isa: self.isa.name() })
     }
 
     /// The number of threads, within bounds.
@@ -49,14 +86,6 @@ impl CpuOptions {
             n_threads => Ok(n_threads),
         }
     }
-}
-
-/// AVX2 kernels if this processor has AVX2.
-fn fastest() -> Option<Box<dyn Kernels>> {
-    #[cfg(target_arch = "x86_64")]
-    return Avx2::new().map(|avx2| Box::new(avx2) as Box<dyn Kernels>);
-    #[cfg(not(target_arch = "x86_64"))]
-    return None;
 }
 
 #[cfg(test)]
@@ -76,5 +105,21 @@ mod tests {
     fn forced_scalar_is_scalar_everywhere() {
         let options = CpuOptions { isa: IsaChoice::Scalar, ..CpuOptions::default() };
         assert_eq!(options.kernels().map(|kernels| kernels.isa()).ok(), Some("scalar"));
+    }
+
+    #[test]
+    fn instruction_set_by_name_is_that_one_or_an_error_that_names_it() {
+        for isa in IsaChoice::NAMED {
+            match (CpuOptions { isa, ..CpuOptions::default() }).kernels() {
+                Ok(kernels) => assert_eq!(kernels.isa(), isa.name()),
+                Err(error) => assert!(matches!(error, CpuError::IsaAbsent { isa: name } if name == isa.name())),
+            }
+        }
+    }
+
+    #[test]
+    fn automatic_choice_is_the_first_that_exists() {
+        let first = IsaChoice::NAMED.into_iter().find_map(IsaChoice::kernels).map(|kernels| kernels.isa());
+        assert_eq!(CpuOptions::default().kernels().map(|kernels| kernels.isa()).ok(), first);
     }
 }

@@ -6,7 +6,7 @@
 
 use bitnet_checkpoint::config::Activation;
 
-use crate::arch::{Memory, OutOfMemory, portable};
+use crate::arch::{Memory, OutOfMemory};
 use crate::attention::AttentionStep;
 use crate::pool::ColumnsMut;
 use crate::screen::{COARSE_BYTES, Candidates, FINE_BYTES, RowBound, ScreenRowMut};
@@ -23,6 +23,12 @@ const _: () = assert!(DEFERRED_PAIRS * 2 * 2 * 127 <= i16::MAX as usize && DEFER
 pub(crate) const PANEL_TILES: usize = 2;
 /// Tokens whose sums wait in scratch while a panel is in use.
 pub(crate) const PANEL_TOKENS: usize = 128;
+/// Bytes of a panel of unpacked codes, whatever its shape.
+pub(crate) const PANEL_BYTES: usize = 32 << 10;
+/// Sums that wait in scratch while a panel is in use, whatever its shape.
+pub(crate) const PANEL_SUMS: usize = 16 << 10;
+const _: () = assert!(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS <= PANEL_BYTES);
+const _: () = assert!(PANEL_TOKENS * PANEL_TILES * TILE_ROWS <= PANEL_SUMS);
 /// Columns of an f32 panel of one tile.
 pub(crate) const FLOAT_PANEL_COLUMNS: usize = 512;
 /// Tokens whose lanes wait in scratch while an f32 panel is in use.
@@ -131,9 +137,9 @@ pub(crate) struct Scratch {
     pub(crate) candidates: Candidates,
     /// Attention scores of `ATTENTION_TOKENS` tokens of the query heads that share a key head.
     pub(crate) scores: Vec<f32>,
-    /// Unpacked codes, `[PANEL_TILES, DEFERRED_COLUMNS / QUARTER_COLUMNS, TILE_ROWS, QUARTER_COLUMNS]`.
+    /// Unpacked codes, `PANEL_BYTES`: `[PANEL_TILES, quarters, TILE_ROWS, QUARTER_COLUMNS]`.
     pub(crate) panel: Memory<u8>,
-    /// Sums of a panel, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS]`.
+    /// Sums of a panel, `PANEL_SUMS`: `[tokens, PANEL_TILES, TILE_ROWS]`, or as AMX stores them.
     pub(crate) sums: Memory<i32>,
     /// Sums of a panel before their lanes are added up, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS, 8]`.
     pub(crate) lane_sums: Memory<i32>,
@@ -150,8 +156,8 @@ impl Scratch {
             codes: Vec::new(),
             candidates: Candidates::default(),
             scores: Vec::new(),
-            panel: Memory::zeroed(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS)?,
-            sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS)?,
+            panel: Memory::zeroed(PANEL_BYTES)?,
+            sums: Memory::zeroed(PANEL_SUMS)?,
             lane_sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS * 8)?,
             float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,
             lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
@@ -161,59 +167,84 @@ impl Scratch {
 
 /// The kernels of one instruction set.
 pub(crate) trait Kernels: Send + Sync {
-    /// `scalar`, `avx2`.
+    /// As `IsaChoice` names it: `scalar`, `avx2`.
     fn isa(&self) -> &'static str;
 
+    /// The next simpler instruction set, which does whatever is not written for this one.
+    fn base(&self) -> &dyn Kernels;
+
     /// RMSNorm in place (`numerics::rms_norm`).
-    fn norm(&self, row: &mut [f32], weight: &[f32], epsilon: f32);
+    fn norm(&self, row: &mut [f32], weight: &[f32], epsilon: f32) {
+        self.base().norm(row, weight, epsilon);
+    }
 
     /// `quantise::absmax` of one row, with its sums and zero padding.
-    fn quantise(&self, row: &[f32], out: Int8RowMut<'_>);
+    fn quantise(&self, row: &[f32], out: Int8RowMut<'_>) {
+        self.base().quantise(row, out);
+    }
 
     /// `activation(gate) · up` for one row.
-    fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]);
+    fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]) {
+        self.base().gate(gate_up, activation, out);
+    }
 
     /// Rotates neighbouring heads of one row by the same angles.
-    fn rotate(&self, heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
+    fn rotate(&self, heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+        self.base().rotate(heads, head_dim, cos, sin);
+    }
 
     /// `x · Wᵀ` of int8 activations for one thread's out features.
-    fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+    fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        self.base().linear_int8(x, weights, store, out, scratch);
+    }
 
     /// `x · Wᵀ` of f32 activations for one thread's out features.
-    fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+    fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        self.base().linear_f32(x, weights, store, out, scratch);
+    }
 
     /// `x · tableᵀ` for one thread's rows of a dense table.
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        self.base().logits(x, table, out, scratch);
+    }
 
     /// Codes and bounds of one row of a head.
     fn screen_row(&self, row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
-        portable::screen_row(row, out, codes)
+        self.base().screen_row(row, out, codes)
     }
 
     /// Σ code·q of four rows of the coarse plane of a screen, for each token.
     fn coarse_sums(&self, tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
-        portable::coarse_sums(tile, tokens, sums);
+        self.base().coarse_sums(tile, tokens, sums);
     }
 
     /// Σ code·q of one row of the fine plane.
     fn fine_sum(&self, row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
-        portable::fine_sum(row, activations)
+        self.base().fine_sum(row, activations)
     }
 
     /// One logit, as `logits` computes it.
     fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
-        portable::dot_row(x, head, row, scratch)
+        self.base().dot_row(x, head, row, scratch)
     }
 
     /// Attention of all tokens for one thread's query heads.
-    fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch);
+    fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        self.base().attention(step, out, scratch);
+    }
 
     /// `numerics::argmax`.
-    fn argmax(&self, values: &[f32]) -> usize;
+    fn argmax(&self, values: &[f32]) -> usize {
+        self.base().argmax(values)
+    }
 
     /// Reads all bytes, as fast as can be, for `roof`.
-    fn read_all(&self, bytes: &[u8]) -> i32;
+    fn read_all(&self, bytes: &[u8]) -> i32 {
+        self.base().read_all(bytes)
+    }
 
     /// Does `n_rounds` rounds of int8 products from registers, for `roof`; yields the multiply-adds done.
-    fn products(&self, n_rounds: usize) -> u64;
+    fn products(&self, n_rounds: usize) -> u64 {
+        self.base().products(n_rounds)
+    }
 }

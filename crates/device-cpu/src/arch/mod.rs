@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
-pub(crate) mod portable;
+mod portable;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -12,4 +12,4 @@ mod x86_64;
 pub(crate) use memory::{Memory, OutOfMemory};
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::Avx2;
+pub(crate) use x86_64::{Amx, Avx2, Avx512Vnni, AvxVnni};

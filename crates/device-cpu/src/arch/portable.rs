@@ -185,7 +185,7 @@ fn attend(step: &AttentionStep<'_>, (token, head, kv_head): (usize, usize, usize
 
 /// Codes and bounds of one row of a head (`screen`).
 #[inline(always)]
-pub(crate) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
+pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
     let largest = numerics::largest_magnitude(row);
     let scale = largest / (0.5 * (LEVELS - 1.0));
     let inverse_scale = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -224,7 +224,7 @@ pub(crate) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
 
 /// Σ code·q of four rows of the coarse plane, for each token.
 #[inline(always)]
-pub(crate) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
+pub(super) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
     for (activations, sums) in tokens.iter().zip(sums) {
         let units = tile.iter().zip(activations.as_flattened().as_chunks::<COARSE_COLUMNS>().0);
         *sums = [0; TILE_ROWS];
@@ -242,7 +242,7 @@ pub(crate) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_CO
 
 /// Σ code·q of one row of the fine plane.
 #[inline(always)]
-pub(crate) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
     let mut sum = 0;
     for (bytes, activations) in row.iter().zip(activations) {
         for (quarter, activations) in activations.chunks_exact(QUARTER_COLUMNS).enumerate() {
@@ -255,7 +255,7 @@ pub(crate) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUM
 
 /// One exact logit.
 #[inline(always)]
-pub(crate) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+pub(super) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
     if scratch.row.len() < head.k {
         scratch.row.resize(head.k, 0.0);
     }

@@ -7,8 +7,9 @@ use crate::arch::portable;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::table::DenseRows;
-use crate::tile::Tiles;
+use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
 /// Portable kernels.
 pub(crate) struct Scalar;
@@ -16,6 +17,10 @@ pub(crate) struct Scalar;
 impl Kernels for Scalar {
     fn isa(&self) -> &'static str {
         "scalar"
+    }
+
+    fn base(&self) -> &dyn Kernels {
+        self
     }
 
     fn norm(&self, row: &mut [f32], weight: &[f32], epsilon: f32) {
@@ -44,6 +49,22 @@ impl Kernels for Scalar {
 
     fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         portable::logits(x, table, out, scratch);
+    }
+
+    fn screen_row(&self, row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
+        portable::screen_row(row, out, codes)
+    }
+
+    fn coarse_sums(&self, tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
+        portable::coarse_sums(tile, tokens, sums);
+    }
+
+    fn fine_sum(&self, row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+        portable::fine_sum(row, activations)
+    }
+
+    fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+        portable::dot_row(x, head, row, scratch)
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

@@ -284,8 +284,12 @@ fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelBlock]) {
 macro_rules! quarter_of_panel {
     ($panel:literal, $x:literal) => {
         concat!(
-            "vmovdqa {x0}, ymmword ptr [{a} + ", $x, "]\n",
-            "vmovdqa {x1}, ymmword ptr [{b} + ", $x, "]\n",
+            "vmovdqu {x0}, ymmword ptr [{a} + ",
+            $x,
+            "]\n",
+            "vmovdqu {x1}, ymmword ptr [{b} + ",
+            $x,
+            "]\n",
             row_of_panel!("{s00}", "{s10}", $panel, " + 0"),
             row_of_panel!("{s01}", "{s11}", $panel, " + 32"),
             row_of_panel!("{s02}", "{s12}", $panel, " + 64"),
@@ -297,11 +301,22 @@ macro_rules! quarter_of_panel {
 macro_rules! row_of_panel {
     ($first:literal, $second:literal, $panel:literal, $row:literal) => {
         concat!(
-            "vmovdqa {w}, ymmword ptr [{panel} + ", $panel, $row, "]\n",
+            "vmovdqu {w}, ymmword ptr [{panel} + ",
+            $panel,
+            $row,
+            "]\n",
             "vpmaddubsw {t0}, {w}, {x0}\n",
             "vpmaddubsw {t1}, {w}, {x1}\n",
-            "vpaddw ", $first, ", ", $first, ", {t0}\n",
-            "vpaddw ", $second, ", ", $second, ", {t1}\n",
+            "vpaddw ",
+            $first,
+            ", ",
+            $first,
+            ", {t0}\n",
+            "vpaddw ",
+            $second,
+            ", ",
+            $second,
+            ", {t1}\n",
         )
     };
 }
@@ -317,10 +332,9 @@ fn sum_blocks_of_panel(panel: &[PanelBlock], rows: [&[[i8; BLOCK_COLUMNS]]; TOKE
     if panel.is_empty() {
         return sums;
     }
-    assert!(panel.as_ptr().addr() % 32 == 0 && a.as_ptr().addr() % 32 == 0 && b.as_ptr().addr() % 32 == 0, "Memory is aligned to lines");
     let [[s00, s01, s02, s03], [s10, s11, s12, s13]] = &mut sums;
     // SAFETY: the loop reads `panel.len()` > 0 blocks of 512 bytes from `panel` and of 128 bytes from `a` and from `b`, which is what
-    // the three slices hold (`within` cut them to one length); addresses are aligned (asserted). It writes registers only.
+    // the three slices hold (`within` cut them to one length). It writes registers only.
     unsafe {
         std::arch::asm!(
             "2:",

@@ -1,22 +1,31 @@
-//! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them.
+//! x86-64: `Avx2`, the proof that this processor has AVX2 and F16C, and through it the safe door to kernels that use them; and
+//! `AvxVnni`, `Avx512Vnni` and `Amx`, which replace some of these kernels.
 
+mod amx;
 mod attention;
 mod avx2;
+mod avx512;
+mod avx_vnni;
 mod float;
 mod int8;
 mod roof;
 mod rows;
 mod screen;
 mod vector;
+mod vnni;
 
 use bitnet_checkpoint::config::Activation;
 
+use crate::arch::Scalar;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::table::DenseRows;
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
+
+pub(crate) use amx::Amx;
+pub(crate) use vnni::{Avx512Vnni, AvxVnni};
 
 /// Exists only on processors with AVX2 and F16C.
 #[derive(Clone, Copy)]
@@ -32,6 +41,10 @@ impl Avx2 {
 impl Kernels for Avx2 {
     fn isa(&self) -> &'static str {
         "avx2"
+    }
+
+    fn base(&self) -> &dyn Kernels {
+        &Scalar
     }
 
     fn norm(&self, row: &mut [f32], weight: &[f32], epsilon: f32) {

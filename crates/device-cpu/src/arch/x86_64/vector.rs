@@ -35,13 +35,6 @@ pub(super) fn load_scales(values: &[f32; 4]) -> __m128 {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn load_sums(values: &[i32; 4]) -> __m128i {
-    // SAFETY: a reference to 4 integers is readable for 16 bytes; the load is unaligned.
-    unsafe { _mm_loadu_si128(values.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
 pub(super) fn load_i32(values: &[i32; 8]) -> __m256i {
     // SAFETY: a reference to 8 integers is readable for 32 bytes; the load is unaligned.
     unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
@@ -104,6 +97,15 @@ pub(super) fn to_array(value: __m128) -> [f32; 4] {
     let mut values = [0.0; 4];
     // SAFETY: the array is writable for 16 bytes; the store is unaligned.
     unsafe { _mm_storeu_ps(values.as_mut_ptr(), value) };
+    values
+}
+
+/// Four integers as an array.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn sums_array(value: __m128i) -> [i32; 4] {
+    let mut values = [0; 4];
+    store_sums(&mut values, value);
     values
 }
 

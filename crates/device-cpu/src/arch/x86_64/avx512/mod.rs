@@ -1,0 +1,59 @@
+//! Kernels of processors with AVX-512 VNNI: `vnni` for int8 products, 512-bit floats for attention and float products, AVX2 for
+//! what is not worth 512 bits.
+
+mod attention;
+mod float;
+mod vector;
+
+use super::vnni::{self, Avx512Vnni};
+use crate::attention::AttentionStep;
+use crate::kernels::{F32Rows, Int8Rows, Kernels, Scratch, Store};
+use crate::pool::ColumnsMut;
+use crate::table::DenseRows;
+use crate::tile::Tiles;
+
+impl Kernels for Avx512Vnni {
+    fn isa(&self) -> &'static str {
+        "avx512-vnni"
+    }
+
+    fn base(&self) -> &dyn Kernels {
+        self.avx2()
+    }
+
+    fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { linear_int8(*self, (x, weights, store), out, scratch) }
+    }
+
+    fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { float::linear(x, weights, store, out, scratch) }
+    }
+
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { float::logits(x, table, out) }
+    }
+
+    fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { attention::attention(step, out, scratch) }
+    }
+
+    fn products(&self, n_rounds: usize) -> u64 {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { products(*self, n_rounds) }
+    }
+}
+
+/// The register tile is 8 rows × 6 tokens.
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn linear_int8(v: Avx512Vnni, product: (Int8Rows<'_>, &Tiles, Store), out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    vnni::int8::linear::<_, 2, 2, 6>(v, product, out, scratch);
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn products(v: Avx512Vnni, n_rounds: usize) -> u64 {
+    vnni::roof::products::<_, 6>(v, n_rounds)
+}

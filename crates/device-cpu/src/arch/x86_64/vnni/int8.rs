@@ -1,0 +1,351 @@
+//! int8 activations × ternary weights by `vpdpbusd`, for any width of register. Codes 0..=2 are multiplied as they are and the
+//! sum of the activations is subtracted at the end: Σ(code − 1)·q = Σ code·q − Σ q.
+//!
+//! Few tokens take codes from their packed bytes as they stream by: the odd quarters stay where they are in their byte, which
+//! makes their sums four times too large, exactly, and saves half of the shifts. More tokens share a panel of codes unpacked
+//! into L1, and take turns in blocks whose activations stay in L2. What this leaves out: groups that are not whole quarters
+//! (`portable`).
+
+use std::ops::Range;
+
+use bitnet_checkpoint::limits::WIDTH_MAX;
+
+use super::DotRows;
+use crate::arch::portable;
+use crate::kernels::{Int8Rows, PANEL_BYTES, PANEL_TILES, PANEL_TOKENS, RowScale, Scratch, Store};
+use crate::pool::ColumnsMut;
+use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
+
+/// Quarters in a block.
+const QUARTERS: usize = BLOCK_COLUMNS / QUARTER_COLUMNS;
+/// From this many tokens on a panel pays.
+const PANEL_FROM: usize = 3;
+/// Bytes of activations that a block of tokens may take of the L2 cache.
+const TOKEN_BLOCK_BYTES: usize = 384 << 10;
+/// Blocks of the longest panel: with the activations that pass by it stays in an L1 cache of 48 KiB.
+const PANEL_BLOCKS: usize = 28;
+
+/// Where the codes of even and odd quarters lie, the upper two quarters shifted down by four bits.
+const MASKS: [u8; 2] = [0b0011, 0b1100];
+
+const _: () = assert!(PANEL_TILES * PANEL_BLOCKS * QUARTERS * BLOCK_BYTES <= PANEL_BYTES);
+// Sums of odd quarters are four times too large, and must fit a lane even if all of a row fell into one.
+const _: () = assert!(WIDTH_MAX * (2 << 2) * 127 <= i32::MAX as usize);
+
+/// Unpacked codes of one quarter of a tile, a byte each.
+type PanelStep = [u8; BLOCK_BYTES];
+/// Outputs of a tile.
+type Outputs = [f32; TILE_ROWS];
+
+/// Tiles of a panel with their codes unpacked, and which blocks of their rows these are.
+struct Panel<'a, const TILES: usize> {
+    tiles: [&'a [PanelStep]; TILES],
+    blocks: Range<usize>,
+}
+
+/// Product of one thread's tiles. Registers must hold the sums of `FEW` tokens × two tiles and of `MANY` tokens × `TILES` tiles.
+#[inline(always)]
+pub(in super::super) fn linear<V: DotRows, const FEW: usize, const TILES: usize, const MANY: usize>(
+    v: V,
+    (x, weights, store): (Int8Rows<'_>, &Tiles, Store),
+    out: &mut ColumnsMut<'_>,
+    scratch: &mut Scratch,
+) {
+    const { assert!(TILES <= PANEL_TILES && MANY <= TOKENS_MAX && MANY <= PANEL_TOKENS) };
+    if !weights.has_whole_quarters() {
+        return portable::linear_int8(x, weights, store, out);
+    }
+    let n_tokens = out.n_rows();
+    if weights.n_groups() > 1 || n_tokens < PANEL_FROM {
+        return streams::<V, FEW>(v, x, (weights, store), out);
+    }
+    let in_cache = (TOKEN_BLOCK_BYTES / x.stride / MANY * MANY).clamp(8 * MANY, PANEL_TOKENS / MANY * MANY);
+    for first in (0..n_tokens).step_by(in_cache) {
+        let tokens = first..n_tokens.min(first + in_cache);
+        panels::<V, TILES, MANY>(v, x, (weights, tokens, store), (out, scratch));
+    }
+}
+
+/// Every tile for `FEW` tokens or one at a time, codes unpacked in registers.
+#[inline(always)]
+fn streams<V: DotRows, const FEW: usize>(v: V, x: Int8Rows<'_>, (weights, store): (&Tiles, Store), out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
+        let offset = tile * TILE_ROWS - columns.start;
+        let mut token = 0;
+        while token + FEW <= out.n_rows() {
+            for (index, values) in stream::<V, FEW>(v, x, weights, (tile, token)).into_iter().enumerate() {
+                store.store(&mut out.row_mut(token + index)[offset..], values);
+            }
+            token += FEW;
+        }
+        while token < out.n_rows() {
+            let [values] = stream::<V, 1>(v, x, weights, (tile, token));
+            store.store(&mut out.row_mut(token)[offset..], values);
+            token += 1;
+        }
+    }
+}
+
+/// Four outputs of T tokens from `token` on, epilogue included.
+#[inline(always)]
+fn stream<V: DotRows, const T: usize>(v: V, x: Int8Rows<'_>, weights: &Tiles, (tile, token): (usize, usize)) -> [Outputs; T] {
+    let codes = weights.tile(tile);
+    let mut activations: [&[[i8; BLOCK_COLUMNS]]; T] = [&[]; T];
+    for (index, rows) in activations.iter_mut().enumerate() {
+        *rows = x.blocks(token + index);
+    }
+    let group_quarters = weights.group_quarters();
+    let in_blocks = group_quarters.is_multiple_of(QUARTERS);
+    let mut y = [[0.0; TILE_ROWS]; T];
+    for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
+        let quarters = group * group_quarters..(group + 1) * group_quarters;
+        let totals = if in_blocks {
+            let blocks = quarters.start / QUARTERS..quarters.end / QUARTERS;
+            sum_blocks::<V, T>(v, &codes[blocks.clone()], within(activations, blocks))
+        } else {
+            sum_quarters::<V, T>(v, codes, activations, quarters.clone())
+        };
+        for (index, (y, totals)) in y.iter_mut().zip(totals).enumerate() {
+            let token = token + index;
+            let sum = if weights.n_groups() == 1 { x.scales[token].sum } else { x.quarter_sums(token)[quarters.clone()].iter().sum() };
+            add_scaled(y, totals, sum, scales);
+        }
+    }
+    for (index, y) in y.iter_mut().enumerate() {
+        scale(y, x.scales[token + index].scale);
+    }
+    y
+}
+
+/// The same range of each token's row.
+#[inline(always)]
+fn within<const T: usize, E>(mut rows: [&[E]; T], range: Range<usize>) -> [&[E]; T] {
+    for row in &mut rows {
+        *row = &row[range.clone()];
+    }
+    rows
+}
+
+/// y += (Σ code·q − Σ q) · scale, as `numerics::dequantise` does for each group.
+#[inline(always)]
+fn add_scaled(y: &mut Outputs, totals: [i32; TILE_ROWS], sum: i32, scales: &[f32; TILE_ROWS]) {
+    for ((y, total), scale) in y.iter_mut().zip(totals).zip(scales) {
+        *y += (total - sum) as f32 * scale;
+    }
+}
+
+/// The last step of `numerics::dequantise`.
+#[inline(always)]
+fn scale(y: &mut Outputs, scale: f32) {
+    y.iter_mut().for_each(|value| *value *= scale);
+}
+
+/// Σ code·q over whole blocks.
+#[inline(always)]
+fn sum_blocks<V: DotRows, const T: usize>(v: V, codes: &[PackedBlock], activations: [&[[i8; BLOCK_COLUMNS]]; T]) -> [[i32; TILE_ROWS]; T] {
+    let activations = within(activations, 0..codes.len());
+    let (mut even, mut odd) = ([v.zero(); T], [v.zero(); T]);
+    for (index, block) in codes.iter().enumerate() {
+        v.prefetch_behind(block);
+        let low = v.load(block);
+        let high = v.shifted::<4>(low);
+        for (half, codes) in [low, high].into_iter().enumerate() {
+            let (even_codes, odd_codes) = (v.masked(codes, MASKS[0]), v.masked(codes, MASKS[1]));
+            for (row, (even, odd)) in activations.iter().zip(even.iter_mut().zip(&mut odd)) {
+                let quarters = row[index].as_chunks::<QUARTER_COLUMNS>().0;
+                *even = v.dot(*even, even_codes, v.load_quarter(&quarters[2 * half]));
+                *odd = v.dot(*odd, odd_codes, v.load_quarter(&quarters[2 * half + 1]));
+            }
+        }
+    }
+    joined(v, even, odd)
+}
+
+/// Σ code·q over any quarters.
+#[inline(always)]
+fn sum_quarters<V: DotRows, const T: usize>(
+    v: V,
+    codes: &[PackedBlock],
+    activations: [&[[i8; BLOCK_COLUMNS]]; T],
+    quarters: Range<usize>,
+) -> [[i32; TILE_ROWS]; T] {
+    let (mut even, mut odd) = ([v.zero(); T], [v.zero(); T]);
+    for quarter in quarters {
+        let (block, within) = (quarter / QUARTERS, quarter % QUARTERS);
+        let packed = v.load(&codes[block]);
+        let codes = if within < 2 { packed } else { v.shifted::<4>(packed) };
+        let (sums, mask) = if within.is_multiple_of(2) { (&mut even, MASKS[0]) } else { (&mut odd, MASKS[1]) };
+        for (sum, row) in sums.iter_mut().zip(activations) {
+            let x = v.load_quarter(&row[block].as_chunks().0[within]);
+            *sum = v.dot(*sum, v.masked(codes, mask), x);
+        }
+    }
+    joined(v, even, odd)
+}
+
+/// Four codes in each byte.
+type PackedBlock = [u8; BLOCK_BYTES];
+
+/// Sums of even quarters and a fourth of those of odd quarters, whose codes count four times.
+#[inline(always)]
+fn joined<V: DotRows, const T: usize>(v: V, even: [V::Rows; T], odd: [V::Rows; T]) -> [[i32; TILE_ROWS]; T] {
+    let mut totals = [[0; TILE_ROWS]; T];
+    for ((totals, even), odd) in totals.iter_mut().zip(even).zip(odd) {
+        *totals = v.totals(v.plus_fourth(even, odd));
+    }
+    totals
+}
+
+/// Every tile for a block of tokens, through panels of unpacked codes. One scale group only.
+#[inline(always)]
+fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
+    v: V,
+    x: Int8Rows<'_>,
+    (weights, tokens, store): (&Tiles, Range<usize>, Store),
+    (out, scratch): (&mut ColumnsMut<'_>, &mut Scratch),
+) {
+    let columns = out.range();
+    let chunk_blocks = weights.n_blocks().div_ceil(weights.n_blocks().div_ceil(PANEL_BLOCKS));
+    let end = columns.end.div_ceil(TILE_ROWS);
+    let (panel_bytes, sums) = (scratch.panel.as_chunks_mut().0, scratch.sums.as_chunks_mut().0);
+    for first_tile in (columns.start / TILE_ROWS..end).step_by(TILES) {
+        for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
+            let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
+            let panel = unpacked::<V, TILES>(v, weights, (first_tile, end, blocks), panel_bytes);
+            sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), sums);
+        }
+        for (token, sums) in tokens.clone().zip(sums.chunks_exact(TILES)) {
+            let row = x.scales[token];
+            for (tile, totals) in (first_tile..end).zip(sums) {
+                let offset = tile * TILE_ROWS - columns.start;
+                store.store(&mut out.row_mut(token)[offset..], finished(*totals, row, &weights.tile_scales(tile)[0]));
+            }
+        }
+    }
+}
+
+/// The epilogue of a row with one scale group.
+#[inline(always)]
+fn finished(totals: [i32; TILE_ROWS], row: RowScale, scales: &[f32; TILE_ROWS]) -> Outputs {
+    let mut y = [0.0; TILE_ROWS];
+    add_scaled(&mut y, totals, row.sum, scales);
+    scale(&mut y, row.scale);
+    y
+}
+
+/// Unpacks some blocks of `TILES` tiles, the last one again where there are fewer.
+#[inline(always)]
+fn unpacked<'a, V: DotRows, const TILES: usize>(
+    v: V,
+    weights: &Tiles,
+    (first_tile, end, blocks): (usize, usize, Range<usize>),
+    panel: &'a mut [PanelStep],
+) -> Panel<'a, TILES> {
+    let n_steps = blocks.len() * QUARTERS;
+    for (index, steps) in panel.chunks_exact_mut(n_steps).take(TILES).enumerate() {
+        let tile = weights.tile((first_tile + index).min(end - 1));
+        for (block, steps) in tile[blocks.clone()].iter().zip(steps.as_chunks_mut::<QUARTERS>().0) {
+            v.prefetch_behind(block);
+            unpack_block(v, block, steps);
+        }
+    }
+    let mut tiles: [&[PanelStep]; TILES] = [&[]; TILES];
+    for (tile, steps) in tiles.iter_mut().zip(panel.chunks_exact(n_steps)) {
+        *tile = steps;
+    }
+    Panel { tiles, blocks }
+}
+
+/// Codes of a block, a byte each.
+#[inline(always)]
+fn unpack_block<V: DotRows>(v: V, block: &PackedBlock, steps: &mut [PanelStep; QUARTERS]) {
+    let mut codes = v.load(block);
+    for step in steps {
+        v.store(step, v.masked(codes, MASKS[0]));
+        codes = v.shifted::<2>(codes);
+    }
+}
+
+/// Most tokens of a register tile.
+const TOKENS_MAX: usize = 6;
+
+/// Sums of a panel for all tokens of a block, written (first blocks) or added to `sums[tokens, TILES]`. Tokens go through
+/// registers in groups of nearly equal sizes.
+#[inline(always)]
+fn sum_panel<V: DotRows, const TILES: usize, const MANY: usize>(
+    v: V,
+    x: Int8Rows<'_>,
+    (tokens, panel): (Range<usize>, &Panel<'_, TILES>),
+    sums: &mut [[i32; TILE_ROWS]],
+) {
+    let mut left = tokens.clone();
+    while !left.is_empty() {
+        let n = left.len().div_ceil(left.len().div_ceil(MANY));
+        let sums = &mut sums[(left.start - tokens.start) * TILES..][..n * TILES];
+        match n {
+            1 => sum_tokens::<V, TILES, 1>(v, x, (left.start, panel), sums),
+            2 => sum_tokens::<V, TILES, 2>(v, x, (left.start, panel), sums),
+            3 => sum_tokens::<V, TILES, 3>(v, x, (left.start, panel), sums),
+            4 if MANY >= 4 => sum_tokens::<V, TILES, 4>(v, x, (left.start, panel), sums),
+            5 if MANY >= 5 => sum_tokens::<V, TILES, 5>(v, x, (left.start, panel), sums),
+            TOKENS_MAX if MANY >= TOKENS_MAX => sum_tokens::<V, TILES, TOKENS_MAX>(v, x, (left.start, panel), sums),
+            _ => unreachable!("groups have 1..=MANY tokens"),
+        }
+        left.start += n;
+    }
+}
+
+/// Sums of a panel for T tokens from `token` on, written or added to `sums[T, TILES]`.
+#[inline(always)]
+fn sum_tokens<V: DotRows, const TILES: usize, const T: usize>(
+    v: V,
+    x: Int8Rows<'_>,
+    (token, panel): (usize, &Panel<'_, TILES>),
+    sums: &mut [[i32; TILE_ROWS]],
+) {
+    let mut rows: [&[[i8; QUARTER_COLUMNS]]; T] = [&[]; T];
+    for (index, row) in rows.iter_mut().enumerate() {
+        *row = x.blocks(token + index)[panel.blocks.clone()].as_flattened().as_chunks().0;
+    }
+    let products = sum_steps::<V, TILES, T>(v, panel.tiles, rows);
+    let is_first = panel.blocks.start == 0;
+    for (sums, products) in sums.chunks_exact_mut(TILES).zip(products) {
+        for (sums, products) in sums.iter_mut().zip(products) {
+            keep(sums, v.totals(products), is_first);
+        }
+    }
+}
+
+/// Writes (first blocks) or adds totals to where they wait.
+#[inline(always)]
+fn keep(sums: &mut [i32; TILE_ROWS], totals: [i32; TILE_ROWS], is_first: bool) {
+    for (sum, total) in sums.iter_mut().zip(totals) {
+        *sum = if is_first { total } else { *sum + total };
+    }
+}
+
+/// Σ code·q of some steps: the register tile.
+#[inline(always)]
+fn sum_steps<V: DotRows, const TILES: usize, const T: usize>(
+    v: V,
+    tiles: [&[PanelStep]; TILES],
+    rows: [&[[i8; QUARTER_COLUMNS]]; T],
+) -> [[V::Rows; TILES]; T] {
+    let n_steps = tiles[0].len();
+    let (tiles, rows) = (within(tiles, 0..n_steps), within(rows, 0..n_steps));
+    let mut sums = [[v.zero(); TILES]; T];
+    for step in 0..n_steps {
+        let mut codes = [v.zero(); TILES];
+        for (codes, tile) in codes.iter_mut().zip(tiles) {
+            *codes = v.load(&tile[step]);
+        }
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let x = v.load_quarter(&row[step]);
+            for (sum, codes) in sums.iter_mut().zip(codes) {
+                *sum = v.dot(*sum, codes, x);
+            }
+        }
+    }
+    sums
+}
