@@ -113,4 +113,12 @@ impl Tensor {
             Self::Ternary(matrix) => vec![matrix.n_rows(), matrix.n_cols()],
         }
     }
+
+    /// Bytes that it takes in memory: two bits a trit and f32 scales, or numbers in their stored precision.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.bytes().len(),
+            Self::Ternary(matrix) => matrix.size_bytes(),
+        }
+    }
 }

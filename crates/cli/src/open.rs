@@ -56,22 +56,32 @@ pub(crate) fn load_session(
     terminal: &Terminal,
 ) -> anyhow::Result<Session> {
     let n_context = n_context.min(source.config().context_length).max(1);
-    let options = RunnerOptions::single_sequence(n_context);
+    Ok(Session::new(load_runner(source, arguments, RunnerOptions::single_sequence(n_context), terminal)?))
+}
+
+/// The options of the processor as a device.
+pub(crate) fn cpu_options(arguments: &DeviceArguments) -> CpuOptions {
+    CpuOptions { n_threads: arguments.threads.map(usize::from), isa: arguments.choice.isa.into() }
+}
+
+/// Loads `source` onto the device that `arguments` name.
+pub(crate) fn load_runner(
+    source: &dyn WeightSource,
+    arguments: &DeviceArguments,
+    options: RunnerOptions,
+    terminal: &Terminal,
+) -> anyhow::Result<Box<dyn Runner>> {
     let bar = terminal.steps_bar(source.config().n_layers as u64, "loading");
     let mut progress = |layer| bar.set_position(layer as u64);
     let runner = match arguments.choice.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => {
-            let n_threads = arguments.threads.map(usize::from);
-            let device = CpuDevice::new(CpuOptions { n_threads, isa: arguments.choice.isa.into() })?;
-            load_runner(device, source, options, &mut progress)
-        }
-        DeviceChoice::Reference => load_runner(ReferenceDevice, source, options, &mut progress),
+        DeviceChoice::Auto | DeviceChoice::Cpu => load_onto(CpuDevice::new(cpu_options(arguments))?, source, options, &mut progress),
+        DeviceChoice::Reference => load_onto(ReferenceDevice, source, options, &mut progress),
     };
     bar.finish_and_clear();
-    Ok(Session::new(runner?))
+    Ok(runner?)
 }
 
-fn load_runner<D: Device + 'static>(
+fn load_onto<D: Device + 'static>(
     device: D,
     source: &dyn WeightSource,
     options: RunnerOptions,

@@ -1,25 +1,18 @@
 //! Sizes of models, counted and written for people.
 
-use bitnet_checkpoint::{ModelConfig, Tensor};
-use bitnet_ternary::{Scales, TernaryMatrix};
-
-/// Bytes that `tensor` takes in memory: two bits a trit and f32 scales, or numbers in their stored precision.
-pub(crate) fn memory_bytes(tensor: &Tensor) -> u64 {
-    match tensor {
-        Tensor::Dense(dense) => dense.bytes().len() as u64,
-        Tensor::Ternary(matrix) => {
-            let n_scales = match matrix.scales() {
-                Scales::Tensor(_) => 1,
-                Scales::Row(scales) | Scales::Group { scales, .. } => scales.len(),
-            };
-            (matrix.n_rows() * TernaryMatrix::row_bytes(matrix.n_cols()) + n_scales * size_of::<f32>()) as u64
-        }
-    }
-}
+use bitnet_checkpoint::ModelConfig;
+use bitnet_checkpoint::config::TensorRole;
 
 /// Numbers in the tensors that `config` calls for.
 pub(crate) fn n_parameters(config: &ModelConfig) -> u64 {
     config.expected_tensors().iter().map(|tensor| tensor.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum()
+}
+
+/// Multiply-adds with ternary weights that one token takes in the linear layers.
+pub(crate) fn linear_macs_per_token(config: &ModelConfig) -> u64 {
+    let tensors = config.expected_tensors();
+    let linear = tensors.iter().filter(|tensor| tensor.role == TensorRole::Linear);
+    linear.map(|tensor| tensor.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum()
 }
 
 /// Bytes of f32 keys and values that one token takes in the cache.
@@ -60,11 +53,5 @@ mod tests {
     fn sizes_read_as_people_write_them() {
         assert_eq!([bytes(0), bytes(1023), bytes(1 << 20), bytes(1_268_000_000)], ["0 B", "1023 B", "1.00 MiB", "1.18 GiB"]);
         assert_eq!([count(815), count(42_040_832), count(2_412_820_480)], ["815", "42.0 M", "2.41 B"]);
-    }
-
-    #[test]
-    fn ternary_memory_is_two_bits_a_trit() {
-        let matrix = TernaryMatrix::from_trits(3, 8, &[1; 24], Scales::Row(vec![1.0; 3])).expect("valid");
-        assert_eq!(memory_bytes(&Tensor::Ternary(matrix)), 3 * 2 + 3 * 4);
     }
 }

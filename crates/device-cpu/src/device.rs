@@ -166,6 +166,14 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn linear_bytes(&self, weights: &CpuLinear) -> u64 {
+        weights.tiles.size_bytes()
+    }
+
+    fn head_bytes(&self, head: &CpuTable) -> u64 {
+        head.screened_bytes()
+    }
+
     fn final_norm(&mut self, x: &CpuHidden, norm: Norms<'_, CpuVector>, rows: &[usize], out: &mut CpuHidden) -> Result<(), DeviceError> {
         let width = x.width();
         assert_eq!(out.width(), width, "normed rows keep their width");

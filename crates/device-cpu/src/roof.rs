@@ -23,6 +23,17 @@ pub struct Roofs {
     pub int8_macs_per_s: Option<f64>,
 }
 
+impl Roofs {
+    /// The higher of each: what else the machine does only lowers them.
+    pub fn best(self, other: Option<Self>) -> Self {
+        let larger = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::max);
+        Self {
+            read_bytes_per_s: other.map_or(self.read_bytes_per_s, |other| self.read_bytes_per_s.max(other.read_bytes_per_s)),
+            int8_macs_per_s: larger(self.int8_macs_per_s, other.and_then(|other| other.int8_macs_per_s)),
+        }
+    }
+}
+
 /// Buffers for measuring roofs; made once, since they are large.
 pub struct RoofMeter {
     bytes: Memory<u8>,

@@ -141,6 +141,11 @@ impl Screen {
         Ok(is_finite.then_some(Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, best, survivors }))
     }
 
+    /// Bytes that every token reads: the coarse plane and the bounds.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        (self.coarse.len() + self.bounds.len() * size_of::<RowBound>()) as u64
+    }
+
     /// One tile of the coarse plane.
     #[inline]
     fn tile(&self, tile: usize) -> &[[u8; COARSE_BYTES]] {

@@ -97,6 +97,15 @@ impl CpuTable {
         }
     }
 
+    /// Bytes that finding the best logits reads at least.
+    pub(crate) fn screened_bytes(&self) -> u64 {
+        match (&self.rows, &self.screen) {
+            (_, Some(screen)) => screen.read_bytes(),
+            (TableRows::Dense(dense), None) => dense.bytes.len() as u64,
+            (TableRows::Ternary(tiles), None) => tiles.size_bytes(),
+        }
+    }
+
     /// `x[i] = table[token_ids[i]]`.
     pub(crate) fn embed(&self, token_ids: &[TokenId], x: &mut CpuHidden) {
         let (n, k) = self.shape();

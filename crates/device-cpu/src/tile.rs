@@ -69,6 +69,11 @@ impl Tiles {
         Ok(Self { n, k, group_size, n_groups: k / group_size, codes, scales })
     }
 
+    /// Bytes of codes and scales.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        (self.codes.len() + self.scales.len() * size_of::<f32>()) as u64
+    }
+
     /// Out features.
     pub(crate) fn n(&self) -> usize {
         self.n

@@ -154,6 +154,11 @@ pub trait Device: Send {
         out: &mut Self::Hidden,
     ) -> Result<(), DeviceError>;
 
+    /// Bytes of a linear layer that a step reads.
+    fn linear_bytes(&self, weights: &Self::Linear) -> u64;
+    /// Bytes of a head that a step reads at least to find the best logits.
+    fn head_bytes(&self, head: &Self::Table) -> u64;
+
     /// `out[m, f] = activation(gate_up[:, ..f]) · gate_up[:, f..]`.
     fn gate(&mut self, gate_up: &Self::Hidden, activation: Activation, out: &mut Self::Hidden) -> Result<(), DeviceError>;
 

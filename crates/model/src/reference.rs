@@ -284,6 +284,14 @@ impl Device for ReferenceDevice {
         Ok(())
     }
 
+    fn linear_bytes(&self, weights: &TernaryMatrix) -> u64 {
+        weights.size_bytes() as u64
+    }
+
+    fn head_bytes(&self, head: &Tensor) -> u64 {
+        head.size_bytes() as u64
+    }
+
     fn final_norm(&mut self, x: &Rows, norm: Norms<'_, Vec<f32>>, rows: &[usize], out: &mut Rows) -> Result<(), DeviceError> {
         out.set_rows(rows.len());
         for (out, &row) in out.rows_mut().zip(rows) {

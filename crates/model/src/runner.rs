@@ -51,6 +51,8 @@ pub trait Runner: Send {
     fn device(&self) -> DeviceDescription;
     /// What a batch may hold.
     fn limits(&self) -> BatchLimits;
+    /// Bytes of weights that a decode step reads at least, however many sequences share it.
+    fn decode_bytes(&self) -> u64;
     /// One step. A failed step leaves the cache slots that it named undefined and everything else untouched.
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError>;
 }
@@ -137,6 +139,14 @@ impl<D: Device> Runner for TransformerRunner<D> {
 
     fn limits(&self) -> BatchLimits {
         self.limits
+    }
+
+    fn decode_bytes(&self) -> u64 {
+        let Transformer { device, weights, workspace, .. } = &self.transformer;
+        let projections =
+            weights.layers.iter().flat_map(|layer| layer.qkv.iter().chain([&layer.o]).chain(&layer.gate_up).chain([&layer.down]));
+        let head = workspace.logits.as_ref().map_or(0, |_| device.head_bytes(weights.head.as_ref().unwrap_or(&weights.embedding)));
+        projections.map(|projection| device.linear_bytes(&projection.weights)).sum::<u64>() + head
     }
 
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {

@@ -92,6 +92,15 @@ impl TernaryMatrix {
         Self::from_codes(n_rows, n_cols, codes, scales)
     }
 
+    /// Bytes of codes and scales.
+    pub fn size_bytes(&self) -> usize {
+        let n_scales = match &self.scales {
+            Scales::Tensor(_) => 1,
+            Scales::Row(scales) | Scales::Group { scales, .. } => scales.len(),
+        };
+        self.n_rows * Self::row_bytes(self.n_cols) + n_scales * size_of::<f32>()
+    }
+
     /// Out features.
     pub fn n_rows(&self) -> usize {
         self.n_rows

@@ -10,7 +10,8 @@ fn bench_prints_a_row_for_each_test_and_thread_count() {
     let finished = run(&["bench", "-m", &model_argument("tiny-bitnet-online"), "-p", "8", "-n", "4", "-t", "1,2", "-r", "2"]);
     assert_eq!(finished.status, Some(0), "{finished:?}");
     let lines: Vec<&str> = finished.stdout.lines().collect();
-    assert_eq!(lines.len(), 2 + 4, "{finished:?}");
+    assert_eq!(lines.len(), 2 + 4 + 1 + 3, "a row for each test, an empty line, roofs for each number of threads, memory: {finished:?}");
+    assert!(lines[7].starts_with("roofs at 1 threads: ") && lines[9].starts_with("peak memory "), "{finished:?}");
     assert!(lines[2].contains("| pp8 |") || lines[2].contains("|  pp8 |"), "{finished:?}");
     let json = run(&["bench", "-m", &model_argument("tiny-bitnet-online"), "-p", "0", "-n", "4", "-t", "1", "--json"]);
     let rows: Value = serde_json::from_str(&json.stdout).expect("JSON");
@@ -35,4 +36,16 @@ fn unknown_shape_lists_those_that_are_known() {
     assert_eq!(run(&["bench", "--shape", "2b4t", "-m", "x"]).status, Some(2));
     let long = run(&["bench", "--shape", "0.7b", "-p", "100000"]);
     assert!(long.stderr.contains("longer than the model's context"), "{long:?}");
+}
+
+#[test]
+fn bench_of_several_sequences_shares_the_weights() {
+    let finished =
+        run(&["bench", "-m", &model_argument("tiny-bitnet-online"), "-p", "0", "-n", "4", "-t", "1", "-b", "1,4", "--format", "csv"]);
+    assert_eq!(finished.status, Some(0), "{finished:?}");
+    let rows: Vec<Vec<&str>> = finished.stdout.lines().map(|line| line.split(',').collect()).collect();
+    let column = |name: &str| rows[0].iter().position(|heading| *heading == name).expect("a column");
+    assert_eq!(rows.iter().skip(1).map(|row| row[column("test")]).collect::<Vec<_>>(), ["tg4", "tg4 b4"]);
+    let bytes: Vec<f64> = rows.iter().skip(1).map(|row| row[column("weight_bytes_per_token")].parse().expect("a number")).collect();
+    assert!(bytes[0] > 0.0 && bytes[1] == bytes[0] / 4.0, "{finished:?}");
 }

@@ -160,6 +160,14 @@ impl Device for Planted {
         self.inner.gate(gate_up, activation, out)
     }
 
+    fn linear_bytes(&self, weights: &TernaryMatrix) -> u64 {
+        self.inner.linear_bytes(weights)
+    }
+
+    fn head_bytes(&self, head: &Tensor) -> u64 {
+        self.inner.head_bytes(head)
+    }
+
     fn final_norm(&mut self, x: &Rows, norm: Norms<'_, Vec<f32>>, rows: &[usize], out: &mut Rows) -> Result<(), DeviceError> {
         self.inner.final_norm(x, norm, rows, out)
     }

@@ -1,0 +1,227 @@
+//! `bitnet bench`: how fast a model reads and writes on this machine, as a table like llama-bench's
+//! (ggml-org/llama.cpp:tools/llama-bench), with the share of the machine's roofs that was reached: tests and roofs are measured in
+//! turn, `-r` times, so that what else the machine does falls on all of them.
+
+mod report;
+mod workload;
+
+use std::cell::Cell;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use bitnet_checkpoint::{CheckpointError, ModelConfig, Tensor, limits, read_config_json};
+use bitnet_device_cpu::{CpuDevice, RoofMeter, Roofs};
+use bitnet_model::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
+use bitnet_model::random::{PUBLISHED_SHAPES, RandomWeights};
+use bitnet_model::{Runner, RunnerOptions, WeightSource};
+use clap::{Args, ValueEnum};
+
+use crate::arguments::{DeviceArguments, DeviceChoice, DeviceChoiceArguments, GlobalArguments, ModelArguments};
+use crate::failure::Misuse;
+use crate::open::{cpu_options, load_runner, open_checkpoint};
+use crate::terminal::Terminal;
+use report::{Machine, Measurement, Model};
+use workload::{Kind, Workload};
+
+/// Measure how fast a model reads (pp) and writes (tg) on this machine
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// A random model of a published shape instead: 0.7b, 2b4t, 3b, 8b, or a config.json
+    #[arg(long, conflicts_with = "model")]
+    shape: Option<String>,
+    /// Tokens to read; 0 leaves the test out
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    n_prompt: usize,
+    /// Tokens to write; 0 leaves the test out
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    n_generate: usize,
+    /// Numbers of threads to try, as 1,2; by default, one for each processor that may be used
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
+    threads: Vec<NonZeroUsize>,
+    /// Measured runs of each test
+    #[arg(short, long, value_name = "N", default_value = "3")]
+    repetitions: NonZeroUsize,
+    /// Numbers of sequences to run at once, as 1,8
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
+    batch: Vec<NonZeroUsize>,
+    /// How results are printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceChoiceArguments,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Format {
+    /// A table for people, which is Markdown
+    #[default]
+    Markdown,
+    /// One object for each line of the table
+    Json,
+    /// Comma-separated values with a heading
+    Csv,
+}
+
+/// Measures and prints.
+pub(crate) fn perform(arguments: &BenchArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
+    let (name, source) = weight_source(arguments, global, terminal)?;
+    check_lengths(arguments, source.config())?;
+    let threads: Vec<Option<NonZeroUsize>> =
+        if arguments.threads.is_empty() { vec![None] } else { arguments.threads.iter().copied().map(Some).collect() };
+    let workloads = workloads(arguments);
+    let mut measurements = Vec::new();
+    for threads in threads {
+        let device = DeviceArguments { threads, choice: arguments.device.clone() };
+        let mut bench = Bench::load(&*source, (&device, arguments), terminal)?;
+        measurements.extend(bench.measure(&name, &workloads, arguments.repetitions, terminal)?);
+    }
+    let format = if arguments.json { Format::Json } else { arguments.format };
+    report::print(&measurements, format, terminal)
+}
+
+/// Tests in the order in which they are printed.
+fn workloads(arguments: &BenchArguments) -> Vec<Workload> {
+    let batches = arguments.batch.iter().map(|&n_sequences| n_sequences.get());
+    let kinds = [Kind::Prompt(arguments.n_prompt), Kind::Generate(arguments.n_generate)];
+    let all = batches.flat_map(|n_sequences| kinds.map(|kind| Workload { kind, n_sequences }));
+    all.filter(|workload| workload.n_tokens() > 0).collect()
+}
+
+/// A loaded model and what measures the machine's roofs beside it.
+struct Bench {
+    runner: Box<dyn Runner>,
+    /// Absent for the reference, which has no roof to reach.
+    meter: Option<(CpuDevice, RoofMeter)>,
+    size_bytes: u64,
+}
+
+impl Bench {
+    fn load(
+        source: &dyn WeightSource,
+        (device, arguments): (&DeviceArguments, &BenchArguments),
+        terminal: &Terminal,
+    ) -> anyhow::Result<Self> {
+        let measured = MeasuredSource { source, size_bytes: Cell::new(0) };
+        let n_sequences = arguments.batch.iter().map(|n_sequences| n_sequences.get()).max().unwrap_or(1);
+        let n_context = arguments.n_prompt.max(arguments.n_generate).max(1);
+        let n_cached_tokens = n_sequences * workload::blocks_of_a_sequence(n_context) * BLOCK_TOKENS;
+        let n_tokens_max = STEP_TOKENS_MAX.max(n_sequences);
+        let runner = load_runner(&measured, device, RunnerOptions { n_tokens_max, n_cached_tokens }, terminal)?;
+        let meter = match arguments.device.device {
+            DeviceChoice::Reference => None,
+            DeviceChoice::Auto | DeviceChoice::Cpu => Some((CpuDevice::new(cpu_options(device))?, RoofMeter::new()?)),
+        };
+        Ok(Self { runner, meter, size_bytes: measured.size_bytes.get() })
+    }
+
+    /// Runs every workload once unmeasured, then all of them in turn, the roofs between, as often as asked.
+    fn measure(
+        &mut self,
+        name: &str,
+        workloads: &[Workload],
+        repetitions: NonZeroUsize,
+        terminal: &Terminal,
+    ) -> anyhow::Result<Vec<Measurement>> {
+        let bar = terminal.steps_bar((workloads.len() * (1 + repetitions.get())) as u64, "measuring");
+        let mut rates = vec![Vec::with_capacity(repetitions.get()); workloads.len()];
+        let mut roofs: Option<Roofs> = None;
+        for repetition in 0..=repetitions.get() {
+            for (workload, rates) in workloads.iter().zip(&mut rates) {
+                let start = Instant::now();
+                workload.run(&mut *self.runner)?;
+                if repetition > 0 {
+                    rates.push(workload.n_tokens() as f64 / start.elapsed().as_secs_f64());
+                }
+                bar.inc(1);
+            }
+            if let Some((device, meter)) = &mut self.meter {
+                roofs = Some(meter.measure(device).best(roofs));
+            }
+        }
+        bar.finish_and_clear();
+        let machine = Machine { roofs, peak_memory_bytes: report::peak_memory_bytes() };
+        let model = Model { name, size_bytes: self.size_bytes, runner: &*self.runner };
+        Ok(workloads.iter().zip(rates).map(|(&workload, rates)| Measurement::new(&model, &machine, (workload, rates))).collect())
+    }
+}
+
+fn weight_source(
+    arguments: &BenchArguments,
+    global: &GlobalArguments,
+    terminal: &Terminal,
+) -> anyhow::Result<(String, Box<dyn WeightSource>)> {
+    const SEED: u64 = 1;
+    let Some(shape) = &arguments.shape else {
+        let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
+        return Ok((short_name(arguments.model.name()), Box::new(checkpoint)));
+    };
+    if let Some(weights) = RandomWeights::published(shape, SEED) {
+        return Ok((format!("random {shape}"), Box::new(weights)));
+    }
+    let path = PathBuf::from(shape);
+    if !path.exists() {
+        let help = format!("shapes are {}, or the path of a config.json", PUBLISHED_SHAPES.join(", "));
+        return Err(Misuse::new(format!("unknown shape `{shape}`"), help).into());
+    }
+    let context = || format!("cannot read the shape in {shape}");
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(&path).with_context(context)?;
+    file.take(limits::CONFIG_JSON_BYTES_MAX).read_to_end(&mut bytes).with_context(context)?;
+    let config = read_config_json(&bytes).with_context(context)?;
+    Ok((short_name(shape), Box::new(RandomWeights::new(config, SEED))))
+}
+
+/// The last two parts of a path: a table has no room for more, and `config.json` alone says nothing.
+fn short_name(name: &str) -> String {
+    let parts: Vec<&str> = name.rsplit(['/', '\\']).take(2).collect();
+    parts.into_iter().rev().collect::<Vec<_>>().join("/")
+}
+
+fn check_lengths(arguments: &BenchArguments, config: &ModelConfig) -> anyhow::Result<()> {
+    for (flag, n_tokens) in [("-p", arguments.n_prompt), ("-n", arguments.n_generate)] {
+        if n_tokens > config.context_length {
+            let what = format!("{flag} {n_tokens} is longer than the model's context of {} tokens", config.context_length);
+            return Err(Misuse::new(what, "ask for fewer tokens").into());
+        }
+    }
+    Ok(())
+}
+
+/// Passes weights on and adds up the memory they take as they are stored.
+struct MeasuredSource<'a> {
+    source: &'a dyn WeightSource,
+    size_bytes: Cell<u64>,
+}
+
+impl WeightSource for MeasuredSource<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.source.config()
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
+        let tensor = self.source.load(name)?;
+        self.size_bytes.set(self.size_bytes.get() + tensor.size_bytes() as u64);
+        Ok(tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_name_keeps_what_tells_models_apart() {
+        assert_eq!(short_name("a/b/c/config.json"), "c/config.json");
+        assert_eq!(short_name("hf:owner/model"), "hf:owner/model");
+        assert_eq!(short_name("embedded"), "embedded");
+    }
+}
