@@ -5,12 +5,14 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::arch::Avx2;
+#[cfg(target_arch = "aarch64")]
+use crate::arch::Neon;
 use crate::arch::Scalar;
 use crate::error::CpuError;
 use crate::kernels::Kernels;
 use crate::limits::THREADS_MAX;
 
-/// Which instruction set to use.
+/// Which instruction set to use. A choice that is not `Auto` or `Scalar` is an error on processors that lack it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum IsaChoice {
     /// The fastest one that this processor has.
@@ -18,8 +20,44 @@ pub enum IsaChoice {
     Auto,
     /// Portable code only.
     Scalar,
-    /// AVX2 and F16C, or an error.
+    /// x86-64: AVX2 and F16C.
     Avx2,
+    /// aarch64: NEON, with the int8 products that every such processor has.
+    Neon,
+    /// aarch64: NEON with `sdot` (FEAT_DotProd).
+    NeonDotprod,
+    /// aarch64: NEON with `sdot` and `smmla` (FEAT_I8MM).
+    NeonI8mm,
+}
+
+impl IsaChoice {
+    /// Every instruction set by itself, those of one processor from the slowest to the fastest.
+    pub const EACH: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Neon, Self::NeonDotprod, Self::NeonI8mm];
+
+    /// What the choice leads to on this processor, or the name of what is absent.
+    fn kernels(self) -> Result<Box<dyn Kernels>, &'static str> {
+        match self {
+            Self::Auto => Self::EACH.iter().rev().find_map(|isa| isa.kernels().ok()).ok_or("auto"),
+            Self::Scalar => Ok(Box::new(Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::new().map(boxed).ok_or("avx2"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => Err("avx2"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Neon::new().map(boxed).ok_or("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => Neon::with_dot().map(boxed).ok_or("neon-dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Neon::with_matrix().map(boxed).ok_or("neon-i8mm"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon | Self::NeonDotprod | Self::NeonI8mm => Err("neon"),
+        }
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn boxed(kernels: impl Kernels + 'static) -> Box<dyn Kernels> {
+    Box::new(kernels)
 }
 
 /// How a device is made.
@@ -34,11 +72,7 @@ pub struct CpuOptions {
 impl CpuOptions {
     /// The kernels that the choice leads to on this processor.
     pub(crate) fn kernels(&self) -> Result<Box<dyn Kernels>, CpuError> {
-        match (self.isa, fastest()) {
-            (IsaChoice::Auto, Some(kernels)) | (IsaChoice::Avx2, Some(kernels)) => Ok(kernels),
-            (IsaChoice::Auto, None) | (IsaChoice::Scalar, _) => Ok(Box::new(Scalar)),
-            (IsaChoice::Avx2, None) => Err(CpuError::IsaAbsent { isa: "avx2" }),
-        }
+        self.isa.kernels().map_err(|isa| CpuError::IsaAbsent { isa })
     }
 
     /// The number of threads, within bounds.
@@ -49,14 +83,6 @@ impl CpuOptions {
             n_threads => Ok(n_threads),
         }
     }
-}
-
-/// AVX2 kernels if this processor has AVX2.
-fn fastest() -> Option<Box<dyn Kernels>> {
-    #[cfg(target_arch = "x86_64")]
-    return Avx2::new().map(|avx2| Box::new(avx2) as Box<dyn Kernels>);
-    #[cfg(not(target_arch = "x86_64"))]
-    return None;
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod memory;
 mod portable;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::Neon;
 pub(crate) use memory::{Memory, OutOfMemory};
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]

@@ -8,11 +8,11 @@ use bitnet_model::device::{Device, Norms};
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
-/// Scalar and, where the processor has it, AVX2, with several numbers of threads.
+/// Every instruction set that the processor has, with several numbers of threads.
 pub(crate) fn devices(threads: &[usize]) -> Vec<CpuDevice> {
     let mut devices = Vec::new();
     for &n_threads in threads {
-        for isa in [IsaChoice::Scalar, IsaChoice::Avx2] {
+        for isa in IsaChoice::EACH {
             devices.extend(CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }));
         }
     }
