@@ -12,7 +12,7 @@ use crate::error::CpuError;
 use crate::kernels::Kernels;
 use crate::limits::THREADS_MAX;
 
-/// Which instruction set to use. A choice that is not `Auto` or `Scalar` is an error on processors that lack it.
+/// Which instruction set to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum IsaChoice {
     /// The fastest one that this processor has.
@@ -20,44 +20,51 @@ pub enum IsaChoice {
     Auto,
     /// Portable code only.
     Scalar,
-    /// x86-64: AVX2 and F16C.
+    /// AVX2 and F16C, or an error.
     Avx2,
-    /// aarch64: NEON, with the int8 products that every such processor has.
+    /// NEON with the int8 products that every such processor has, or an error.
     Neon,
-    /// aarch64: NEON with `sdot` (FEAT_DotProd).
+    /// NEON and `sdot` (FEAT_DotProd), or an error.
     NeonDotprod,
-    /// aarch64: NEON with `sdot` and `smmla` (FEAT_I8MM).
+    /// NEON, `sdot` and `smmla` (FEAT_I8MM), or an error.
     NeonI8mm,
 }
 
 impl IsaChoice {
-    /// Every instruction set by itself, those of one processor from the slowest to the fastest.
-    pub const EACH: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Neon, Self::NeonDotprod, Self::NeonI8mm];
+    /// Every instruction set by name, the fastest first. Which of them a processor has is known by making a device.
+    pub const NAMED: [Self; 5] = [Self::Avx2, Self::NeonI8mm, Self::NeonDotprod, Self::Neon, Self::Scalar];
 
-    /// What the choice leads to on this processor, or the name of what is absent.
-    fn kernels(self) -> Result<Box<dyn Kernels>, &'static str> {
+    /// Its name in descriptions and on the command line.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Auto => Self::EACH.iter().rev().find_map(|isa| isa.kernels().ok()).ok_or("auto"),
-            Self::Scalar => Ok(Box::new(Scalar)),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => Avx2::new().map(boxed).ok_or("avx2"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => Err("avx2"),
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => Neon::new().map(boxed).ok_or("neon"),
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonDotprod => Neon::with_dot().map(boxed).ok_or("neon-dotprod"),
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonI8mm => Neon::with_matrix().map(boxed).ok_or("neon-i8mm"),
-            #[cfg(not(target_arch = "aarch64"))]
-            Self::Neon | Self::NeonDotprod | Self::NeonI8mm => Err("neon"),
+            Self::Auto => "auto",
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
-}
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn boxed(kernels: impl Kernels + 'static) -> Box<dyn Kernels> {
-    Box::new(kernels)
+    /// The kernels, if this processor has what they need.
+    fn kernels(self) -> Option<Box<dyn Kernels>> {
+        match self {
+            Self::Auto => Self::NAMED.into_iter().find_map(Self::kernels),
+            Self::Scalar => Some(Box::new(Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Some(Box::new(Avx2::new()?)),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => None,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Some(Box::new(Neon::new()?)),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => Some(Box::new(Neon::with_dot()?)),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Some(Box::new(Neon::with_matrix()?)),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon | Self::NeonDotprod | Self::NeonI8mm => None,
+        }
+    }
 }
 
 /// How a device is made.
@@ -72,7 +79,7 @@ pub struct CpuOptions {
 impl CpuOptions {
     /// The kernels that the choice leads to on this processor.
     pub(crate) fn kernels(&self) -> Result<Box<dyn Kernels>, CpuError> {
-        self.isa.kernels().map_err(|isa| CpuError::IsaAbsent { isa })
+        self.isa.kernels().ok_or(CpuError::IsaAbsent { isa: self.isa.name() })
     }
 
     /// The number of threads, within bounds.
@@ -102,5 +109,21 @@ mod tests {
     fn forced_scalar_is_scalar_everywhere() {
         let options = CpuOptions { isa: IsaChoice::Scalar, ..CpuOptions::default() };
         assert_eq!(options.kernels().map(|kernels| kernels.isa()).ok(), Some("scalar"));
+    }
+
+    #[test]
+    fn instruction_set_by_name_is_that_one_or_an_error_that_names_it() {
+        for isa in IsaChoice::NAMED {
+            match (CpuOptions { isa, ..CpuOptions::default() }).kernels() {
+                Ok(kernels) => assert_eq!(kernels.isa(), isa.name()),
+                Err(error) => assert!(matches!(error, CpuError::IsaAbsent { isa: name } if name == isa.name())),
+            }
+        }
+    }
+
+    #[test]
+    fn automatic_choice_is_the_first_that_exists() {
+        let first = IsaChoice::NAMED.into_iter().find_map(IsaChoice::kernels).map(|kernels| kernels.isa());
+        assert_eq!(CpuOptions::default().kernels().map(|kernels| kernels.isa()).ok(), first);
     }
 }

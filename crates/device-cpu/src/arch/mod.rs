@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod eight;
 mod memory;
 mod portable;
 mod scalar;

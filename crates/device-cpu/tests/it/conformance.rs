@@ -5,7 +5,7 @@ use bitnet_model::conformance;
 
 /// Each instruction set of this processor with 1 to 4 threads.
 fn options() -> Vec<CpuOptions> {
-    let all = (1..=4).flat_map(|n_threads| IsaChoice::EACH.map(|isa| CpuOptions { n_threads: Some(n_threads), isa }));
+    let all = (1..=4).flat_map(|n_threads| IsaChoice::NAMED.map(|isa| CpuOptions { n_threads: Some(n_threads), isa }));
     all.filter(|options| CpuDevice::new(*options).is_ok()).collect()
 }
 

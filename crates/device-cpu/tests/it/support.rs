@@ -12,7 +12,7 @@ use bitnet_ternary::{Scales, TernaryMatrix};
 pub(crate) fn devices(threads: &[usize]) -> Vec<CpuDevice> {
     let mut devices = Vec::new();
     for &n_threads in threads {
-        for isa in IsaChoice::EACH {
+        for isa in IsaChoice::NAMED {
             devices.extend(CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }));
         }
     }

@@ -241,7 +241,12 @@ fn sum_tokens<const T: usize>(matrix: Matrix, panel: PanelCodes<'_>, (x, tokens)
 /// Keeps the sums of those tokens that are there.
 #[inline]
 #[target_feature(enable = "neon")]
-fn keep<const N: usize, const T: usize>(panel: PanelCodes<'_>, tiles: [[[PairSums; ROW_PAIRS]; T]; N], n_tokens: usize, sums: &mut [TileSums]) {
+fn keep<const N: usize, const T: usize>(
+    panel: PanelCodes<'_>,
+    tiles: [[[PairSums; ROW_PAIRS]; T]; N],
+    n_tokens: usize,
+    sums: &mut [TileSums],
+) {
     for (tile, pairs) in tiles.into_iter().enumerate() {
         for (index, products) in pairs.into_iter().flat_map(|rows| part_tokens(rows)).enumerate().take(n_tokens) {
             panel.keep(products, &mut sums[index * PANEL_TILES + tile]);

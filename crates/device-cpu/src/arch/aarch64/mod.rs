@@ -4,6 +4,7 @@
 //! Rows that a compiler vectorises by itself are the portable source: NEON is the baseline of this target.
 
 mod int8;
+mod lanes;
 mod matrix;
 mod panel;
 mod products;
@@ -16,7 +17,7 @@ use std::arch::is_aarch64_feature_detected;
 use bitnet_checkpoint::config::Activation;
 use bitnet_model::numerics;
 
-use crate::arch::portable;
+use crate::arch::{eight, portable};
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
@@ -96,11 +97,11 @@ impl Kernels for Neon {
     }
 
     fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        portable::linear_f32(x, weights, store, out, scratch);
+        eight::linear(*self, (x, weights), store, out, scratch);
     }
 
     fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        portable::logits(x, table, out, scratch);
+        eight::logits(*self, x, table, out, scratch);
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

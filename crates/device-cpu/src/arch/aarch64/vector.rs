@@ -56,12 +56,18 @@ pub(super) fn store_sums(values: &mut [i32; 4], value: int32x4_t) {
     unsafe { vst1q_s32(values.as_mut_ptr(), value) };
 }
 
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn store_f32(values: &mut [f32; 4], value: float32x4_t) {
+    // SAFETY: a reference to 4 floats is writable for 16 bytes; the store is unaligned.
+    unsafe { vst1q_f32(values.as_mut_ptr(), value) };
+}
+
 /// Four floats as an array.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn to_array(value: float32x4_t) -> [f32; 4] {
     let mut values = [0.0; 4];
-    // SAFETY: the array is writable for 16 bytes; the store is unaligned.
-    unsafe { vst1q_f32(values.as_mut_ptr(), value) };
+    store_f32(&mut values, value);
     values
 }

@@ -4,6 +4,7 @@ mod attention;
 mod avx2;
 mod float;
 mod int8;
+mod lanes;
 mod roof;
 mod rows;
 mod vector;
