@@ -98,6 +98,13 @@ pub(crate) enum IsaArgument {
     Scalar,
     /// AVX2
     Avx2,
+    /// NEON
+    Neon,
+    /// NEON with dot products
+    NeonDotprod,
+    /// NEON with int8 matrix products
+    #[value(name = "neon-i8mm")]
+    NeonI8mm,
 }
 
 impl From<IsaArgument> for IsaChoice {
@@ -106,6 +113,9 @@ impl From<IsaArgument> for IsaChoice {
             IsaArgument::Auto => Self::Auto,
             IsaArgument::Scalar => Self::Scalar,
             IsaArgument::Avx2 => Self::Avx2,
+            IsaArgument::Neon => Self::Neon,
+            IsaArgument::NeonDotprod => Self::NeonDotprod,
+            IsaArgument::NeonI8mm => Self::NeonI8mm,
         }
     }
 }

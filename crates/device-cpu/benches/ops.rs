@@ -222,8 +222,9 @@ fn bench_model(shape: &str, options: CpuOptions, words: &[String]) {
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let choices = [(IsaChoice::Avx2, 1), (IsaChoice::Avx2, 2), (IsaChoice::Scalar, 2)];
-    for (isa, n_threads) in choices {
+    // Every vector instruction set of the processor with one and two threads; scalar only with two.
+    let vectors = IsaChoice::NAMED.into_iter().filter(|isa| *isa != IsaChoice::Scalar).flat_map(|isa| [(isa, 1), (isa, 2)]);
+    for (isa, n_threads) in vectors.chain([(IsaChoice::Scalar, 2)]) {
         let Ok(device) = CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }) else { continue };
         ["0.7b", "2b4t", "8b"].into_iter().for_each(|shape| bench_model(shape, CpuOptions { n_threads: Some(n_threads), isa }, &words));
         let meter = RoofMeter::new().expect("512 MiB");

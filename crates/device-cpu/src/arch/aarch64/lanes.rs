@@ -46,6 +46,12 @@ impl Eight for Neon {
     }
 
     #[inline(always)]
+    fn larger(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: a Neon exists only where NEON was detected.
+        unsafe { larger(a, b) }
+    }
+
+    #[inline(always)]
     fn widen_f16(self, bytes: &[u8; 2 * WIDTH]) -> Pair {
         // SAFETY: a Neon exists only where NEON was detected.
         unsafe { widen_f16(bytes) }
@@ -99,6 +105,13 @@ fn add(a: Pair, b: Pair) -> Pair {
 #[target_feature(enable = "neon")]
 fn mul(a: Pair, b: Pair) -> Pair {
     float32x4x2_t(vmulq_f32(a.0, b.0), vmulq_f32(a.1, b.1))
+}
+
+/// `fmax` would keep NaN.
+#[inline]
+#[target_feature(enable = "neon")]
+fn larger(a: Pair, b: Pair) -> Pair {
+    float32x4x2_t(vbslq_f32(vcgtq_f32(b.0, a.0), b.0, a.0), vbslq_f32(vcgtq_f32(b.1, a.1), b.1, a.1))
 }
 
 /// Every aarch64 processor has `fcvtl`; its intrinsic is not stable.

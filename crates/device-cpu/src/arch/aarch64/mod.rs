@@ -105,7 +105,7 @@ impl Kernels for Neon {
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        portable::attention(step, out, scratch);
+        eight::attention(*self, step, out, scratch);
     }
 
     fn argmax(&self, values: &[f32]) -> usize {
