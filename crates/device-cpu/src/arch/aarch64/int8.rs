@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::matrix;
 use super::panel::{self, RowPanel};
-use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarters, sum_rows, unpacked, widened};
+use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarter_codes, quarters, sum_rows, widened};
 use super::vector::*;
 use crate::arch::portable;
 use crate::kernels::{Int8Rows, PANEL_TOKENS, Scratch, Store};
@@ -36,7 +36,7 @@ pub(super) fn linear<P: Products>(products: P, job: Product<'_>, out: &mut Colum
         return portable::linear_int8(job.x, job.weights, job.store, out);
     }
     for tokens in token_blocks(job.x.stride, out.n_rows()) {
-        if job.weights.n_groups() == 1 && tokens.len() >= panel::ROWS_FROM {
+        if job.weights.n_groups() == 1 && tokens.len() >= panel::TOKENS_FROM {
             panel::linear(RowPanel(products), job, tokens, out, scratch);
         } else {
             singles(products, job, tokens, out);
@@ -51,7 +51,7 @@ pub(super) fn linear_matrix((dot, matrix): (Dot, Matrix), job: Product<'_>, out:
         return portable::linear_int8(job.x, job.weights, job.store, out);
     }
     for tokens in token_blocks(job.x.stride, out.n_rows()) {
-        if job.weights.n_groups() == 1 && tokens.len() >= panel::MATRIX_FROM {
+        if job.weights.n_groups() == 1 && tokens.len() >= panel::TOKENS_FROM {
             panel::linear(matrix, job, tokens, out, scratch);
             continue;
         }
@@ -124,7 +124,14 @@ fn sum_blocks<P: Products>(products: P, codes: &[[u8; BLOCK_BYTES]], activations
     for (codes, activations) in codes.chunks(n_deferred).zip(activations.chunks(n_deferred)) {
         let mut sums = [[vdupq_n_s32(0); PLACES]; TILE_ROWS];
         for (block, x) in codes.iter().zip(activations) {
-            add_block(products, &mut sums, block, x);
+            // Rows by name: sums that a loop indexes are registers only if it is unrolled, and it is too long for that.
+            let ([a, b, c, d], x) = (rows_of(block), block_registers(x));
+            sums = [
+                add_row(products, sums[0], a, x),
+                add_row(products, sums[1], b, x),
+                add_row(products, sums[2], c, x),
+                add_row(products, sums[3], d, x),
+            ];
         }
         for (wide, sums) in wide.iter_mut().zip(sums) {
             *wide = widened::<P>(*wide, joined::<P>(sums));
@@ -133,28 +140,42 @@ fn sum_blocks<P: Products>(products: P, codes: &[[u8; BLOCK_BYTES]], activations
     sum_rows(wide)
 }
 
-/// sums += one block of four rows · one block of activations.
+/// Activations of a block, low and high half of each quarter.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add_block<P: Products>(
+fn block_registers(activations: &[i8; BLOCK_COLUMNS]) -> [[int8x16_t; 2]; QUARTERS] {
+    let [a, b, c, d] = quarters_of(activations);
+    [[load_i8(&a[0]), load_i8(&a[1])], [load_i8(&b[0]), load_i8(&b[1])], [load_i8(&c[0]), load_i8(&c[1])], [load_i8(&d[0]), load_i8(&d[1])]]
+}
+
+/// sums + one block of one row · one block of activations.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_row<P: Products>(
     products: P,
-    sums: &mut [[int32x4_t; PLACES]; TILE_ROWS],
-    block: &[u8; BLOCK_BYTES],
-    activations: &[i8; BLOCK_COLUMNS],
-) {
-    let mut x = [vdupq_n_s8(0); BLOCK_COLUMNS / REGISTER];
-    for (x, values) in x.iter_mut().zip(activations.as_chunks().0) {
-        *x = load_i8(values);
-    }
-    for (sums, unit) in sums.iter_mut().zip(block.as_chunks::<UNIT_BYTES>().0) {
-        for (half, bytes) in unit.as_chunks().0.iter().enumerate() {
-            let codes = quarters::<P>(load_u8(bytes));
-            for quarter in 0..QUARTERS {
-                let sum = &mut sums[P::QUARTER_PLACES[quarter]];
-                *sum = products.add(*sum, codes[quarter], x[2 * quarter + half]);
-            }
-        }
-    }
+    sums: [int32x4_t; PLACES],
+    [low, high]: &[[u8; REGISTER]; 2],
+    x: [[int8x16_t; 2]; QUARTERS],
+) -> [int32x4_t; PLACES] {
+    let sums = add_codes(products, sums, quarters::<P>(load_u8(low)), [x[0][0], x[1][0], x[2][0], x[3][0]]);
+    add_codes(products, sums, quarters::<P>(load_u8(high)), [x[0][1], x[1][1], x[2][1], x[3][1]])
+}
+
+/// sums + the codes of four quarters at their places · activations.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_codes<P: Products>(
+    products: P,
+    mut sums: [int32x4_t; PLACES],
+    codes: [int8x16_t; QUARTERS],
+    x: [int8x16_t; QUARTERS],
+) -> [int32x4_t; PLACES] {
+    let [a, b, c, d] = P::QUARTER_PLACES;
+    sums[a] = products.add(sums[a], codes[0], x[0]);
+    sums[b] = products.add(sums[b], codes[1], x[1]);
+    sums[c] = products.add(sums[c], codes[2], x[2]);
+    sums[d] = products.add(sums[d], codes[3], x[3]);
+    sums
 }
 
 /// Σ code·q over any quarters, four rows.
@@ -174,7 +195,7 @@ fn sum_quarters<P: Products>(
         for (wide, unit) in wide.iter_mut().zip(units) {
             let mut sum = vdupq_n_s32(0);
             for (bytes, x) in unit.as_chunks().0.iter().zip(x.as_chunks().0) {
-                sum = products.add(sum, unpacked(load_u8(bytes))[within], load_i8(x));
+                sum = products.add(sum, quarter_codes(load_u8(bytes), within), load_i8(x));
             }
             *wide = widened::<P>(*wide, sum);
         }

@@ -9,19 +9,18 @@ use std::ops::Range;
 
 use super::int8::{Product, group_sum, scaled};
 use super::panel::{Panel, PanelCodes, PanelStep, TileSums};
-use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarters, unpacked};
+use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarter_codes, quarters, unpacked};
 use super::vector::*;
 use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES};
 use crate::pool::ColumnsMut;
-use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
+use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
 
 /// Pairs of rows of a tile.
 const ROW_PAIRS: usize = TILE_ROWS / 2;
-/// Most pairs of tokens that share weights in registers, without and with a panel.
-const STREAM_PAIRS: usize = 2;
+/// Most pairs of tokens that share the weights of a panel in registers.
 const PANEL_PAIRS: usize = 4;
-/// Columns of one product.
-const STEP_COLUMNS: usize = 8;
+/// Parts of a quarter that one product covers: eight columns.
+const PARTS: usize = 4;
 
 /// Two rows of eight columns of unpacked codes.
 type CodePair = [u8; REGISTER];
@@ -59,116 +58,118 @@ pub(super) fn pairs(matrix: Matrix, job: Product<'_>, tokens: Range<usize>, out:
     let columns = out.range();
     for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
         let offset = tile * TILE_ROWS - columns.start;
-        let mut token = tokens.start;
-        while token + 2 * STREAM_PAIRS <= tokens.end {
-            stream::<STREAM_PAIRS>(matrix, job, (tile, offset, token), out);
-            token += 2 * STREAM_PAIRS;
-        }
-        while token < tokens.end {
-            stream::<1>(matrix, job, (tile, offset, token), out);
-            token += 2;
+        for first in tokens.clone().step_by(2) {
+            let values = pair(matrix, job, tile, first);
+            for (token, values) in (first..).zip(values) {
+                job.store.store(&mut out.row_mut(token)[offset..], to_array(values));
+            }
         }
     }
 }
 
-/// Four outputs of each token of T pairs, epilogue included.
+/// Four outputs of two tokens, epilogue included.
 #[inline]
 #[target_feature(enable = "neon")]
-fn stream<const T: usize>(matrix: Matrix, job: Product<'_>, (tile, offset, first): (usize, usize, usize), out: &mut ColumnsMut<'_>) {
-    let Product { x, weights, store } = job;
-    let mut y = [[vdupq_n_f32(0.0); 2]; T];
+fn pair(matrix: Matrix, Product { x, weights, .. }: Product<'_>, tile: usize, first: usize) -> [float32x4_t; 2] {
+    let (codes, activations) = (weights.tile(tile), [x.blocks(first), x.blocks(first + 1)]);
     let group_quarters = weights.group_quarters();
+    let in_blocks = group_quarters.is_multiple_of(QUARTERS);
+    let mut y = [vdupq_n_f32(0.0); 2];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
         let group = group * group_quarters..(group + 1) * group_quarters;
-        let sums = sum_group::<T>(matrix, (x, weights), (tile, first), group.clone());
-        for (index, (y, sums)) in y.as_flattened_mut().iter_mut().zip(sums.into_iter().flatten()).enumerate() {
+        let sums = if in_blocks {
+            let blocks = group.start / QUARTERS..group.end / QUARTERS;
+            sum_blocks(matrix, &codes[blocks.clone()], [&activations[0][blocks.clone()], &activations[1][blocks]])
+        } else {
+            sum_quarters(matrix, codes, activations, group.clone())
+        };
+        for (index, (y, sums)) in y.iter_mut().zip(sums).enumerate() {
             *y = vaddq_f32(*y, scaled(sums, group_sum(x, weights, first + index, group.clone()), scales));
         }
     }
-    for (index, y) in y.into_iter().flatten().enumerate() {
-        let token = first + index;
-        store.store(&mut out.row_mut(token)[offset..], to_array(vmulq_n_f32(y, x.scales[token].scale)));
-    }
+    [vmulq_n_f32(y[0], x.scales[first].scale), vmulq_n_f32(y[1], x.scales[first + 1].scale)]
 }
 
-/// Σ code·q of one group, four rows for each token of T pairs.
+/// Σ code·q over whole blocks, four rows for each of two tokens.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sum_group<const T: usize>(
-    matrix: Matrix,
-    (x, weights): (Int8Rows<'_>, &Tiles),
-    (tile, first): (usize, usize),
-    group: Range<usize>,
-) -> [[int32x4_t; 2]; T] {
-    let mut rows = [[&[] as &[[i8; BLOCK_COLUMNS]]; 2]; T];
-    for (index, row) in rows.as_flattened_mut().iter_mut().enumerate() {
-        *row = x.blocks(first + index);
-    }
-    let codes = weights.tile(tile);
-    let mut sums = [[[vdupq_n_s32(0); PLACES]; ROW_PAIRS]; T];
-    if group.start.is_multiple_of(QUARTERS) && group.end.is_multiple_of(QUARTERS) {
-        for block in group.start / QUARTERS..group.end / QUARTERS {
-            add_block(matrix, &mut sums, &codes[block], rows.map(|pair| pair.map(|row| &row[block])));
+fn sum_blocks(matrix: Matrix, codes: &[[u8; BLOCK_BYTES]], [a, b]: [&[[i8; BLOCK_COLUMNS]]; 2]) -> [int32x4_t; 2] {
+    let mut wide = [vdupq_n_s32(0); 2];
+    let n_deferred = Dot::DEFERRED_COLUMNS / BLOCK_COLUMNS;
+    for ((codes, a), b) in codes.chunks(n_deferred).zip(a.chunks(n_deferred)).zip(b.chunks(n_deferred)) {
+        let mut sums = [[vdupq_n_s32(0); PLACES]; ROW_PAIRS];
+        for ((block, a), b) in codes.iter().zip(a).zip(b) {
+            add_block(matrix, &mut sums, pair_rows(block), [quarters_of(a), quarters_of(b)]);
         }
-    } else {
-        for quarter in group {
-            let block = quarter / QUARTERS;
-            add_quarter(matrix, &mut sums, (&codes[block], quarter % QUARTERS), rows.map(|pair| pair.map(|row| &row[block])));
-        }
+        let sums = part_tokens([joined::<Dot>(sums[0]), joined::<Dot>(sums[1])]);
+        wide = [vaddq_s32(wide[0], sums[0]), vaddq_s32(wide[1], sums[1])];
     }
-    sums.map(|rows| part_tokens(rows.map(|sums| joined::<Dot>(sums))))
+    wide
 }
 
-/// sums += one block of four rows · one block of each token.
+/// Σ code·q over any quarters, four rows for each of two tokens.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add_block<const T: usize>(
-    matrix: Matrix,
-    sums: &mut [[[PairSums; PLACES]; ROW_PAIRS]; T],
-    block: &[u8; BLOCK_BYTES],
-    activations: [[&[i8; BLOCK_COLUMNS]; 2]; T],
-) {
-    let rows = block.as_chunks::<REGISTER>().0;
-    for half in 0..UNIT_BYTES / REGISTER {
-        let mut codes = [[[vdupq_n_s8(0); QUARTERS]; 2]; ROW_PAIRS];
-        for (index, codes) in codes.iter_mut().enumerate() {
-            let [a, b] = [0, 1].map(|row| load_u8(&rows[(2 * index + row) * (UNIT_BYTES / REGISTER) + half]));
-            *codes = pair_codes(a, b).map(|bytes| quarters::<Dot>(bytes));
-        }
-        for (sums, [a, b]) in sums.iter_mut().zip(activations) {
-            for quarter in 0..QUARTERS {
-                let part = quarter * (QUARTER_COLUMNS / REGISTER) + half;
-                let x = pair_tokens(&a.as_chunks().0[part], &b.as_chunks().0[part]);
-                for (sums, codes) in sums.iter_mut().zip(&codes) {
-                    let sum = &mut sums[Dot::QUARTER_PLACES[quarter]];
-                    *sum = matrix.add(matrix.add(*sum, x[0], codes[0][quarter]), x[1], codes[1][quarter]);
-                }
+fn sum_quarters(matrix: Matrix, codes: &[[u8; BLOCK_BYTES]], [a, b]: [&[[i8; BLOCK_COLUMNS]]; 2], group: Range<usize>) -> [int32x4_t; 2] {
+    let mut sums = [vdupq_n_s32(0); ROW_PAIRS];
+    for quarter in group {
+        let (block, within) = (quarter / QUARTERS, quarter % QUARTERS);
+        let (rows, [a, b]) = (pair_rows(&codes[block]), [&quarters_of(&a[block])[within], &quarters_of(&b[block])[within]]);
+        let [low, high] = [pair_tokens(&a[0], &b[0]), pair_tokens(&a[1], &b[1])];
+        for (sum, rows) in sums.iter_mut().zip(rows) {
+            for (bytes, x) in rows.into_iter().zip([low[0], low[1], high[0], high[1]]) {
+                *sum = matrix.add(*sum, x, quarter_codes(bytes, within));
             }
         }
     }
+    part_tokens(sums)
 }
 
-/// sums += one quarter of a block of four rows · that quarter of each token.
+/// Packed codes of pairs of rows of a block: for each pair four times eight bytes of two rows.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add_quarter<const T: usize>(
-    matrix: Matrix,
-    sums: &mut [[[PairSums; PLACES]; ROW_PAIRS]; T],
-    (block, quarter): (&[u8; BLOCK_BYTES], usize),
-    activations: [[&[i8; BLOCK_COLUMNS]; 2]; T],
-) {
-    let rows = block.as_chunks::<REGISTER>().0;
-    for half in 0..UNIT_BYTES / REGISTER {
-        let part = quarter * (QUARTER_COLUMNS / REGISTER) + half;
-        for index in 0..ROW_PAIRS {
-            let [a, b] = [0, 1].map(|row| load_u8(&rows[(2 * index + row) * (UNIT_BYTES / REGISTER) + half]));
-            let codes = pair_codes(a, b).map(|bytes| unpacked(bytes)[quarter]);
-            for (sums, [a, b]) in sums.iter_mut().zip(activations) {
-                let x = pair_tokens(&a.as_chunks().0[part], &b.as_chunks().0[part]);
-                sums[index][0] = matrix.add(matrix.add(sums[index][0], x[0], codes[0]), x[1], codes[1]);
-            }
-        }
-    }
+fn pair_rows(block: &[u8; BLOCK_BYTES]) -> [[uint8x16_t; PARTS]; ROW_PAIRS] {
+    let [a, b, c, d] = rows_of(block);
+    [pair_units(a, b), pair_units(c, d)]
+}
+
+/// The same of one pair of rows.
+#[inline]
+#[target_feature(enable = "neon")]
+fn pair_units(a: &Halves<u8>, b: &Halves<u8>) -> [uint8x16_t; PARTS] {
+    let [low, high] = [pair_codes(load_u8(&a[0]), load_u8(&b[0])), pair_codes(load_u8(&a[1]), load_u8(&b[1]))];
+    [low[0], low[1], high[0], high[1]]
+}
+
+/// Sums of four rows for two tokens at each place.
+type PlacedSums = [[PairSums; PLACES]; ROW_PAIRS];
+
+/// sums += one block of four rows · one block of two tokens. Quarters by name: sums that a loop indexes are registers only if it
+/// is unrolled.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_block(matrix: Matrix, sums: &mut PlacedSums, [a, b]: [[uint8x16_t; PARTS]; ROW_PAIRS], [x, y]: [&[Halves<i8>; QUARTERS]; 2]) {
+    let low = [[a[0], a[1]], [b[0], b[1]]];
+    add_columns::<0>(matrix, sums, low, pair_tokens(&x[0][0], &y[0][0]));
+    add_columns::<1>(matrix, sums, low, pair_tokens(&x[1][0], &y[1][0]));
+    add_columns::<2>(matrix, sums, low, pair_tokens(&x[2][0], &y[2][0]));
+    add_columns::<3>(matrix, sums, low, pair_tokens(&x[3][0], &y[3][0]));
+    let high = [[a[2], a[3]], [b[2], b[3]]];
+    add_columns::<0>(matrix, sums, high, pair_tokens(&x[0][1], &y[0][1]));
+    add_columns::<1>(matrix, sums, high, pair_tokens(&x[1][1], &y[1][1]));
+    add_columns::<2>(matrix, sums, high, pair_tokens(&x[2][1], &y[2][1]));
+    add_columns::<3>(matrix, sums, high, pair_tokens(&x[3][1], &y[3][1]));
+}
+
+/// sums += sixteen columns of four rows, which lie in quarter Q of their bytes, · those of two tokens.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_columns<const Q: usize>(matrix: Matrix, sums: &mut PlacedSums, [a, b]: [[uint8x16_t; 2]; ROW_PAIRS], x: [int8x16_t; 2]) {
+    let place = Dot::QUARTER_PLACES[Q];
+    sums[0][place] = matrix.add(sums[0][place], x[0], quarters::<Dot>(a[0])[Q]);
+    sums[1][place] = matrix.add(sums[1][place], x[0], quarters::<Dot>(b[0])[Q]);
+    sums[0][place] = matrix.add(sums[0][place], x[1], quarters::<Dot>(a[1])[Q]);
+    sums[1][place] = matrix.add(sums[1][place], x[1], quarters::<Dot>(b[1])[Q]);
 }
 
 impl Panel for Matrix {
@@ -187,18 +188,15 @@ impl Panel for Matrix {
     }
 }
 
-/// Each step becomes `[QUARTER_COLUMNS / 8, ROW_PAIRS]` of `CodePair`.
+/// Each step becomes `[PARTS, ROW_PAIRS]` registers of two rows of eight columns.
 #[inline]
 #[target_feature(enable = "neon")]
 fn unpack_pairs(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
     for (block, steps) in codes.iter().zip(panel.as_chunks_mut::<QUARTERS>().0) {
-        let rows = block.as_chunks::<REGISTER>().0;
-        for (pair, half) in (0..ROW_PAIRS).flat_map(|pair| [(pair, 0), (pair, 1)]) {
-            let [a, b] = [0, 1].map(|row| load_u8(&rows[(2 * pair + row) * (UNIT_BYTES / REGISTER) + half]));
-            for (part, bytes) in pair_codes(a, b).into_iter().enumerate() {
+        for (pair, parts) in pair_rows(block).into_iter().enumerate() {
+            for (part, bytes) in parts.into_iter().enumerate() {
                 for (step, codes) in steps.iter_mut().zip(unpacked(bytes)) {
-                    let pairs: &mut [CodePair] = step.as_chunks_mut().0;
-                    store_codes(&mut pairs[(2 * half + part) * ROW_PAIRS + pair], codes);
+                    store_codes(&mut step[part][pair], codes);
                 }
             }
         }
@@ -226,68 +224,72 @@ fn sum_pairs_of_panel(matrix: Matrix, panel: PanelCodes<'_>, x: Int8Rows<'_>, to
 #[inline]
 #[target_feature(enable = "neon")]
 fn sum_tokens<const T: usize>(matrix: Matrix, panel: PanelCodes<'_>, (x, tokens): (Int8Rows<'_>, Range<usize>), sums: &mut [TileSums]) {
-    let mut rows = [[&[] as &[[i8; QUARTER_COLUMNS]]; 2]; T];
+    let mut rows = [[&[] as &[Halves<i8>]; 2]; T];
     for (index, row) in rows.as_flattened_mut().iter_mut().enumerate() {
         *row = panel.activations(x, (tokens.start + index).min(tokens.end - 1));
     }
-    let mut tiles = panel.tiles();
-    match (tiles.next(), tiles.next()) {
-        (Some(a), Some(b)) => keep(panel, sum_steps([a, b], rows, matrix), tokens.len(), sums),
-        (Some(a), None) => keep(panel, sum_steps([a], rows, matrix), tokens.len(), sums),
-        _ => {}
-    }
-}
-
-/// Keeps the sums of those tokens that are there.
-#[inline]
-#[target_feature(enable = "neon")]
-fn keep<const N: usize, const T: usize>(
-    panel: PanelCodes<'_>,
-    tiles: [[[PairSums; ROW_PAIRS]; T]; N],
-    n_tokens: usize,
-    sums: &mut [TileSums],
-) {
-    for (tile, pairs) in tiles.into_iter().enumerate() {
-        for (index, products) in pairs.into_iter().flat_map(|rows| part_tokens(rows)).enumerate().take(n_tokens) {
+    // A tile without a neighbour is multiplied twice and kept once: the last of an odd number.
+    let (n_tiles, mut tiles) = (panel.tiles().len(), panel.tiles().cycle());
+    let (Some(first), Some(second)) = (tiles.next(), tiles.next()) else { return };
+    for (tile, pairs) in sum_steps(matrix, [first, second], rows).into_iter().enumerate().take(n_tiles) {
+        for (index, products) in pairs.into_iter().flat_map(|rows| part_tokens(rows)).enumerate().take(tokens.len()) {
             panel.keep(products, &mut sums[index * PANEL_TILES + tile]);
         }
     }
 }
 
-/// Σ code·q of N tiles for T pairs of tokens: the register tile.
+/// Sums of one tile for T pairs of tokens.
+type TilePairs<const T: usize> = [[PairSums; ROW_PAIRS]; T];
+
+/// Σ code·q of two tiles for T pairs of tokens: the register tile.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sum_steps<const N: usize, const T: usize>(
-    mut tiles: [&[PanelStep]; N],
-    mut rows: [[&[[i8; QUARTER_COLUMNS]]; 2]; T],
+fn sum_steps<const T: usize>(
     matrix: Matrix,
-) -> [[[PairSums; ROW_PAIRS]; T]; N] {
-    let n_steps = tiles[0].len();
-    for tile in &mut tiles {
-        *tile = &tile[..n_steps];
-    }
-    for row in rows.as_flattened_mut() {
-        *row = &row[..n_steps];
-    }
-    let mut sums = [[[vdupq_n_s32(0); ROW_PAIRS]; T]; N];
-    for index in 0..n_steps {
-        for half in 0..QUARTER_COLUMNS / REGISTER {
-            let mut x = [[vdupq_n_s8(0); 2]; T];
-            for (x, [a, b]) in x.iter_mut().zip(rows) {
-                *x = pair_tokens(&a[index].as_chunks().0[half], &b[index].as_chunks().0[half]);
-            }
-            for (sums, tile) in sums.iter_mut().zip(tiles) {
-                let pairs: &[CodePair] = tile[index].as_chunks().0;
-                for (part, row) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                    let codes = vreinterpretq_s8_u8(load_u8(&pairs[(2 * half + part) * ROW_PAIRS + row]));
-                    for (sums, x) in sums.iter_mut().zip(x) {
-                        sums[row] = matrix.add(sums[row], x[part], codes);
-                    }
-                }
-            }
-        }
+    [first, second]: [&[PanelStep]; PANEL_TILES],
+    rows: [[&[Halves<i8>]; 2]; T],
+) -> [TilePairs<T>; PANEL_TILES] {
+    assert!(rows.as_flattened().iter().all(|row| row.len() == first.len()), "sixteen bytes twice of each token for each step");
+    let mut sums = [[[vdupq_n_s32(0); ROW_PAIRS]; T]; PANEL_TILES];
+    for (index, (first, second)) in first.iter().zip(second).enumerate() {
+        // SAFETY: index < first.len(), which is the length of every row (asserted above).
+        let x = unsafe { pair_step(&rows, index, 0) };
+        add_half(matrix, &mut sums[0], [&first[0], &first[1]], x);
+        add_half(matrix, &mut sums[1], [&second[0], &second[1]], x);
+        // SAFETY: index < first.len(), which is the length of every row (asserted above).
+        let x = unsafe { pair_step(&rows, index, 1) };
+        add_half(matrix, &mut sums[0], [&first[2], &first[3]], x);
+        add_half(matrix, &mut sums[1], [&second[2], &second[3]], x);
     }
     sums
 }
 
-const _: () = assert!(QUARTER_COLUMNS == 4 * STEP_COLUMNS && REGISTER == 2 * STEP_COLUMNS);
+/// Half a quarter of T pairs of tokens. Without bounds checks: the compiler keeps all of them, a third of the loop.
+///
+/// # Safety
+/// Every row has a step `index`.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn pair_step<const T: usize>(rows: &[[&[Halves<i8>]; 2]; T], index: usize, half: usize) -> [[int8x16_t; 2]; T] {
+    let mut x = [[vdupq_n_s8(0); 2]; T];
+    for (x, [a, b]) in x.iter_mut().zip(rows) {
+        // SAFETY: the caller vouches for the index.
+        let a = unsafe { a.get_unchecked(index) };
+        // SAFETY: the caller vouches for the index.
+        let b = unsafe { b.get_unchecked(index) };
+        *x = pair_tokens(&a[half], &b[half]);
+    }
+    x
+}
+
+/// sums += sixteen columns of a tile · those of T pairs of tokens.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_half<const T: usize>(matrix: Matrix, sums: &mut TilePairs<T>, [low, high]: [&[CodePair; ROW_PAIRS]; 2], x: [[int8x16_t; 2]; T]) {
+    let ([a, b], [c, d]) = ([load_codes(&low[0]), load_codes(&low[1])], [load_codes(&high[0]), load_codes(&high[1])]);
+    for (sums, x) in sums.iter_mut().zip(x) {
+        *sums = [matrix.add(matrix.add(sums[0], x[0], a), x[1], c), matrix.add(matrix.add(sums[1], x[0], b), x[1], d)];
+    }
+}
+
+const _: () = assert!(QUARTER_COLUMNS == 8 * PARTS && REGISTER == 16 && TILE_ROWS == PARTS);

@@ -13,16 +13,15 @@ use super::products::{Products, QUARTERS, sum_rows, unpacked, widened};
 use super::vector::*;
 use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES, Scratch};
 use crate::pool::ColumnsMut;
-use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, UNIT_BYTES};
+use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
 
-/// From this many tokens on a panel pays, with `RowPanel` and with `Matrix`: by count of instructions.
-pub(super) const ROWS_FROM: usize = 3;
-pub(super) const MATRIX_FROM: usize = 5;
+/// From this many tokens on a panel pays: by count of instructions (docs/kernels.md).
+pub(super) const TOKENS_FROM: usize = 4;
 /// Tokens that share the weights in registers.
 const TOKENS: usize = 4;
 
-/// Unpacked codes of one quarter of a tile.
-pub(super) type PanelStep = [u8; TILE_ROWS * QUARTER_COLUMNS];
+/// Unpacked codes of one quarter of a tile: four rows, or what else its owner makes of eight registers.
+pub(super) type PanelStep = [Halves<u8>; TILE_ROWS];
 /// Sums of a tile for one token.
 pub(super) type TileSums = [i32; TILE_ROWS];
 
@@ -62,8 +61,8 @@ impl<'a> PanelCodes<'a> {
 
     /// The activations that the panel's columns meet.
     #[inline]
-    pub(super) fn activations(&self, x: Int8Rows<'a>, token: usize) -> &'a [[i8; QUARTER_COLUMNS]] {
-        x.blocks(token)[self.blocks.0..self.blocks.1].as_flattened().as_chunks().0
+    pub(super) fn activations(&self, x: Int8Rows<'a>, token: usize) -> &'a [Halves<i8>] {
+        x.blocks(token)[self.blocks.0..self.blocks.1].as_flattened().as_chunks().0.as_chunks().0
     }
 
     /// Writes (first blocks) or adds products to where they wait.
@@ -88,7 +87,8 @@ pub(super) fn linear<P: Panel>(panel: P, job: Product<'_>, tokens: Range<usize>,
         for first in (0..n_blocks).step_by(chunk_blocks) {
             let blocks = (first, n_blocks.min(first + chunk_blocks));
             let n_steps = (blocks.1 - blocks.0) * QUARTERS;
-            let steps: &mut [PanelStep] = &mut scratch.panel.as_chunks_mut().0[..tiles.len() * n_steps];
+            let steps: &mut [PanelStep] = scratch.panel.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0;
+            let steps = &mut steps[..tiles.len() * n_steps];
             for (tile, steps) in tiles.clone().zip(steps.chunks_exact_mut(n_steps)) {
                 panel.unpack(&job.weights.tile(tile)[blocks.0..blocks.1], steps);
             }
@@ -137,9 +137,11 @@ impl<P: Products> Panel for RowPanel<P> {
 #[target_feature(enable = "neon")]
 fn unpack_rows(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
     for (block, steps) in codes.iter().zip(panel.as_chunks_mut::<QUARTERS>().0) {
-        for (index, bytes) in block.as_chunks().0.iter().enumerate() {
-            for (step, codes) in steps.iter_mut().zip(unpacked(load_u8(bytes))) {
-                store_codes(&mut step.as_chunks_mut().0[index], codes);
+        for (row, bytes) in rows_of(block).iter().enumerate() {
+            for (half, bytes) in bytes.iter().enumerate() {
+                for (step, codes) in steps.iter_mut().zip(unpacked(load_u8(bytes))) {
+                    store_codes(&mut step[row][half], codes);
+                }
             }
         }
     }
@@ -168,7 +170,7 @@ fn sum_tokens<P: Products, const T: usize>(
     (x, token): (Int8Rows<'_>, usize),
     sums: &mut [TileSums],
 ) -> usize {
-    let mut rows: [&[[i8; QUARTER_COLUMNS]]; T] = [&[]; T];
+    let mut rows: [&[Halves<i8>]; T] = [&[]; T];
     for (index, row) in rows.iter_mut().enumerate() {
         *row = panel.activations(x, token + index);
     }
@@ -183,26 +185,21 @@ fn sum_tokens<P: Products, const T: usize>(
 /// Σ code·q of four rows for each token: the register tile.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sum_steps<P: Products, const T: usize>(products: P, panel: &[PanelStep], mut rows: [&[[i8; QUARTER_COLUMNS]]; T]) -> [int32x4_t; T] {
+fn sum_steps<P: Products, const T: usize>(products: P, panel: &[PanelStep], mut rows: [&[Halves<i8>]; T]) -> [int32x4_t; T] {
     assert!(panel.len() * QUARTER_COLUMNS <= P::DEFERRED_COLUMNS, "sums would overflow");
     for row in &mut rows {
         *row = &row[..panel.len()];
     }
     let mut sums = [[vdupq_n_s32(0); TILE_ROWS]; T];
     for (index, step) in panel.iter().enumerate() {
-        let units = step.as_chunks::<UNIT_BYTES>().0;
-        for half in 0..QUARTER_COLUMNS / REGISTER {
-            let mut codes = [vdupq_n_s8(0); TILE_ROWS];
-            for (codes, unit) in codes.iter_mut().zip(units) {
-                *codes = vreinterpretq_s8_u8(load_u8(&unit.as_chunks().0[half]));
-            }
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                let x = load_i8(&row[index].as_chunks().0[half]);
-                for (sum, codes) in sums.iter_mut().zip(codes) {
-                    *sum = products.add(*sum, codes, x);
-                }
-            }
+        let mut x = [[vdupq_n_s8(0); T]; 2];
+        for (token, row) in rows.into_iter().enumerate() {
+            let [low, high] = &row[index];
+            (x[0][token], x[1][token]) = (load_i8(low), load_i8(high));
         }
+        let [a, b, c, d] = step;
+        add_tile(products, &mut sums, [load_codes(&a[0]), load_codes(&b[0]), load_codes(&c[0]), load_codes(&d[0])], x[0]);
+        add_tile(products, &mut sums, [load_codes(&a[1]), load_codes(&b[1]), load_codes(&c[1]), load_codes(&d[1])], x[1]);
     }
     let mut totals = [vdupq_n_s32(0); T];
     for (total, sums) in totals.iter_mut().zip(sums) {
@@ -213,4 +210,18 @@ fn sum_steps<P: Products, const T: usize>(products: P, panel: &[PanelStep], mut 
         *total = sum_rows(wide);
     }
     totals
+}
+
+/// sums[token][row] += codes[row] · x[token].
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_tile<P: Products, const T: usize>(
+    products: P,
+    sums: &mut [[int32x4_t; TILE_ROWS]; T],
+    [a, b, c, d]: [int8x16_t; TILE_ROWS],
+    x: [int8x16_t; T],
+) {
+    for (sums, x) in sums.iter_mut().zip(x) {
+        *sums = [products.add(sums[0], a, x), products.add(sums[1], b, x), products.add(sums[2], c, x), products.add(sums[3], d, x)];
+    }
 }

@@ -169,6 +169,15 @@ pub(super) fn unpacked(bytes: uint8x16_t) -> [int8x16_t; QUARTERS] {
     ]
 }
 
+/// The codes of one quarter of the 64 columns in 16 bytes, as they are.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn quarter_codes(bytes: uint8x16_t, quarter: usize) -> int8x16_t {
+    // A negative shift is one to the right.
+    let shifted = vshlq_u8(bytes, vdupq_n_s8(-2 * quarter as i8));
+    vreinterpretq_s8_u8(vandq_u8(shifted, vdupq_n_u8(3)))
+}
+
 /// The sum of a row from its places; each is divided exactly.
 #[inline]
 #[target_feature(enable = "neon")]

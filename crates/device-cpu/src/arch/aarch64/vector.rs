@@ -4,14 +4,38 @@
 
 use std::arch::aarch64::*;
 
+use super::products::QUARTERS;
+use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, TILE_ROWS};
+
 /// Bytes of a register.
 pub(super) const REGISTER: usize = 16;
+/// Registers of 32 bytes, a quarter of a block or the packed codes of one of its rows.
+pub(super) type Halves<T> = [[T; REGISTER]; 2];
+
+/// The packed codes of the four rows of a block.
+#[inline(always)]
+pub(super) fn rows_of(block: &[u8; BLOCK_BYTES]) -> &[Halves<u8>; TILE_ROWS] {
+    block.as_chunks().0.as_chunks().0.first_chunk().expect("a block is four rows of two registers")
+}
+
+/// The activations of the four quarters of a block.
+#[inline(always)]
+pub(super) fn quarters_of(block: &[i8; BLOCK_COLUMNS]) -> &[Halves<i8>; QUARTERS] {
+    block.as_chunks().0.as_chunks().0.first_chunk().expect("a block is four quarters of two registers")
+}
 
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn load_u8(bytes: &[u8; REGISTER]) -> uint8x16_t {
     // SAFETY: a reference to 16 bytes is readable for 16 bytes; the load is unaligned.
     unsafe { vld1q_u8(bytes.as_ptr()) }
+}
+
+/// Unpacked codes, which are small enough to be signed.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn load_codes(codes: &[u8; REGISTER]) -> int8x16_t {
+    vreinterpretq_s8_u8(load_u8(codes))
 }
 
 #[inline]
