@@ -8,8 +8,8 @@ use std::arch::aarch64::*;
 use std::ops::Range;
 
 use super::int8::{Product, group_sum, scaled};
-use super::panel::{Panel, PanelCodes, PanelStep, TileSums};
-use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarter_codes, quarters, unpacked};
+use super::panel::{Panel, PanelCodes, PanelStep, TileSums, store_unpacked};
+use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarter_codes, quarters};
 use super::vector::*;
 use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES};
 use crate::pool::ColumnsMut;
@@ -195,9 +195,7 @@ fn unpack_pairs(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
     for (block, steps) in codes.iter().zip(panel.as_chunks_mut::<QUARTERS>().0) {
         for (pair, parts) in pair_rows(block).into_iter().enumerate() {
             for (part, bytes) in parts.into_iter().enumerate() {
-                for (step, codes) in steps.iter_mut().zip(unpacked(bytes)) {
-                    store_codes(&mut step[part][pair], codes);
-                }
+                store_unpacked(bytes, steps, (part, pair));
             }
         }
     }

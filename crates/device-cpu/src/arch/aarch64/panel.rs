@@ -3,7 +3,7 @@
 //!
 //! `Panel` is how the codes lie in it and what multiplies them; `RowPanel` keeps rows apart (`smlal`, `sdot`), `Matrix` pairs
 //! them (in `matrix`). The register tile of `RowPanel` is four rows × four tokens: 16 sums, 4 codes, 4 activations of 32
-//! registers. Idea: peers unpack codes again for every four tokens.
+//! registers. Not here: what one token does (`int8`), or grouped scales.
 
 use std::arch::aarch64::*;
 use std::ops::Range;
@@ -33,8 +33,7 @@ pub(super) trait Panel: Copy {
     /// Codes of whole blocks, one byte each, `QUARTERS` steps a block.
     fn unpack(self, codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]);
 
-    /// Σ code·q of some tokens over some blocks: for each token and tile of the panel one entry of `sums`,
-    /// `[tokens, PANEL_TILES]`, through `keep`.
+    /// Σ code·q of some tokens over the panel's blocks, through `keep` into `sums[tokens, PANEL_TILES]`.
     fn sum(self, panel: PanelCodes<'_>, x: Int8Rows<'_>, tokens: Range<usize>, sums: &mut [TileSums]);
 }
 
@@ -138,12 +137,18 @@ impl<P: Products> Panel for RowPanel<P> {
 fn unpack_rows(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelStep]) {
     for (block, steps) in codes.iter().zip(panel.as_chunks_mut::<QUARTERS>().0) {
         for (row, bytes) in rows_of(block).iter().enumerate() {
-            for (half, bytes) in bytes.iter().enumerate() {
-                for (step, codes) in steps.iter_mut().zip(unpacked(load_u8(bytes))) {
-                    store_codes(&mut step[row][half], codes);
-                }
-            }
+            store_unpacked(load_u8(&bytes[0]), steps, (row, 0));
+            store_unpacked(load_u8(&bytes[1]), steps, (row, 1));
         }
+    }
+}
+
+/// Unpacks 64 codes into one register of each step.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn store_unpacked(bytes: uint8x16_t, steps: &mut [PanelStep; QUARTERS], (a, b): (usize, usize)) {
+    for (step, codes) in steps.iter_mut().zip(unpacked(bytes)) {
+        store_codes(&mut step[a][b], codes);
     }
 }
 

@@ -118,6 +118,9 @@ impl Products for Dot {
 #[derive(Clone, Copy)]
 pub(super) struct Matrix(());
 
+// Used with the places and widths of `Dot`; a lane takes all columns of a row.
+const _: () = assert!(fits(Dot::DEFERRED_COLUMNS, [64, 32, 32], i32::MAX as usize));
+
 impl Matrix {
     /// Asks the processor.
     pub(super) fn new() -> Option<Self> {

@@ -1,7 +1,8 @@
 //! f32 activations × ternary or dense weights, in the lane order of `numerics::dot`.
 //!
-//! Lanes 0..8 and 8..16 never meet before the end, so a pass may take one half alone and keep four rows × two tokens in flight. Weights are multiplied, not selected, so that NaN and infinity spread as in the reference; no
-//! FMA. One token widens weights as they stream by; more share a panel of four rows widened into L1.
+//! Lanes 0..8 and 8..16 never meet before the end, so a pass may take one half alone and keep four rows × two tokens in flight.
+//! Weights are multiplied, not selected, so that NaN and infinity spread as in the reference; no FMA. One token widens weights as
+//! they stream by; more share a panel of four rows widened into L1.
 
 use std::ops::Range;
 
