@@ -45,8 +45,8 @@ pub(crate) fn run(args: &ArmArgs) -> Result<()> {
     let mut cargo = command::cargo();
     cargo.args(["test", "--locked", "--package", "bitnet-device-cpu"]).current_dir(&repository.root);
     if std::env::consts::ARCH != "aarch64" {
-        let tools = CrossTools::find()?;
-        tools.apply(&mut cargo);
+        CrossTools::find()?.apply(&mut cargo);
+        // A folder of its own: another compiler would make cargo build everything else again, too.
         cargo.env("CARGO_TARGET_DIR", repository.target_folder()?.join("arm"));
     }
     if args.build {
@@ -103,16 +103,9 @@ fn rustc_of(sysroot: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     Ok((rustc, by_machine.chain([libraries.clone()]).collect()))
 }
 
-/// Makes sure that cargo's own compiler has the target's standard library.
+/// Whether cargo's own compiler has the target's standard library. It is not fetched unasked: without a network that takes minutes.
 fn ensure_target() -> Result<()> {
-    let has_target = || Rustc::ask().is_ok_and(|rustc| rustc.has_target(TARGET));
-    if !has_target() && command::succeeds(Command::new("rustup").arg("--version")) {
-        // Whether that worked shows in whether the target is there.
-        if let Err(error) = command::run(Command::new("rustup").args(["target", "add", TARGET])) {
-            eprintln!("note: {error:#}");
-        }
-    }
-    if !has_target() {
+    if !Rustc::ask()?.has_target(TARGET) {
         bail!("no standard library for {TARGET}: run `rustup target add {TARGET}`, or set ${SYSROOT_VARIABLE} to a sysroot that has it");
     }
     Ok(())
