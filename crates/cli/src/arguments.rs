@@ -105,6 +105,13 @@ pub(crate) enum IsaArgument {
     Avx512Vnni,
     /// AVX-512 with VNNI and AMX
     Amx,
+    /// NEON
+    Neon,
+    /// NEON with dot products
+    NeonDotprod,
+    /// NEON with int8 matrix products
+    #[value(name = "neon-i8mm")]
+    NeonI8mm,
 }
 
 impl From<IsaArgument> for IsaChoice {
@@ -116,6 +123,9 @@ impl From<IsaArgument> for IsaChoice {
             IsaArgument::AvxVnni => Self::AvxVnni,
             IsaArgument::Avx512Vnni => Self::Avx512Vnni,
             IsaArgument::Amx => Self::Amx,
+            IsaArgument::Neon => Self::Neon,
+            IsaArgument::NeonDotprod => Self::NeonDotprod,
+            IsaArgument::NeonI8mm => Self::NeonI8mm,
         }
     }
 }

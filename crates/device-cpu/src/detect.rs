@@ -3,6 +3,8 @@
 //! `target-cpu=native` is never used: a shipped binary must be fast on machines it was not built on. The idea of a proof value
 //! is BurntSushi/memchr's (`src/arch/x86_64/avx2/memchr.rs`, `One::new`).
 
+#[cfg(target_arch = "aarch64")]
+use crate::arch::Neon;
 use crate::arch::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::{Amx, Avx2, Avx512Vnni, AvxVnni};
@@ -26,11 +28,18 @@ pub enum IsaChoice {
     Avx512Vnni,
     /// AMX int8 products beside AVX-512 VNNI, or an error.
     Amx,
+    /// NEON with the int8 products that every such processor has, or an error.
+    Neon,
+    /// NEON and `sdot` (FEAT_DotProd), or an error.
+    NeonDotprod,
+    /// NEON, `sdot` and `smmla` (FEAT_I8MM), or an error.
+    NeonI8mm,
 }
 
 impl IsaChoice {
     /// Every instruction set by name, the fastest first. Which of them a processor has is known by making a device.
-    pub const NAMED: [Self; 5] = [Self::Amx, Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Scalar];
+    pub const NAMED: [Self; 8] =
+        [Self::Amx, Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::NeonI8mm, Self::NeonDotprod, Self::Neon, Self::Scalar];
 
     /// Its name in descriptions and on the command line.
     pub fn name(self) -> &'static str {
@@ -41,6 +50,9 @@ impl IsaChoice {
             Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Amx => "amx",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -59,6 +71,14 @@ impl IsaChoice {
             Self::Amx => Some(Box::new(Amx::new()?)),
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni | Self::Amx => None,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Some(Box::new(Neon::new()?)),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => Some(Box::new(Neon::with_dot()?)),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Some(Box::new(Neon::with_matrix()?)),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon | Self::NeonDotprod | Self::NeonI8mm => None,
         }
     }
 }

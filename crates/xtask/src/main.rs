@@ -4,6 +4,7 @@
 //! Idea: matklad/cargo-xtask, chores written in the project's own language so that they run wherever it does.
 #![forbid(unsafe_code)]
 
+mod arm;
 mod command;
 mod coverage;
 mod fixtures;
@@ -34,6 +35,7 @@ enum Verb {
     Fuzz(fuzz::FuzzArgs),
     Coverage(coverage::CoverageArgs),
     Fixtures(fixtures::FixturesArgs),
+    Arm(arm::ArmArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Coverage(args) => coverage::run(&args),
         Verb::Fixtures(args) => fixtures::run(&args),
+        Verb::Arm(args) => arm::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,6 +36,15 @@ pub(crate) fn cxx_compiler() -> Option<PathBuf> {
     })
 }
 
+/// The first of these programs that runs, after installing Debian's packages for it if need be (and if we may).
+pub(crate) fn find_or_install(programs: &[&str], packages: &[&str]) -> Option<PathBuf> {
+    let found = || programs.iter().map(PathBuf::from).find(|program| command::succeeds(Command::new(program).arg("--version")));
+    found().or_else(|| {
+        packages.iter().for_each(|package| apt_install(package));
+        found()
+    })
+}
+
 /// `llvm-profdata` and `llvm-cov`.
 pub(crate) struct CoverageTools {
     pub(crate) profdata: PathBuf,
@@ -98,6 +107,11 @@ impl Rustc {
         let sysroot = command::output_text(Command::new("rustc").args(["--print", "sysroot"]))?;
         let llvm_major = major_after("LLVM version: ", &version).context("rustc names no LLVM version")?;
         Ok(Self { host: host.into(), sysroot: sysroot.trim().into(), llvm_major })
+    }
+
+    /// Whether the standard library of a target is installed.
+    pub(crate) fn has_target(&self, target: &str) -> bool {
+        self.sysroot.join("lib/rustlib").join(target).join("lib").is_dir()
     }
 }
 

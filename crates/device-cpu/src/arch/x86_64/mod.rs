@@ -8,6 +8,7 @@ mod avx512;
 mod avx_vnni;
 mod float;
 mod int8;
+mod lanes;
 mod roof;
 mod rows;
 mod screen;

@@ -160,3 +160,32 @@ pub(super) fn prefetch_line_behind(bytes: &[u8]) {
     let ahead = bytes.as_ptr().wrapping_add(PREFETCH_BYTES).cast::<i8>();
     _mm_prefetch::<_MM_HINT_T0>(ahead);
 }
+
+/// The same as an array.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn sum_lanes_to_array(low: [__m256; 4], high: [__m256; 4]) -> [f32; 4] {
+    to_array(sum_lanes(low, high))
+}
+
+/// Eight IEEE halves as f32.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn widen_f16(bytes: &[u8; 16]) -> __m256 {
+    _mm256_cvtph_ps(load_halves(bytes))
+}
+
+/// Eight bfloat16 as f32.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn widen_bf16(bytes: &[u8; 16]) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_halves(bytes))))
+}
+
+/// Eight trits as f32, whose codes lie `shift` bits up. The lookup reads the two low bits of each lane only.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn trits(codes: &[u8; 8], shift: i32) -> __m256 {
+    let values = _mm256_setr_ps(-1.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0);
+    _mm256_permutevar_ps(values, _mm256_srl_epi32(load_widened(codes), _mm_cvtsi32_si128(shift)))
+}
