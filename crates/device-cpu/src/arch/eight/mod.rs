@@ -5,12 +5,9 @@
 //! inside the target-feature functions of each instruction set; the idea of generic kernels over a vector trait is BurntSushi/memchr's
 //! (`src/vector.rs`). Not here: integers, whose instructions differ too much to be named alike.
 
-// x86-64 has attention of its own.
-#[cfg(target_arch = "aarch64")]
 mod attention;
 mod float;
 
-#[cfg(target_arch = "aarch64")]
 pub(super) use attention::attention;
 pub(super) use float::{linear, logits};
 
@@ -31,7 +28,6 @@ pub(super) trait Eight: Copy {
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a` unless `b` is larger: NaN in `b` is passed over.
-    #[cfg(target_arch = "aarch64")]
     fn larger(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// Eight little-endian IEEE halves.
     fn widen_f16(self, bytes: &[u8; 2 * WIDTH]) -> Self::Floats;

@@ -2,6 +2,7 @@
 
 use super::Avx2;
 use crate::arch::eight;
+use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::table::DenseRows;
@@ -18,4 +19,10 @@ pub(super) fn linear(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut Co
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     eight::logits(Avx2(()), x, table, out, scratch);
+}
+
+/// Attention over the paged cache.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    eight::attention(Avx2(()), step, out, scratch);
 }

@@ -40,6 +40,12 @@ impl Eight for Avx2 {
     }
 
     #[inline(always)]
+    fn larger(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: an Avx2 exists only where the features were detected. maxps yields its second operand where either is NaN.
+        unsafe { _mm256_max_ps(b, a) }
+    }
+
+    #[inline(always)]
     fn widen_f16(self, bytes: &[u8; 2 * WIDTH]) -> __m256 {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { vector::widen_f16(bytes) }

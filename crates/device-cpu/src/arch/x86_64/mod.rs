@@ -2,7 +2,6 @@
 //! `AvxVnni`, `Avx512Vnni` and `Amx`, which replace some of these kernels.
 
 mod amx;
-mod attention;
 mod avx2;
 mod avx512;
 mod avx_vnni;
@@ -105,7 +104,7 @@ impl Kernels for Avx2 {
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { attention::attention(step, out, scratch) }
+        unsafe { float::attention(step, out, scratch) }
     }
 
     fn argmax(&self, values: &[f32]) -> usize {

@@ -126,17 +126,6 @@ pub(super) fn sum_rows(rows: [__m256i; 4]) -> __m128i {
     _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs))
 }
 
-/// sums[i][j] += a[i] · b[j]: a register tile.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn add_outer<const A: usize, const B: usize>(sums: &mut [[__m256; B]; A], a: [__m256; A], b: [__m256; B]) {
-    for (sums, a) in sums.iter_mut().zip(a) {
-        for (sum, b) in sums.iter_mut().zip(b) {
-            *sum = _mm256_add_ps(*sum, _mm256_mul_ps(a, b));
-        }
-    }
-}
-
 /// `numerics::sum_lanes` of four rows, whose lanes 0..8 and 8..16 are in two registers each.
 #[inline]
 #[target_feature(enable = "avx2")]
