@@ -199,15 +199,20 @@ impl Screen {
             }
             for tile in range.start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
                 kernels.coarse_sums(self.tile(tile), &activations[..n_tokens], &mut sums[..n_tokens]);
+                let rows = tile * TILE_ROWS..range.end.min((tile + 1) * TILE_ROWS);
                 for (token, sums) in sums.iter().take(n_tokens).enumerate() {
-                    let quantized = self.tokens[first + token].quantized;
-                    let rows = tile * TILE_ROWS..range.end.min((tile + 1) * TILE_ROWS);
                     let logits = &mut columns.row_mut(first + token)[rows.start - range.start..rows.end - range.start];
-                    for ((logit, &sum), bound) in logits.iter_mut().zip(sums).zip(&self.bounds[rows]) {
-                        *logit = scaled(4 * i64::from(sum) - 30 * i64::from(quantized.sum), bound.scale, quantized.scale);
-                    }
+                    self.write_coarse(self.tokens[first + token].quantized, (rows.clone(), sums), logits);
                 }
             }
+        }
+    }
+
+    /// ŵ·x̂ of the coarse plane from its sums: ŵ = s·(4·q₄ + 1.5 − 31.5).
+    #[inline]
+    fn write_coarse(&self, quantized: RowScale, (rows, sums): (Range<usize>, &[i32; TILE_ROWS]), logits: &mut [f32]) {
+        for ((logit, &sum), bound) in logits.iter_mut().zip(sums).zip(&self.bounds[rows]) {
+            *logit = scaled(4 * i64::from(sum) - 30 * i64::from(quantized.sum), bound.scale, quantized.scale);
         }
     }
 

@@ -272,9 +272,8 @@ fn check_best_logits<D: Device>(device: &mut D) {
                 let expected = best_logits(&mut ReferenceDevice, &head, k, best);
                 let got = best_logits(device, &head, k, best);
                 let what = format!("best logits {what} [{n_vocab}, {k}] {best:?}");
-                for (expected, got) in expected.chunks_exact(n_vocab).zip(got.chunks_exact(n_vocab)) {
-                    assert_best(&what, expected, got, best);
-                }
+                let rows = expected.chunks_exact(n_vocab).zip(got.chunks_exact(n_vocab));
+                rows.for_each(|(expected, got)| assert_best(&what, expected, got, best));
             }
         }
     }

@@ -45,12 +45,10 @@ impl Workload {
         match self.kind {
             Kind::Prompt(n_tokens) => {
                 let n_tokens_max = runner.limits().n_tokens_max;
-                for sequence in 0..self.n_sequences {
-                    for first in (0..n_tokens).step_by(n_tokens_max) {
-                        let end = n_tokens.min(first + n_tokens_max);
-                        let rows = if end == n_tokens { GREEDY } else { Rows::None };
-                        runner.step(&self.batch(runner, sequence..sequence + 1, first..end, rows))?;
-                    }
+                let chunks = (0..n_tokens).step_by(n_tokens_max).map(|first| first..n_tokens.min(first + n_tokens_max));
+                for (sequence, chunk) in (0..self.n_sequences).flat_map(|sequence| chunks.clone().map(move |chunk| (sequence, chunk))) {
+                    let rows = if chunk.end == n_tokens { GREEDY } else { Rows::None };
+                    runner.step(&self.batch(runner, sequence..sequence + 1, chunk, rows))?;
                 }
             }
             Kind::Generate(n_tokens) => {
