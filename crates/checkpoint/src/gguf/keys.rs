@@ -37,6 +37,7 @@ pub(super) const ROPE_SCALING_LOG: &str = "rope.scaling.yarn_log_multiplier";
 
 pub(super) const BITNET_HIDDEN_ACT: &str = "bitnet.hidden_act";
 pub(super) const BITNET_ACTIVATION_POLICY: &str = "bitnet.activation_policy";
+pub(super) const BITNET_PROJECTION_EPSILON: &str = "bitnet.projection_norm_epsilon";
 pub(super) const BITNET_TIED_HEAD: &str = "bitnet.tied_head";
 pub(super) const BITNET_ROPE_BASE: &str = "bitnet.config.rope_theta";
 pub(super) const BITNET_ROPE_SCALING: &str = "bitnet.config.rope_scaling.type";

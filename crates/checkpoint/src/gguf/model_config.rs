@@ -103,6 +103,9 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
     let head_dim = head_dim(&keys, hidden_size, n_heads)?;
     let is_there = |name: &str| tensors.by_name.contains_key(name);
     let last_token_pooling = pools_last_token(&keys)?;
+    let projection_norms = is_there("blk.0.attn_q_norm_in.weight");
+    let rms_norm_eps = keys.float(keys::RMS_EPSILON)?.ok_or_else(|| missing(&keys.key(keys::RMS_EPSILON)))? as f32;
+    let own_eps = metadata.float(keys::BITNET_PROJECTION_EPSILON)?;
     // The key is only checked to be a number: files pad vocabularies, and the embedding's rows are what exists.
     keys.size(keys::VOCAB_SIZE)?;
     let config = ModelConfig {
@@ -115,12 +118,14 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
         head_dim,
         n_vocab: embedding_rows(tensors)?,
         context_length: keys.required_size(keys::CONTEXT_LENGTH)?,
-        rms_norm_eps: keys.float(keys::RMS_EPSILON)?.ok_or_else(|| missing(&keys.key(keys::RMS_EPSILON)))? as f32,
+        rms_norm_eps,
         rope: Rope { theta: rope_theta(&keys)?, scaling: RopeScaling::None },
         activation: activation(metadata, architecture)?,
         sub_norms: is_there("blk.0.attn_sub_norm.weight"),
         qk_norm: is_there("blk.0.attn_q_norm.weight"),
-        projection_norms: is_there("blk.0.attn_q_norm_in.weight"),
+        projection_norms,
+        // Programs that do not write our key have one ε for all norms.
+        projection_norm_eps: own_eps.filter(|_| projection_norms).map_or(rms_norm_eps, |eps| eps as f32),
         tied_head: metadata.bool(keys::BITNET_TIED_HEAD)?.unwrap_or_else(|| !is_there("output.weight")),
         activation_policy: activation_policy(metadata, architecture, tensors.any_i2s)?,
         last_token_pooling,

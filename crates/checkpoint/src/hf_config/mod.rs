@@ -18,6 +18,8 @@ use crate::json::{Fields, parse_object, shown};
 
 /// Our own optional key: what linear layers read, where the file's other keys cannot say it.
 const POLICY_KEY: &str = "bitnet_activation_policy";
+/// Our own optional key: ε of the norms inside projections, where no `quantization_config` says it.
+const PROJECTION_EPS_KEY: &str = "bitnet_projection_norm_eps";
 /// Linear layers of a transformer layer; none may be left out of quantisation.
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -73,7 +75,8 @@ pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, Checkp
     let n_heads = count("num_attention_heads")?;
     let hidden_size = count("hidden_size")?;
     let rms_norm_eps = fields.required("rms_norm_eps", fields.number("rms_norm_eps")?)? as f32;
-    let projection_norms = names.projection_norms || uses_rms_norm(fields, rms_norm_eps)?;
+    let projection_norms = names.projection_norms || uses_rms_norm(fields)?;
+    let projection_norm_eps = if projection_norms { projection_norm_eps(fields, rms_norm_eps)? } else { rms_norm_eps };
     let model = ModelConfig {
         architecture,
         hidden_size,
@@ -90,6 +93,7 @@ pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, Checkp
         sub_norms: architecture == Architecture::Bitnet || names.sub_norms,
         qk_norm: architecture == Architecture::Qwen3,
         projection_norms,
+        projection_norm_eps,
         tied_head: fields.flag("tie_word_embeddings")?.unwrap_or(false),
         activation_policy: activation_policy(fields, architecture, projection_norms)?,
         last_token_pooling: last_token_pooling(fields)?,
@@ -228,18 +232,24 @@ fn refuse_dense_projections(quantization: &Fields) -> Result<(), CheckpointError
     }
 }
 
-/// `use_rms_norm`: a norm inside every linear. It has an ε of its own (default 1e-6), which must be the model's.
-fn uses_rms_norm(fields: &Fields, rms_norm_eps: f32) -> Result<bool, CheckpointError> {
-    let Some(quantization) = fields.object("quantization_config")? else { return Ok(false) };
-    if quantization.flag("use_rms_norm")? != Some(true) {
-        return Ok(false);
+/// `use_rms_norm`: a norm inside every linear.
+fn uses_rms_norm(fields: &Fields) -> Result<bool, CheckpointError> {
+    match fields.object("quantization_config")? {
+        Some(quantization) => Ok(quantization.flag("use_rms_norm")? == Some(true)),
+        None => Ok(false),
     }
-    let eps = quantization.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
-    if eps != rms_norm_eps {
-        let reason = format!("{eps} differs from the model's {rms_norm_eps}; one epsilon is computed with");
-        return Err(unsupported("quantization_config.rms_norm_eps", reason));
+}
+
+/// The ε of those norms: `quantization_config.rms_norm_eps` (1e-6 if absent, as in BitNetQuantConfig), or our own key. Models whose
+/// norms no quantisation mentions (BitNet-embedding) have one ε for all.
+fn projection_norm_eps(fields: &Fields, rms_norm_eps: f32) -> Result<f32, CheckpointError> {
+    if let Some(eps) = fields.number(PROJECTION_EPS_KEY)? {
+        return Ok(eps as f32);
     }
-    Ok(true)
+    match fields.object("quantization_config")? {
+        Some(quantization) => Ok(quantization.number("rms_norm_eps")?.unwrap_or(1e-6) as f32),
+        None => Ok(rms_norm_eps),
+    }
 }
 
 fn activation_policy(fields: &Fields, architecture: Architecture, projection_norms: bool) -> Result<ActivationPolicy, CheckpointError> {

@@ -150,7 +150,6 @@ fn features_that_are_not_computed_are_refused_by_name() {
         ("quantization_config", json!({ "quant_method": "bitnet", "quantization_mode": "later" }), "quantization_mode"),
         ("quantization_config", json!({ "quant_method": "bitnet", "quantization_mode": "online" }), "online"),
         ("quantization_config", json!({ "quant_method": "bitnet", "modules_to_not_convert": ["model.layers.0.mlp.up_proj"] }), "up_proj"),
-        ("quantization_config", json!({ "quant_method": "bitnet", "use_rms_norm": true, "rms_norm_eps": 1e-3 }), "rms_norm_eps"),
         ("quantization_config", json!({ "linear_class": "bitlinear" }), "quant_method"),
         ("quantization", json!({ "group_size": 128, "bits": 4 }), "bits"),
         ("quantization", json!({ "group_size": 100, "bits": 2 }), "group_size"),

@@ -125,11 +125,7 @@ fn embedding_model_without_prefix_and_head_is_understood() {
     model.config["architectures"] = json!(["Qwen3Model"]);
     model.config["model_type"] = json!("qwen3");
     model.config["tie_word_embeddings"] = json!(false);
-    let projections: Vec<_> = model.tensors.iter().filter(|tensor| tensor.name.contains("_proj")).cloned().collect();
-    for projection in projections {
-        let n_cols = projection.shape[1];
-        model.push(&projection.name.replace(".weight", ".norm.weight"), "BF16", vec![n_cols], bf16(vec![1.0; n_cols]));
-    }
+    model.push_projection_norms("norm");
     for norm in ["q_norm", "k_norm"] {
         model.push(&format!("model.layers.0.self_attn.{norm}.weight"), "BF16", vec![4], bf16([1.0; 4]));
     }
@@ -138,6 +134,23 @@ fn embedding_model_without_prefix_and_head_is_understood() {
     let config = checkpoint.config();
     assert!(config.projection_norms && config.last_token_pooling && config.qk_norm);
     assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken);
+}
+
+#[test]
+fn norms_inside_projections_have_their_own_epsilon() {
+    let epsilons = |key: &str, value: serde_json::Value| {
+        let mut model = SmallModel::packed(None);
+        model.push_projection_norms("rms_norm");
+        model.config["rms_norm_eps"] = json!(1e-5);
+        model.config["quantization_config"]["use_rms_norm"] = json!(true);
+        model.config["quantization_config"][key] = value;
+        open(&model).map(|checkpoint| (checkpoint.config().rms_norm_eps, checkpoint.config().projection_norm_eps))
+    };
+    assert_eq!(epsilons("modules_to_not_convert", json!(null)).expect("opens"), (1e-5, 1e-6), "as the class defaults");
+    assert_eq!(epsilons("rms_norm_eps", json!(1e-3)).expect("opens"), (1e-5, 1e-3));
+    for wrong in [json!(0.0), json!(2), json!("1e-6")] {
+        assert!(reason(epsilons("rms_norm_eps", wrong.clone())).contains("norm_eps"), "{wrong}");
+    }
 }
 
 #[test]

@@ -72,6 +72,7 @@ fn to_json(model: &str, checkpoint: &Checkpoint, inspection: &Inspection) -> ser
             "sub_norms": config.sub_norms,
             "qk_norm": config.qk_norm,
             "projection_norms": config.projection_norms,
+            "projection_norm_eps": config.projection_norm_eps,
             "tied_head": config.tied_head,
             "last_token_pooling": config.last_token_pooling,
         },
