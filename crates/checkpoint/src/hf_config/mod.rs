@@ -34,6 +34,10 @@ pub(crate) enum WeightForm {
     Master,
     /// Floating-point numbers that are already trit × scale.
     FakeQuantised,
+    /// Floating-point numbers of which nothing says whether they are trit × scale or master weights: the norms inside projections
+    /// say that they are ternary, and their values which of the two. BitNet-embedding publishes masters
+    /// (microsoft/BitNet:utils/convert-bitnet-embedding-to-gguf.py), `convert` writes trit × scale.
+    FakeQuantisedOrMaster,
     /// MLX affine 2-bit.
     Mlx,
 }
@@ -70,7 +74,7 @@ pub fn read_config_json(bytes: &[u8]) -> Result<ModelConfig, CheckpointError> {
 pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, CheckpointError> {
     let architecture = architecture(fields)?;
     refuse_uncomputed(fields)?;
-    let weights = weight_form(fields)?;
+    let weights = weight_form(fields, names)?;
     let count = |key: &str| fields.count(key).and_then(|value| fields.required(key, value));
     let n_heads = count("num_attention_heads")?;
     let hidden_size = count("hidden_size")?;
@@ -161,13 +165,17 @@ fn refuse_uncomputed(fields: &Fields) -> Result<(), CheckpointError> {
     }
 }
 
-fn weight_form(fields: &Fields) -> Result<WeightForm, CheckpointError> {
+fn weight_form(fields: &Fields, names: NamesSeen) -> Result<WeightForm, CheckpointError> {
     if let Some(quantization) = fields.object("quantization")? {
         check_mlx(&quantization)?;
         return Ok(WeightForm::Mlx);
     }
     let Some(quantization) = fields.object("quantization_config")? else {
-        return Ok(if is_one_bit_llm(fields)? { WeightForm::Master } else { WeightForm::FakeQuantised });
+        return Ok(match is_one_bit_llm(fields)? {
+            true => WeightForm::Master,
+            false if names.projection_norms => WeightForm::FakeQuantisedOrMaster,
+            false => WeightForm::FakeQuantised,
+        });
     };
     let method = quantization.required("quant_method", quantization.text("quant_method")?)?;
     if method != "bitnet" {

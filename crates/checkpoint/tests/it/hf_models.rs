@@ -134,6 +134,16 @@ fn embedding_model_without_prefix_and_head_is_understood() {
     let config = checkpoint.config();
     assert!(config.projection_norms && config.last_token_pooling && config.qk_norm);
     assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken);
+    // Its projections are published as master weights, and written by us as trit × scale: both load.
+    let up = "model.layers.0.mlp.up_proj.weight";
+    assert_eq!(ternary(&checkpoint, up).scales(), &Scales::Tensor(0.25), "exact, not the mean with its zeros");
+    let masters = |i: usize| [-0.75, 0.125, 0.5, 1.125, -0.0625, 0.1875, -1.0, 0.25][i % 8];
+    model.tensor("layers.0.mlp.up_proj.weight").bytes = bf16((0..4 * HIDDEN).map(masters));
+    let matrix = ternary(&open(&model).expect("opens"), up);
+    assert_eq!((matrix.scales(), &matrix.to_trits()[..8]), (&Scales::Tensor(0.5), &[-1, 0, 1, 1, 0, 0, -1, 0][..]));
+    model.tensor("layers.0.mlp.up_proj.weight").bytes = bf16((0..4 * HIDDEN).map(|i| if i == 5 { f32::NAN } else { masters(i) }));
+    let error = open(&model).expect("opens").load(up);
+    assert!(matches!(error, Err(CheckpointError::NotTernary { .. })), "{error:?}");
 }
 
 #[test]
