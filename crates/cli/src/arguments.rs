@@ -3,7 +3,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 
-use bitnet_checkpoint::GenerationDefaults;
+use bitnet_checkpoint::config::ActivationPolicy;
+use bitnet_checkpoint::{GenerationDefaults, OpenOptions};
 use bitnet_device_cpu::IsaChoice;
 use bitnet_model::sampler::SamplingParams;
 use clap::builder::FalseyValueParser;
@@ -40,6 +41,41 @@ pub(crate) struct ModelArguments {
     /// Folder, .gguf file, or hf:owner/name[@revision][:file.gguf]; without it, the embedded model
     #[arg(short, long = "model", value_name = "MODEL", env = "BITNET_MODEL", hide_env_values = true)]
     model: Option<String>,
+    #[command(flatten)]
+    pub(crate) open: OpenArguments,
+}
+
+/// What the user knows better than the model's files. Every verb that opens a model has these flags.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct OpenArguments {
+    /// What linear layers read; by default as the model's files say
+    #[arg(long, value_enum, hide_short_help = true)]
+    activations: Option<ActivationsArgument>,
+}
+
+impl OpenArguments {
+    /// The same for the checkpoint.
+    pub(crate) fn options(self) -> OpenOptions {
+        OpenOptions { activations: self.activations.map(Into::into), ..OpenOptions::default() }
+    }
+}
+
+/// What linear layers read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ActivationsArgument {
+    /// Integers of 8 bits with one scale for each token, as BitNet models were trained
+    Int8,
+    /// The numbers themselves, as models want whose weights alone are ternary (TriLM, Ternary-Bonsai)
+    Exact,
+}
+
+impl From<ActivationsArgument> for ActivationPolicy {
+    fn from(argument: ActivationsArgument) -> Self {
+        match argument {
+            ActivationsArgument::Int8 => Self::Int8PerToken,
+            ActivationsArgument::Exact => Self::Unquantised,
+        }
+    }
 }
 
 impl ModelArguments {

@@ -2,8 +2,9 @@
 //!
 //! What the public keys do not say, and how it is decided: whether a graph has sub-norms, query and key norms or norms inside
 //! projections, by whether their tensors are there; the activation, by architecture (`bitnet-b1.58` and `bitnet-25` are ReLU²,
-//! `bitnet`, `llama` and `qwen3` SiLU); whether activations are quantised, by architecture and type (all `bitnet*`
-//! architectures and all I2_S files are int8 per token, other ternary types are weight-only). `bitnet.*` keys win over all of that.
+//! `bitnet`, `llama` and `qwen3` SiLU); whether activations are quantised, by architecture, type and norms (all `bitnet*`
+//! architectures, all I2_S files and all models with norms inside projections are int8 per token; others are taken for weight-only,
+//! which a [`crate::Note`] says). `bitnet.*` keys win over all of that.
 //! Defaults are those that the format's specification gives a key when it is absent.
 
 use std::collections::HashMap;
@@ -127,7 +128,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
         // Programs that do not write our key have one ε for all norms.
         projection_norm_eps: own_eps.filter(|_| projection_norms).map_or(rms_norm_eps, |eps| eps as f32),
         tied_head: metadata.bool(keys::BITNET_TIED_HEAD)?.unwrap_or_else(|| !is_there("output.weight")),
-        activation_policy: activation_policy(metadata, architecture, tensors.any_i2s)?,
+        activation_policy: activation_policy(metadata, architecture, tensors.any_i2s || projection_norms)?,
         last_token_pooling,
     };
     config.validate()?;
@@ -188,9 +189,9 @@ fn activation(metadata: &Metadata, architecture: GgufArchitecture) -> Result<Act
     }
 }
 
-fn activation_policy(metadata: &Metadata, architecture: GgufArchitecture, any_i2s: bool) -> Result<ActivationPolicy, CheckpointError> {
+fn activation_policy(metadata: &Metadata, architecture: GgufArchitecture, trained_int8: bool) -> Result<ActivationPolicy, CheckpointError> {
     match metadata.string(keys::BITNET_ACTIVATION_POLICY)? {
-        None if architecture.family == Architecture::Bitnet || any_i2s => Ok(ActivationPolicy::Int8PerToken),
+        None if architecture.family == Architecture::Bitnet || trained_int8 => Ok(ActivationPolicy::Int8PerToken),
         None => Ok(ActivationPolicy::Unquantised),
         Some("int8_per_token") => Ok(ActivationPolicy::Int8PerToken),
         Some("unquantised") => Ok(ActivationPolicy::Unquantised),

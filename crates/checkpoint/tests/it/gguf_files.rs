@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, RopeScaling};
 use bitnet_checkpoint::gguf::{GgufOptions, GgufSource, I2sChoice, I2sLayout};
-use bitnet_checkpoint::{DenseType, Tensor, Vocabulary};
+use bitnet_checkpoint::{Checkpoint, DenseType, Note, OpenOptions, Tensor, Vocabulary};
 use bitnet_ternary::layout::q2_0::{self, BlockWidth};
 use bitnet_ternary::layout::{i2_s, ptq1_0, q1_0, tq1_0, tq2_0};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -188,6 +188,25 @@ fn every_block_type_loads_with_the_coarsest_scale_and_its_own_policy() {
 }
 
 #[test]
+fn activations_that_a_file_leaves_open_are_noted_and_can_be_told() {
+    for (type_id, name, pack) in block_packs() {
+        let file = wide_model("llama", type_id, &pack);
+        let notes = file.open().expect("valid").notes();
+        let is_open = matches!(name, "TQ1_0" | "TQ2_0" | "Q2_0");
+        assert_eq!(notes, if is_open { vec![Note::ActivationsUnstated] } else { vec![] }, "{name}");
+        assert_eq!(wide_model("bitnet", type_id, &pack).open().expect("valid").notes(), [], "{name}");
+        for policy in [ActivationPolicy::Int8PerToken, ActivationPolicy::Unquantised] {
+            let options = OpenOptions { activations: Some(policy), ..OpenOptions::default() };
+            let told = Checkpoint::from_gguf_bytes_with(leak(file.build()), options).expect("valid");
+            assert_eq!((told.config().activation_policy, told.notes()), (policy, vec![]), "{name}");
+        }
+        let mut file = file;
+        file.set_text("bitnet.activation_policy", "unquantised");
+        assert_eq!(file.open().expect("valid").notes(), [], "{name}");
+    }
+}
+
+#[test]
 fn binary_weights_load_as_trits_without_zeros() {
     let pack = |t: &[i8]| {
         let signs: Vec<i8> = t.iter().map(|&trit| if trit < 0 { -1 } else { 1 }).collect();
@@ -253,6 +272,8 @@ fn norms_of_qwen3_and_of_bitnet_embedding_are_seen_by_their_tensors() {
     let source = file.open().expect("valid");
     let config = source.config();
     assert!(config.qk_norm && config.projection_norms && config.last_token_pooling && !config.sub_norms);
+    assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken, "no model has such norms without int8 activations");
+    assert_eq!(source.notes(), []);
     assert!(source.load("model.layers.0.self_attn.o_proj.norm.weight").is_ok());
 }
 

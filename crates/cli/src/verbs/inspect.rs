@@ -8,7 +8,7 @@ use bitnet_checkpoint::{Checkpoint, Inspection, ModelConfig, TensorInspection, V
 use clap::Args;
 use serde_json::json;
 
-use crate::arguments::GlobalArguments;
+use crate::arguments::{GlobalArguments, OpenArguments};
 use crate::model_source::{EMBEDDED, ModelSource};
 use crate::open::open_source;
 use crate::size::{bytes, count, kv_bytes_per_token};
@@ -21,6 +21,8 @@ pub(crate) struct InspectArguments {
     /// Folder, .gguf file, or hf:owner/name[@revision][:file.gguf]; without it, the embedded model
     #[arg(value_name = "MODEL", default_value = EMBEDDED, hide_default_value = true)]
     model: String,
+    #[command(flatten)]
+    open: OpenArguments,
     /// List every tensor instead of grouping layers
     #[arg(long)]
     all: bool,
@@ -32,7 +34,7 @@ pub(crate) struct InspectArguments {
 /// Looks at every tensor and prints.
 pub(crate) fn perform(arguments: &InspectArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
     let source: ModelSource = arguments.model.parse()?;
-    let checkpoint = open_source(&source, global, terminal)?;
+    let checkpoint = open_source(&source, arguments.open, global, terminal)?;
     let inspection = inspect(&checkpoint)?;
     if arguments.json {
         writeln!(Output, "{}", serde_json::to_string_pretty(&to_json(&arguments.model, &checkpoint, &inspection)?)?)?;

@@ -46,6 +46,31 @@ fn loss_of_a_conversion_is_told() {
 }
 
 #[test]
+fn activations_that_a_file_leaves_open_are_noted_until_they_are_told() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("a.gguf");
+    let path = out.to_str().expect("UTF-8");
+    assert_eq!(run(&["convert", &model_argument("tiny-llama-bitlinear"), path, "--to", "gguf-tq2_0"]).status, Some(0));
+    let activations = |flags: &[&str]| {
+        let finished = run(&[&["inspect", "--json", path], flags].concat());
+        let json: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"));
+        (json["config"]["activations"].as_str().expect("text").to_owned(), finished.stderr)
+    };
+    assert_eq!(activations(&[]), ("int8 per token".into(), String::new()), "we write what the public keys cannot say");
+    // Other programs' files have no such key: rename it, keeping every length.
+    let mut bytes = std::fs::read(&out).expect("written");
+    let needle = b"bitnet.activation_policy";
+    let at = bytes.windows(needle.len()).position(|window| window == needle).expect("written");
+    bytes[at] = b'x';
+    std::fs::write(&out, bytes).expect("written");
+    let (policy, note) = activations(&[]);
+    assert!(policy == "unquantised" && note.contains("--activations"), "{policy}: {note}");
+    assert_eq!(activations(&["--quiet"]).1, "");
+    assert_eq!(activations(&["--activations", "exact"]), ("unquantised".into(), String::new()));
+    assert_eq!(activations(&["--activations", "int8"]), ("int8 per token".into(), String::new()));
+}
+
+#[test]
 fn existing_output_is_replaced_only_when_asked() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("a.gguf");
