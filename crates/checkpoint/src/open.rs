@@ -106,10 +106,10 @@ impl Checkpoint {
         }
     }
 
-    /// What the files leave open, and how it was decided.
-    pub fn notes(&self) -> Vec<Note> {
+    /// What the files leave open, and how it was decided. May read a few tensors.
+    pub fn notes(&self) -> Result<Vec<Note>, CheckpointError> {
         match &self.source {
-            Source::Folder(_) => Vec::new(),
+            Source::Folder(_) => Ok(Vec::new()),
             Source::Gguf(source) => source.notes(),
         }
     }

@@ -32,7 +32,7 @@ pub(crate) fn open_source(
         ModelLocation::Embedded => Checkpoint::from_gguf_bytes_with(EMBEDDED_MODEL, options).context("cannot open the embedded model"),
         ModelLocation::Path(path) => Checkpoint::open_with(&path, options).with_context(|| format!("cannot open {}", path.display())),
     }?;
-    for note in checkpoint.notes() {
+    for note in checkpoint.notes()? {
         terminal.note(&format!("note: {note} ({})", flag_for(note)));
     }
     Ok(checkpoint)
@@ -42,6 +42,7 @@ pub(crate) fn open_source(
 fn flag_for(note: Note) -> &'static str {
     match note {
         Note::ActivationsUnstated => "--activations says which",
+        Note::I2sOrderUndecided(_) => "--i2s-layout says which",
     }
 }
 

@@ -110,9 +110,14 @@ impl GgufSource {
         self.activations_unstated = false;
     }
 
-    /// What the file leaves open.
-    pub fn notes(&self) -> Vec<Note> {
-        self.activations_unstated.then_some(Note::ActivationsUnstated).into_iter().collect()
+    /// What the file leaves open. Reads three tensors, which loading would, where there is I2_S of an order that was not told.
+    pub fn notes(&self) -> Result<Vec<Note>, CheckpointError> {
+        let mut notes: Vec<Note> = self.activations_unstated.then_some(Note::ActivationsUnstated).into_iter().collect();
+        if self.options.i2s_layout == I2sChoice::Detect {
+            let undecided = self.i2s_detection()?.filter(|detection| !detection.decided);
+            notes.extend(undecided.map(|detection| Note::I2sOrderUndecided(detection.layout)));
+        }
+        Ok(notes)
     }
 
     /// The model's configuration.
@@ -163,7 +168,8 @@ impl GgufSource {
         Ok(self.detection.get())
     }
 
-    fn i2s_layout(&self) -> Result<I2sLayout, CheckpointError> {
+    /// The order in which I2_S codes are decoded.
+    pub fn i2s_layout(&self) -> Result<I2sLayout, CheckpointError> {
         match self.options.i2s_layout {
             I2sChoice::Is(layout) => Ok(layout),
             I2sChoice::Detect => Ok(self.i2s_detection()?.map_or(I2sLayout::Blocks128, |detection| detection.layout)),

@@ -71,6 +71,40 @@ fn activations_that_a_file_leaves_open_are_noted_until_they_are_told() {
 }
 
 #[test]
+fn order_of_i2_s_codes_is_shown_and_can_be_told() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let order = |model: &str, flags: &[&str]| {
+        let finished = run(&[&["inspect", model], flags].concat());
+        assert_eq!(finished.status, Some(0), "{finished:?}");
+        let line = finished.stdout.lines().find(|line| line.contains("I2_S order")).map(str::to_owned);
+        (line.unwrap_or_default(), finished.stderr)
+    };
+    let convert = |input: &str, name: &str| {
+        let out = folder.path().join(name).to_str().expect("UTF-8").to_owned();
+        assert_eq!(run(&["convert", input, &out, "--to", "gguf-i2_s"]).status, Some(0));
+        out
+    };
+    let trained = convert("embedded", "trained.gguf");
+    let (line, note) = order(&trained, &[]);
+    assert!(line.ends_with("blocks of 128, as the weights show") && note.is_empty(), "{line} {note}");
+    let random = convert(&model_argument("tiny-llama-bitlinear"), "random.gguf");
+    let (line, note) = order(&random, &[]);
+    assert!(line.ends_with("blocks of 128, for lack of evidence in the weights") && note.contains("--i2s-layout"), "{line} {note}");
+    let (line, note) = order(&random, &["--i2s-layout", "blocks-64"]);
+    assert!(line.ends_with("blocks of 64, as told") && note.is_empty(), "{line} {note}");
+    let ids = ["--ids", "1,2,3", "--out"];
+    let logits = |flags: &[&str], name: &str| {
+        let out = folder.path().join(name);
+        let finished = run(&[&["logits", "-m", &random], &ids[..], &[out.to_str().expect("UTF-8")], flags].concat());
+        assert_eq!(finished.status, Some(0), "{finished:?}");
+        std::fs::read(out).expect("written")
+    };
+    let published = logits(&[], "a.npy");
+    assert!(published == logits(&["--i2s-layout", "blocks-128"], "b.npy"));
+    assert!(published != logits(&["--i2s-layout", "rows-4"], "c.npy"), "another order is another model");
+}
+
+#[test]
 fn existing_output_is_replaced_only_when_asked() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("a.gguf");
