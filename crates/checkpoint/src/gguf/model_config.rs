@@ -122,7 +122,8 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
         rms_norm_eps,
         rope: Rope { theta: rope_theta(&keys)?, scaling: RopeScaling::None },
         activation: activation(metadata, architecture)?,
-        sub_norms: is_there("blk.0.attn_sub_norm.weight"),
+        // A graph of this family without them does not exist: if they are missing, the file is incomplete.
+        sub_norms: architecture.family == Architecture::Bitnet || is_there("blk.0.attn_sub_norm.weight"),
         qk_norm: is_there("blk.0.attn_q_norm.weight"),
         projection_norms,
         // Programs that do not write our key have one ε for all norms.

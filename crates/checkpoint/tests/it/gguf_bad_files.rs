@@ -464,6 +464,16 @@ fn tensors_that_are_missing_left_over_or_of_another_shape_are_refused() {
 }
 
 #[test]
+fn bitnet_graph_without_its_sub_norms_is_refused() {
+    for part in ["sub_norm", "blk.0.attn_sub_norm", "blk.0.ffn_sub_norm"] {
+        let mut file = tiny_model();
+        file.tensors.retain(|tensor| !tensor.name.contains(part));
+        let error = file.refusal(part);
+        assert!(matches!(&error, CheckpointError::MissingTensor { name } if name.contains("sub_norm")), "{part}: {error}");
+    }
+}
+
+#[test]
 fn what_is_not_computed_is_named() {
     for (architecture, part) in [("qwen35", "qwen35"), ("gemma3", "gemma3"), ("", "architecture"), ("BITNET", "BITNET")] {
         let mut file = tiny_model();
