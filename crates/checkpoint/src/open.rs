@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{ActivationPolicy, ModelConfig, TensorRole};
 use crate::error::CheckpointError;
 use crate::gguf::{GgufOptions, GgufSource};
+use crate::json::shown;
 use crate::note::Note;
 use crate::positioned::PositionedFile;
 use crate::quantise;
@@ -185,6 +186,19 @@ impl Checkpoint {
         }
     }
 
+    /// Opens the model that a safetensors file belongs to.
+    fn open_folder_of(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let missing = || not_a_model(path, "a safetensors file needs config.json beside it, and a folder that holds one model");
+        let source = HfSource::open(folder)?.ok_or_else(missing)?;
+        let is_named = |name: &String| path.file_name().is_some_and(|named| named.to_string_lossy() == name.as_str());
+        if !source.file_names().any(|name| is_named(&name)) {
+            let first = source.file_names().next().unwrap_or_default();
+            return Err(not_a_model(path, format!("the model of its folder is in {}, which this file is no part of", shown(&first))));
+        }
+        Ok(Self::new(Source::Folder(source), options))
+    }
+
     fn open_file(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
         let file = PositionedFile::open(path)?.ok_or_else(|| not_a_model(path, "there is nothing at that path"))?;
         let first = file.read_at(0, file.size_bytes().min(32))?;
@@ -196,10 +210,7 @@ impl Checkpoint {
         }
         // A safetensors file begins with the length of its header, and the header with a brace.
         if first.get(8) == Some(&b'{') {
-            let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let source = HfSource::open(folder)?;
-            let missing = || not_a_model(path, "a safetensors file needs config.json beside it");
-            return Ok(Self::new(Source::Folder(source.ok_or_else(missing)?), options));
+            return Self::open_folder_of(path, options);
         }
         Err(not_a_model(path, "neither GGUF nor safetensors; name a GGUF file or a folder with config.json and safetensors files"))
     }

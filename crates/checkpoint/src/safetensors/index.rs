@@ -41,6 +41,11 @@ impl TensorSet {
         Ok(Some(Self { shards: vec![file], tensors }))
     }
 
+    /// The names of the files.
+    pub(crate) fn file_names(&self) -> impl Iterator<Item = String> {
+        self.shards.iter().map(|shard| base_name(shard.path()))
+    }
+
     /// All tensors.
     pub(crate) fn tensors(&self) -> &[StoredTensor] {
         &self.tensors

@@ -108,6 +108,11 @@ impl HfSource {
         Ok(Some(Self { config: config.model, text, tensors, is_mlx, set, places }))
     }
 
+    /// The names of the files that hold its tensors.
+    pub(crate) fn file_names(&self) -> impl Iterator<Item = String> {
+        self.set.file_names()
+    }
+
     /// Loads the tensor at `index` of [`Self::tensors`].
     pub(crate) fn load(&self, index: usize) -> Result<Tensor, CheckpointError> {
         let (name, place) = (&self.tensors[index].name, &self.places[index]);

@@ -223,6 +223,9 @@ fn paths_that_are_no_model_get_advice() {
     assert!(refused(folder.path()).contains("neither model.safetensors"));
     alone.write(folder.path());
     assert!(Checkpoint::open(&path("model.safetensors")).is_ok(), "a file stands for its folder");
+    std::fs::write(path("adapter.safetensors"), alone.safetensors()).expect("written");
+    assert!(refused(&path("adapter.safetensors")).contains("in \"model.safetensors\", which this file is no part of"));
+    assert!(Checkpoint::open(&path("model.safetensors")).is_ok());
 }
 
 #[test]
