@@ -205,11 +205,14 @@ impl Checkpoint {
         if first.starts_with(&GGUF_MAGIC) {
             return GgufSource::open(path, options.gguf).map(|source| Self::new(Source::Gguf(source), options));
         }
-        if let Some((_, advice)) = OTHER_MAGIC.iter().find(|(magic, _)| first.starts_with(magic)) {
+        // A safetensors file begins with the length of its header, and the header with a brace. A length may look like another magic.
+        let has_brace = first.get(8) == Some(&b'{');
+        let fits = first.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) < file.size_bytes());
+        let other = OTHER_MAGIC.iter().find(|(magic, _)| first.starts_with(magic) && !(has_brace && fits));
+        if let Some((_, advice)) = other {
             return Err(not_a_model(path, *advice));
         }
-        // A safetensors file begins with the length of its header, and the header with a brace.
-        if first.get(8) == Some(&b'{') {
+        if has_brace {
             return Self::open_folder_of(path, options);
         }
         Err(not_a_model(path, "neither GGUF nor safetensors; name a GGUF file or a folder with config.json and safetensors files"))

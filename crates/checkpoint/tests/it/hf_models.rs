@@ -7,7 +7,7 @@ use bitnet_checkpoint::{Checkpoint, CheckpointError, Tensor};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::json;
 
-use crate::small_model::{HIDDEN, SmallModel, bf16, trit};
+use crate::small_model::{HIDDEN, SmallModel, bf16, file, trit};
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -223,6 +223,16 @@ fn paths_that_are_no_model_get_advice() {
     assert!(refused(folder.path()).contains("neither model.safetensors"));
     alone.write(folder.path());
     assert!(Checkpoint::open(&path("model.safetensors")).is_ok(), "a file stands for its folder");
+    let (header, data) = alone.header_and_data();
+    let mut header = serde_json::to_vec(&header).expect("serialises");
+    assert!(header.len() < 640 + 65_536);
+    header.resize(640 + 65_536 * usize::from(header.len() > 640), b' ');
+    let like_a_pickle = file(&header, &data);
+    assert!(like_a_pickle.starts_with(b"\x80\x02"));
+    std::fs::write(path("model.safetensors"), like_a_pickle).expect("written");
+    assert!(Checkpoint::open(&path("model.safetensors")).is_ok(), "its length begins as a pickle does");
+    std::fs::write(path("pickle.bin"), b"\x80\x02}q\x00(X{\x05{{").expect("written");
+    assert!(refused(&path("pickle.bin")).contains("pickle"));
     std::fs::write(path("adapter.safetensors"), alone.safetensors()).expect("written");
     assert!(refused(&path("adapter.safetensors")).contains("in \"model.safetensors\", which this file is no part of"));
     assert!(Checkpoint::open(&path("model.safetensors")).is_ok());
