@@ -3,7 +3,7 @@
 //! Keys that decide the arithmetic are read, never guessed; a feature that would change the arithmetic and is not computed
 //! (biases, sliding windows, partial rotary embedding) is refused by name. No remote code: `auto_map` is ignored. Defaults that
 //! are taken are those of the configuration classes, each named where it is taken: `tie_word_embeddings` is false for bitnet,
-//! llama and qwen3; llama's `num_key_value_heads` is `num_attention_heads`.
+//! llama and qwen3; llama's `num_key_value_heads` is `num_attention_heads`; `head_dim` is 128 for qwen3, else hidden size over heads.
 //! Source: huggingface/transformers:src/transformers/models/{bitnet,llama,qwen3}/configuration_*.py,
 //! src/transformers/utils/quantization_config.py (BitNetQuantConfig).
 
@@ -20,6 +20,8 @@ use crate::json::{Fields, parse_object, shown};
 const POLICY_KEY: &str = "bitnet_activation_policy";
 /// Our own optional key: ε of the norms inside projections, where no `quantization_config` says it.
 const PROJECTION_EPS_KEY: &str = "bitnet_projection_norm_eps";
+/// Qwen3Config's `head_dim` where a file has none, whatever the hidden size.
+const QWEN3_HEAD_DIM: usize = 128;
 /// Linear layers of a transformer layer; none may be left out of quantisation.
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -88,7 +90,7 @@ pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, Checkp
         n_layers: count("num_hidden_layers")?,
         n_heads,
         n_kv_heads: n_kv_heads(fields, architecture, n_heads)?,
-        head_dim: head_dim(fields, hidden_size, n_heads)?,
+        head_dim: head_dim(fields, architecture, (hidden_size, n_heads))?,
         n_vocab: count("vocab_size")?,
         context_length: count("max_position_embeddings")?,
         rms_norm_eps,
@@ -124,9 +126,12 @@ fn n_kv_heads(fields: &Fields, architecture: Architecture, n_heads: usize) -> Re
     }
 }
 
-fn head_dim(fields: &Fields, hidden_size: usize, n_heads: usize) -> Result<usize, CheckpointError> {
+fn head_dim(fields: &Fields, architecture: Architecture, (hidden_size, n_heads): (usize, usize)) -> Result<usize, CheckpointError> {
     if let Some(head_dim) = fields.count("head_dim")? {
         return Ok(head_dim);
+    }
+    if architecture == Architecture::Qwen3 {
+        return Ok(QWEN3_HEAD_DIM);
     }
     if n_heads == 0 || !hidden_size.is_multiple_of(n_heads) {
         let reason = format!("absent, and {n_heads} heads do not divide the hidden size {hidden_size}");

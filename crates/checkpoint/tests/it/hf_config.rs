@@ -1,7 +1,7 @@
 //! The corpus of `config.json` files: every key × every wrong type, absent keys, limits, and features that are not computed.
 
 use bitnet_checkpoint::config::{ActivationPolicy, RopeScaling};
-use bitnet_checkpoint::{Checkpoint, CheckpointError};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, read_config_json};
 use serde_json::{Value, json};
 
 use crate::hf_models::open;
@@ -88,6 +88,17 @@ fn keys_that_decide_the_arithmetic_may_not_be_absent() {
         let null = refusal(|config| config[key] = Value::Null);
         assert!(removed.contains(key) && removed.contains("absent") && removed == null, "{key}: {removed}");
     }
+}
+
+#[test]
+fn head_dim_that_is_absent_is_as_the_class_defaults() {
+    let head_dim = |model_type: &str| {
+        let mut config = SmallModel::packed(None).config;
+        config["model_type"] = json!(model_type);
+        config.as_object_mut().expect("object").remove("head_dim");
+        read_config_json(config.to_string().as_bytes()).expect("reads").head_dim
+    };
+    assert_eq!((head_dim("llama"), head_dim("bitnet"), head_dim("qwen3")), (16, 16, 128));
 }
 
 #[test]
