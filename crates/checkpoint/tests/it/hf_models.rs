@@ -239,6 +239,17 @@ fn paths_that_are_no_model_get_advice() {
 }
 
 #[test]
+fn single_file_goes_before_an_index_as_in_transformers() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    SmallModel::packed(None).write(folder.path());
+    let stale = json!({ "weight_map": { "model.norm.weight": "model-00001-of-00002.safetensors" } });
+    std::fs::write(folder.path().join("model.safetensors.index.json"), stale.to_string()).expect("written");
+    Checkpoint::open(folder.path()).expect("the single file is complete");
+    std::fs::rename(folder.path().join("model.safetensors"), folder.path().join("other.safetensors")).expect("renamed");
+    assert!(reason(Checkpoint::open(folder.path())).contains("model-00001-of-00002.safetensors"));
+}
+
+#[test]
 fn text_files_are_carried() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
