@@ -239,6 +239,20 @@ fn paths_that_are_no_model_get_advice() {
 }
 
 #[test]
+fn ids_and_counts_of_minus_one_mean_none() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    SmallModel::packed(None).write(folder.path());
+    let generation = |text: &str| {
+        std::fs::write(folder.path().join("generation_config.json"), text).expect("written");
+        Checkpoint::open(folder.path()).map(|checkpoint| checkpoint.tokenizer_files().generation.clone())
+    };
+    let none = generation(r#"{"eos_token_id": [-1, 3], "top_k": -1}"#).expect("opens");
+    assert_eq!((none.eos_token_ids.as_slice(), none.top_k), (&[3][..], None));
+    assert_eq!(generation(r#"{"eos_token_id": -1}"#).expect("opens").eos_token_ids, [2], "as config.json says");
+    assert!(reason(generation(r#"{"top_k": -2}"#)).contains("top_k"));
+}
+
+#[test]
 fn single_file_goes_before_an_index_as_in_transformers() {
     let folder = tempfile::tempdir().expect("temporary folder");
     SmallModel::packed(None).write(folder.path());
@@ -275,7 +289,7 @@ fn text_files_are_carried() {
         ("tokenizer_config.json", r#"{"bos_token": {"text": "<s>"}}"#),
         ("tokenizer_config.json", "[]"),
         ("generation_config.json", r#"{"eos_token_id": ["</s>"]}"#),
-        ("generation_config.json", r#"{"eos_token_id": -1}"#),
+        ("generation_config.json", r#"{"eos_token_id": -2}"#),
         ("generation_config.json", r#"{"temperature": "hot"}"#),
         ("generation_config.json", "{"),
     ] {
