@@ -5,8 +5,8 @@ pub(super) const ARCHITECTURE: &str = "general.architecture";
 pub(super) const FILE_TYPE: &str = "general.file_type";
 pub(super) const QUANTIZATION_VERSION: &str = "general.quantization_version";
 pub(super) const SPLIT_COUNT: &str = "split.count";
-/// Keys of PrismML's rotated weights.
-pub(super) const PRISM_PREFIX: &str = "prism.";
+/// Keys of PrismML's rotated weights. Its other keys change nothing that is computed.
+pub(super) const PRISM_PREFIX: &str = "prism.hadamard.";
 pub(super) const PRISM_TRANSFORM: &str = "prism.hadamard.transform";
 pub(super) const PRISM_WEIGHT_NAMES: &str = "prism.hadamard.weight_names";
 
