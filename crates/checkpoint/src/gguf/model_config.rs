@@ -104,13 +104,17 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
     let head_dim = head_dim(&keys, hidden_size, n_heads)?;
     let is_there = |name: &str| tensors.by_name.contains_key(name);
     let last_token_pooling = pools_last_token(&keys)?;
+    // A graph of the bitnet family without them does not exist: if they are missing, the file is incomplete. A llama graph with them
+    // is of that family.
+    let sub_norms = architecture.family == Architecture::Bitnet || is_there("blk.0.attn_sub_norm.weight");
+    let is_bitnet = sub_norms && architecture.family == Architecture::Llama;
     let projection_norms = is_there("blk.0.attn_q_norm_in.weight");
     let rms_norm_eps = keys.float(keys::RMS_EPSILON)?.ok_or_else(|| missing(&keys.key(keys::RMS_EPSILON)))? as f32;
     let own_eps = metadata.float(keys::BITNET_PROJECTION_EPSILON)?;
     // The key is only checked to be a number: files pad vocabularies, and the embedding's rows are what exists.
     keys.size(keys::VOCAB_SIZE)?;
     let config = ModelConfig {
-        architecture: architecture.family,
+        architecture: if is_bitnet { Architecture::Bitnet } else { architecture.family },
         hidden_size,
         intermediate_size: keys.required_size(keys::FEED_FORWARD_LENGTH)?,
         n_layers: keys.required_size(keys::BLOCK_COUNT)?,
@@ -122,14 +126,13 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
         rms_norm_eps,
         rope: Rope { theta: rope_theta(&keys)?, scaling: RopeScaling::None },
         activation: activation(metadata, architecture)?,
-        // A graph of this family without them does not exist: if they are missing, the file is incomplete.
-        sub_norms: architecture.family == Architecture::Bitnet || is_there("blk.0.attn_sub_norm.weight"),
+        sub_norms,
         qk_norm: is_there("blk.0.attn_q_norm.weight"),
         projection_norms,
         // Programs that do not write our key have one ε for all norms.
         projection_norm_eps: own_eps.filter(|_| projection_norms).map_or(rms_norm_eps, |eps| eps as f32),
         tied_head: metadata.bool(keys::BITNET_TIED_HEAD)?.unwrap_or_else(|| !is_there("output.weight")),
-        activation_policy: activation_policy(metadata, architecture, tensors.any_i2s || projection_norms)?,
+        activation_policy: activation_policy(metadata, architecture, tensors.any_i2s || projection_norms || is_bitnet)?,
         last_token_pooling,
     };
     config.validate()?;

@@ -74,7 +74,9 @@ pub fn read_config_json(bytes: &[u8]) -> Result<ModelConfig, CheckpointError> {
 
 /// Reads a configuration and checks it.
 pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, CheckpointError> {
-    let architecture = architecture(fields)?;
+    let stated = architecture(fields)?;
+    // 1bitLLM's exports may say llama. To other readers that is a graph without sub-norms, so it is not written as one.
+    let architecture = if stated == Architecture::Llama && names.sub_norms { Architecture::Bitnet } else { stated };
     refuse_uncomputed(fields)?;
     let weights = weight_form(fields, names)?;
     let count = |key: &str| fields.count(key).and_then(|value| fields.required(key, value));
@@ -89,7 +91,7 @@ pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, Checkp
         intermediate_size: count("intermediate_size")?,
         n_layers: count("num_hidden_layers")?,
         n_heads,
-        n_kv_heads: n_kv_heads(fields, architecture, n_heads)?,
+        n_kv_heads: n_kv_heads(fields, stated, n_heads)?,
         head_dim: head_dim(fields, architecture, (hidden_size, n_heads))?,
         n_vocab: count("vocab_size")?,
         context_length: count("max_position_embeddings")?,

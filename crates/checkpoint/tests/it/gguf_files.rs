@@ -252,6 +252,19 @@ fn llama_files_have_their_query_and_key_rows_put_back() {
 }
 
 #[test]
+fn llama_file_with_sub_norms_is_of_the_bitnet_family() {
+    let (_, _, pack) = block_packs().remove(1);
+    let mut file = wide_model("llama", 35, &pack);
+    for name in ["attn_sub_norm", "ffn_sub_norm"] {
+        file.tensor(&format!("blk.0.{name}.weight"), &[256], 0, f32s(&[1.0; 256]));
+    }
+    let source = file.open().expect("valid");
+    let config = source.config();
+    assert_eq!((config.architecture, config.activation, config.sub_norms), (Architecture::Bitnet, Activation::Silu, true));
+    assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken);
+}
+
+#[test]
 fn scale_that_is_stored_apart_multiplies() {
     let (_, _, pack) = block_packs().remove(1);
     let mut file = wide_model("bitnet", 35, &pack);

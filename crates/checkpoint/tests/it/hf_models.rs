@@ -114,6 +114,7 @@ fn one_bit_llm_names_and_keys_are_understood() {
     model.push("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", vec![2], vec![0; 8]);
     let checkpoint = open(&model).expect("opens");
     assert!(checkpoint.config().sub_norms);
+    assert_eq!(checkpoint.config().architecture, Architecture::Bitnet, "a llama graph with sub-norms would be misread by others");
     assert_eq!(checkpoint.config().activation_policy, ActivationPolicy::Int8PerToken);
     assert!(checkpoint.load("model.layers.0.mlp.ffn_sub_norm.weight").is_ok());
     assert!(matches!(ternary(&checkpoint, "model.layers.0.mlp.up_proj.weight").scales(), Scales::Tensor(_)));
