@@ -80,7 +80,7 @@ pub struct ModelConfig {
     pub n_vocab: usize,
     /// Longest sequence, in tokens.
     pub context_length: usize,
-    /// ε of every RMSNorm.
+    /// ε of every RMSNorm but those inside projections.
     pub rms_norm_eps: f32,
     /// Rotary embedding.
     pub rope: Rope,
@@ -92,6 +92,8 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// RMSNorm inside every projection, before its quantisation (`<proj>.norm.weight`; `use_rms_norm`, BitNet-embedding).
     pub projection_norms: bool,
+    /// ε of the norms inside projections; `rms_norm_eps` where there are none.
+    pub projection_norm_eps: f32,
     /// The head is the embedding.
     pub tied_head: bool,
     /// What linear layers read.
@@ -136,8 +138,10 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(CheckpointError::config("head_dim", format!("{} is odd; rotary embedding pairs dimensions", self.head_dim)));
         }
-        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return Err(CheckpointError::config("rms_norm_eps", format!("{} is not in (0, 1)", self.rms_norm_eps)));
+        for (key, epsilon) in [("rms_norm_eps", self.rms_norm_eps), ("projection_norm_eps", self.projection_norm_eps)] {
+            if !(epsilon.is_finite() && epsilon > 0.0 && epsilon < 1.0) {
+                return Err(CheckpointError::config(key, format!("{epsilon} is not in (0, 1)")));
+            }
         }
         self.validate_rope()
     }

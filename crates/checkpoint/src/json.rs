@@ -1,6 +1,6 @@
 //! Typed reading of JSON objects that others wrote: every key is absent (or `null`), right, or an error that names it.
 //!
-//! It converts nothing silently: `"8"` is not a number, `8.5` is not a count, `1` is not a boolean.
+//! It converts nothing silently: `"8"` is not a number, `8.5` is not a count, `1` is not a boolean. An id of −1 is no id.
 
 use serde_json::{Map, Value};
 
@@ -58,9 +58,9 @@ impl<'a> Fields<'a> {
         self.typed(key, "a non-negative integer", |value| value.as_u64().and_then(|count| usize::try_from(count).ok()))
     }
 
-    /// A token id or another 32-bit number.
+    /// A token id or another 32-bit number. −1 is a way to write that there is none.
     pub(crate) fn id(&self, key: &str) -> Result<Option<u32>, CheckpointError> {
-        self.typed(key, "an integer from 0 to 4294967295", as_id)
+        self.typed(key, "an integer from 0 to 4294967295, or -1 for none", as_id).map(Option::flatten)
     }
 
     /// Token ids: one, several or none.
@@ -69,7 +69,7 @@ impl<'a> Fields<'a> {
             Value::Array(items) => items.iter().map(as_id).collect(),
             one => as_id(one).map(|id| vec![id]),
         })?;
-        Ok(ids.unwrap_or_default())
+        Ok(ids.unwrap_or_default().into_iter().flatten().collect())
     }
 
     /// A finite number.
@@ -104,8 +104,12 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn as_id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
+/// `Some(None)` for −1.
+fn as_id(value: &Value) -> Option<Option<u32>> {
+    if value.as_i64() == Some(-1) {
+        return Some(None);
+    }
+    value.as_u64().and_then(|id| u32::try_from(id).ok()).map(Some)
 }
 
 /// What a value is, as an error says it.

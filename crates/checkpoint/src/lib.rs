@@ -17,6 +17,7 @@ mod inspect;
 mod json;
 pub mod limits;
 mod mlx;
+mod note;
 mod open;
 mod positioned;
 mod quantise;
@@ -30,6 +31,7 @@ pub use convert::{ConvertProgress, ConvertReport, ConvertStage, ConvertTarget, E
 pub use error::CheckpointError;
 pub use hf_config::read_config_json;
 pub use inspect::{Inspection, TensorInspection, TernaryInspection, Totals, inspect};
-pub use open::{Checkpoint, StoredFormat, TensorInfo};
+pub use note::Note;
+pub use open::{Checkpoint, OpenOptions, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
 pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};

@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::config::{ModelConfig, TensorRole};
+use crate::config::{ActivationPolicy, ModelConfig, TensorRole};
 use crate::error::CheckpointError;
 use crate::gguf::{GgufOptions, GgufSource};
+use crate::json::shown;
+use crate::note::Note;
 use crate::positioned::PositionedFile;
 use crate::quantise;
 use crate::safetensors::source::HfSource;
@@ -45,6 +47,15 @@ pub struct TensorInfo {
     pub stored: StoredFormat,
 }
 
+/// What the caller knows better than the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenOptions {
+    /// What GGUF files leave open.
+    pub gguf: GgufOptions,
+    /// What linear layers read, whatever the files say.
+    pub activations: Option<ActivationPolicy>,
+}
+
 /// A model of any format, opened.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -65,11 +76,11 @@ impl Checkpoint {
     /// Opens a folder with `config.json` and safetensors (Hugging Face or MLX), one of its safetensors files, a GGUF file, or a
     /// folder with one GGUF file.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        Self::open_with(path, GgufOptions::default())
+        Self::open_with(path, OpenOptions::default())
     }
 
-    /// [`Self::open`], with a say in what GGUF files leave open.
-    pub fn open_with(path: &Path, options: GgufOptions) -> Result<Self, CheckpointError> {
+    /// [`Self::open`], with a say in what files leave open.
+    pub fn open_with(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
         let metadata = match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_a_model(path, "there is nothing at that path")),
@@ -80,7 +91,12 @@ impl Checkpoint {
 
     /// Opens a GGUF model that is part of the program.
     pub fn from_gguf_bytes(bytes: &'static [u8]) -> Result<Self, CheckpointError> {
-        GgufSource::from_bytes(bytes, GgufOptions::default()).map(|source| Self::new(Source::Gguf(source)))
+        Self::from_gguf_bytes_with(bytes, OpenOptions::default())
+    }
+
+    /// [`Self::from_gguf_bytes`], with a say in what files leave open.
+    pub fn from_gguf_bytes_with(bytes: &'static [u8], options: OpenOptions) -> Result<Self, CheckpointError> {
+        GgufSource::from_bytes(bytes, options.gguf).map(|source| Self::new(Source::Gguf(source), options))
     }
 
     /// The GGUF file behind it, for questions that only GGUF raises (the order of I2_S codes).
@@ -88,6 +104,14 @@ impl Checkpoint {
         match &self.source {
             Source::Gguf(source) => Some(source),
             Source::Folder(_) => None,
+        }
+    }
+
+    /// What the files leave open, and how it was decided. May read a few tensors.
+    pub fn notes(&self) -> Result<Vec<Note>, CheckpointError> {
+        match &self.source {
+            Source::Folder(_) => Ok(Vec::new()),
+            Source::Gguf(source) => source.notes(),
         }
     }
 
@@ -134,15 +158,21 @@ impl Checkpoint {
         }
     }
 
-    fn new(source: Source) -> Self {
+    fn new(mut source: Source, options: OpenOptions) -> Self {
+        if let Some(policy) = options.activations {
+            match &mut source {
+                Source::Folder(source) => source.config.activation_policy = policy,
+                Source::Gguf(source) => source.set_activation_policy(policy),
+            }
+        }
         let mut checkpoint = Self { source, index: HashMap::new() };
         checkpoint.index = checkpoint.tensors().iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
         checkpoint
     }
 
-    fn open_folder(folder: &Path, options: GgufOptions) -> Result<Self, CheckpointError> {
+    fn open_folder(folder: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
         if let Some(source) = HfSource::open(folder)? {
-            return Ok(Self::new(Source::Folder(source)));
+            return Ok(Self::new(Source::Folder(source), options));
         }
         let ggufs = files_with_magic(folder, &GGUF_MAGIC)?;
         match ggufs.as_slice() {
@@ -156,21 +186,34 @@ impl Checkpoint {
         }
     }
 
-    fn open_file(path: &Path, options: GgufOptions) -> Result<Self, CheckpointError> {
+    /// Opens the model that a safetensors file belongs to.
+    fn open_folder_of(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let missing = || not_a_model(path, "a safetensors file needs config.json beside it, and a folder that holds one model");
+        let source = HfSource::open(folder)?.ok_or_else(missing)?;
+        let is_named = |name: &String| path.file_name().is_some_and(|named| named.to_string_lossy() == name.as_str());
+        if !source.file_names().any(|name| is_named(&name)) {
+            let first = source.file_names().next().unwrap_or_default();
+            return Err(not_a_model(path, format!("the model of its folder is in {}, which this file is no part of", shown(&first))));
+        }
+        Ok(Self::new(Source::Folder(source), options))
+    }
+
+    fn open_file(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
         let file = PositionedFile::open(path)?.ok_or_else(|| not_a_model(path, "there is nothing at that path"))?;
         let first = file.read_at(0, file.size_bytes().min(32))?;
         if first.starts_with(&GGUF_MAGIC) {
-            return GgufSource::open(path, options).map(|source| Self::new(Source::Gguf(source)));
+            return GgufSource::open(path, options.gguf).map(|source| Self::new(Source::Gguf(source), options));
         }
-        if let Some((_, advice)) = OTHER_MAGIC.iter().find(|(magic, _)| first.starts_with(magic)) {
+        // A safetensors file begins with the length of its header, and the header with a brace. A length may look like another magic.
+        let has_brace = first.get(8) == Some(&b'{');
+        let fits = first.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) < file.size_bytes());
+        let other = OTHER_MAGIC.iter().find(|(magic, _)| first.starts_with(magic) && !(has_brace && fits));
+        if let Some((_, advice)) = other {
             return Err(not_a_model(path, *advice));
         }
-        // A safetensors file begins with the length of its header, and the header with a brace.
-        if first.get(8) == Some(&b'{') {
-            let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let source = HfSource::open(folder)?;
-            let missing = || not_a_model(path, "a safetensors file needs config.json beside it");
-            return Ok(Self::new(Source::Folder(source.ok_or_else(missing)?)));
+        if has_brace {
+            return Self::open_folder_of(path, options);
         }
         Err(not_a_model(path, "neither GGUF nor safetensors; name a GGUF file or a folder with config.json and safetensors files"))
     }

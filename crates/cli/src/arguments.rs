@@ -3,7 +3,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 
-use bitnet_checkpoint::GenerationDefaults;
+use bitnet_checkpoint::config::ActivationPolicy;
+use bitnet_checkpoint::gguf::{GgufOptions, I2sChoice, I2sLayout};
+use bitnet_checkpoint::{GenerationDefaults, OpenOptions};
 use bitnet_device_cpu::IsaChoice;
 use bitnet_model::sampler::SamplingParams;
 use clap::builder::FalseyValueParser;
@@ -40,6 +42,69 @@ pub(crate) struct ModelArguments {
     /// Folder, .gguf file, or hf:owner/name[@revision][:file.gguf]; without it, the embedded model
     #[arg(short, long = "model", value_name = "MODEL", env = "BITNET_MODEL", hide_env_values = true)]
     model: Option<String>,
+    #[command(flatten)]
+    pub(crate) open: OpenArguments,
+}
+
+/// What the user knows better than the model's files. Every verb that opens a model has these flags.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct OpenArguments {
+    /// What linear layers read; by default as the model's files say
+    #[arg(long, value_enum, hide_short_help = true)]
+    activations: Option<ActivationsArgument>,
+    /// Order of the codes in I2_S tensors of GGUF files; by default as the weights show, and where they do not, the published one
+    #[arg(long, value_enum, value_name = "ORDER", hide_short_help = true)]
+    pub(crate) i2s_layout: Option<I2sArgument>,
+}
+
+impl OpenArguments {
+    /// The same for the checkpoint.
+    pub(crate) fn options(self) -> OpenOptions {
+        let i2s_layout = self.i2s_layout.map_or(I2sChoice::Detect, |argument| I2sChoice::Is(argument.into()));
+        OpenOptions { activations: self.activations.map(Into::into), gguf: GgufOptions { i2s_layout } }
+    }
+}
+
+/// What linear layers read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ActivationsArgument {
+    /// Integers of 8 bits with one scale for each token, as BitNet models were trained
+    Int8,
+    /// The numbers themselves, as models want whose weights alone are ternary (TriLM, Ternary-Bonsai)
+    Exact,
+}
+
+impl From<ActivationsArgument> for ActivationPolicy {
+    fn from(argument: ActivationsArgument) -> Self {
+        match argument {
+            ActivationsArgument::Int8 => Self::Int8PerToken,
+            ActivationsArgument::Exact => Self::Unquantised,
+        }
+    }
+}
+
+/// Order of I2_S codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum I2sArgument {
+    /// The published order
+    #[value(name = "blocks-128")]
+    Blocks128,
+    /// As quantised on ARM
+    #[value(name = "blocks-64")]
+    Blocks64,
+    /// As quantised by x86 builds without ACT_PARALLEL
+    #[value(name = "rows-4")]
+    Rows4,
+}
+
+impl From<I2sArgument> for I2sLayout {
+    fn from(argument: I2sArgument) -> Self {
+        match argument {
+            I2sArgument::Blocks128 => Self::Blocks128,
+            I2sArgument::Blocks64 => Self::Blocks64,
+            I2sArgument::Rows4 => Self::Rows4,
+        }
+    }
 }
 
 impl ModelArguments {

@@ -1,15 +1,13 @@
 //! From the name of a model to one that runs: the only place where checkpoint, device and runner are put together.
 
-use std::path::Path;
-
 use anyhow::Context;
-use bitnet_checkpoint::Checkpoint;
+use bitnet_checkpoint::{Checkpoint, Note};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::device::Device;
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TransformerRunner, WeightSource};
 
-use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, ModelArguments};
+use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, ModelArguments, OpenArguments};
 use crate::failure::Misuse;
 use crate::model_source::{ModelLocation, ModelSource};
 use crate::terminal::Terminal;
@@ -19,20 +17,33 @@ static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/tales-42m.gguf");
 
 /// Opens the model that `arguments` name, downloading it if need be.
 pub(crate) fn open_checkpoint(arguments: &ModelArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
-    open_source(&arguments.source()?, global, terminal)
+    open_source(&arguments.source()?, arguments.open, global, terminal)
 }
 
-/// Opens `source`, downloading it if need be.
-pub(crate) fn open_source(source: &ModelSource, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
-    match source.locate(&global.hub_options(), terminal)? {
-        ModelLocation::Embedded => Checkpoint::from_gguf_bytes(EMBEDDED_MODEL).context("cannot open the embedded model"),
-        ModelLocation::Path(path) => open_path(&path),
+/// Opens `source`, downloading it if need be, and notes what its files leave open.
+pub(crate) fn open_source(
+    source: &ModelSource,
+    arguments: OpenArguments,
+    global: &GlobalArguments,
+    terminal: &Terminal,
+) -> anyhow::Result<Checkpoint> {
+    let options = arguments.options();
+    let checkpoint = match source.locate(&global.hub_options(), terminal)? {
+        ModelLocation::Embedded => Checkpoint::from_gguf_bytes_with(EMBEDDED_MODEL, options).context("cannot open the embedded model"),
+        ModelLocation::Path(path) => Checkpoint::open_with(&path, options).with_context(|| format!("cannot open {}", path.display())),
+    }?;
+    for note in checkpoint.notes()? {
+        terminal.note(&format!("note: {note} ({})", flag_for(note)));
     }
+    Ok(checkpoint)
 }
 
-/// Opens a folder or file.
-pub(crate) fn open_path(path: &Path) -> anyhow::Result<Checkpoint> {
-    Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))
+/// What to say where a note's decision was the wrong one.
+fn flag_for(note: Note) -> &'static str {
+    match note {
+        Note::ActivationsUnstated => "--activations says which",
+        Note::I2sOrderUndecided(_) => "--i2s-layout says which",
+    }
 }
 
 /// Refuses models that yield embeddings where text is wanted.

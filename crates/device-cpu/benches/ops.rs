@@ -13,7 +13,7 @@ use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice, RoofMeter, Roofs};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use bitnet_model::device::{Device, Heads, KvLayout, Norms, TableUse};
+use bitnet_model::device::{Device, Heads, KvLayout, Norm, TableUse};
 use bitnet_model::random::RandomWeights;
 use bitnet_model::rope::RopeTable;
 use bitnet_model::{RunnerOptions, Session, TransformerRunner};
@@ -124,7 +124,7 @@ fn bench_linear(bench: &mut Bench, (label, n, k): (&str, usize, usize), policy: 
         let used = if m >= 64 { 1.max(copies / m) } else { copies };
         let x = random_rows(&mut bench.device, m, k);
         let mut activations = bench.device.activations(m, k, policy).expect("memory");
-        bench.device.norm_quantize(&x, Norms { weights: &[], epsilon: 0.0 }, &mut activations).expect("norm_quantize");
+        bench.device.norm_quantize(&x, &[], &mut activations).expect("norm_quantize");
         let mut out = bench.device.hidden(m, n).expect("memory");
         let work = Work { bytes: (used * n * k / 4) as f64, macs: (used * m * n * k) as f64 };
         bench.measure(&name, &work, |device| {
@@ -187,14 +187,14 @@ fn bench_attention(bench: &mut Bench, first_position: usize, m: usize) {
 /// The operations between the products.
 fn bench_rows(bench: &mut Bench, m: usize) {
     let hidden = 6912;
-    let norm = [bench.device.vector(&vec![1.0; hidden]).expect("memory")];
+    let norms = [Norm { weight: bench.device.vector(&vec![1.0; hidden]).expect("memory"), epsilon: 1e-5 }];
     let x = random_rows(&mut bench.device, m, hidden);
     let mut activations = bench.device.activations(m, hidden, Int8PerToken).expect("memory");
     let name = bench.name("norm_quantize", &format!("{hidden}/m={m}"));
     let work = Work { bytes: (m * hidden * 5) as f64, macs: (m * hidden) as f64 };
     if bench.is_wanted(&name) {
         bench.measure(&name, &work, |device| {
-            device.norm_quantize(&x, Norms { weights: &norm, epsilon: 1e-5 }, &mut activations).expect("norm_quantize");
+            device.norm_quantize(&x, &norms, &mut activations).expect("norm_quantize");
         });
     }
     let gate_up = random_rows(&mut bench.device, m, 2 * hidden);

@@ -4,7 +4,7 @@
 //! Rows are padded with zeros to whole blocks, so that kernels have no tails.
 
 use bitnet_checkpoint::config::ActivationPolicy;
-use bitnet_model::device::{DeviceError, Norms};
+use bitnet_model::device::{DeviceError, Norm};
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::device::CpuVector;
@@ -64,13 +64,7 @@ impl CpuActivations {
     }
 
     /// Norms and quantises the rows of `x` into this.
-    pub(crate) fn fill(
-        &mut self,
-        x: &CpuHidden,
-        norms: &Norms<'_, CpuVector>,
-        workers: (&mut Pool, &mut [Scratch]),
-        kernels: &dyn Kernels,
-    ) {
+    pub(crate) fn fill(&mut self, x: &CpuHidden, norms: &[Norm<CpuVector>], workers: (&mut Pool, &mut [Scratch]), kernels: &dyn Kernels) {
         let (n_rows, width) = (x.n_rows(), x.width());
         let (rows_max, width_max) = (self.n_rows_max, self.width_max);
         assert!(n_rows <= rows_max && width <= width_max, "{n_rows} x {width} activations in room for {rows_max} x {width_max}");
@@ -104,7 +98,7 @@ impl CpuActivations {
                     for (row, out) in range.zip(part.chunks_exact_mut(stride)) {
                         let (out, padding) = out.split_at_mut(width);
                         out.copy_from_slice(&x.values()[row * width..(row + 1) * width]);
-                        norms.weights.iter().for_each(|weight| kernels.norm(out, weight.values(), norms.epsilon));
+                        norms.iter().for_each(|norm| kernels.norm(out, norm.weight.values(), norm.epsilon));
                         padding.fill(0.0);
                     }
                 });
@@ -132,12 +126,12 @@ impl Rows {
     }
 }
 
-fn norm_and_quantise(x: &[f32], norms: &Norms<'_, CpuVector>, row: &mut [f32], out: Int8RowMut<'_>, kernels: &dyn Kernels) {
-    if norms.weights.is_empty() {
+fn norm_and_quantise(x: &[f32], norms: &[Norm<CpuVector>], row: &mut [f32], out: Int8RowMut<'_>, kernels: &dyn Kernels) {
+    if norms.is_empty() {
         return kernels.quantise(x, out);
     }
     let row = &mut row[..x.len()];
     row.copy_from_slice(x);
-    norms.weights.iter().for_each(|weight| kernels.norm(row, weight.values(), norms.epsilon));
+    norms.iter().for_each(|norm| kernels.norm(row, norm.weight.values(), norm.epsilon));
     kernels.quantise(row, out);
 }

@@ -6,7 +6,7 @@ use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{BestLogits, Step};
-use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms, TableUse};
+use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norm, TableUse};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::CpuActivations;
@@ -107,8 +107,8 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn norm_quantize(&mut self, x: &CpuHidden, norms: Norms<'_, CpuVector>, out: &mut CpuActivations) -> Result<(), DeviceError> {
-        out.fill(x, &norms, (&mut self.pool, &mut self.scratch), &*self.kernels);
+    fn norm_quantize(&mut self, x: &CpuHidden, norms: &[Norm<CpuVector>], out: &mut CpuActivations) -> Result<(), DeviceError> {
+        out.fill(x, norms, (&mut self.pool, &mut self.scratch), &*self.kernels);
         Ok(())
     }
 
@@ -174,13 +174,13 @@ impl Device for CpuDevice {
         head.screened_bytes()
     }
 
-    fn final_norm(&mut self, x: &CpuHidden, norm: Norms<'_, CpuVector>, rows: &[usize], out: &mut CpuHidden) -> Result<(), DeviceError> {
+    fn final_norm(&mut self, x: &CpuHidden, norm: &Norm<CpuVector>, rows: &[usize], out: &mut CpuHidden) -> Result<(), DeviceError> {
         let width = x.width();
         assert_eq!(out.width(), width, "normed rows keep their width");
         out.set_rows(rows.len());
         for (out, &row) in out.values_mut().chunks_exact_mut(width).zip(rows) {
             out.copy_from_slice(&x.values()[row * width..(row + 1) * width]);
-            norm.weights.iter().for_each(|weight| self.kernels.norm(out, weight.values(), norm.epsilon));
+            self.kernels.norm(out, norm.weight.values(), norm.epsilon);
         }
         Ok(())
     }

@@ -58,11 +58,11 @@ pub enum TableUse {
     Head,
 }
 
-/// RMSNorms applied one after another before an int8 quantisation: none, one, or two (a projection's own norm).
-pub struct Norms<'a, V> {
-    /// Norm weights, each `[k]`, in the order they are applied.
-    pub weights: &'a [V],
-    /// ε of each.
+/// An RMSNorm. A list of them is applied one after another: none, one, or two (a projection's own norm, which may have another ε).
+pub struct Norm<V> {
+    /// Weight, `[k]`.
+    pub weight: V,
+    /// ε.
     pub epsilon: f32,
 }
 
@@ -118,7 +118,7 @@ pub trait Device: Send {
     fn embed(&mut self, table: &Self::Table, token_ids: &[TokenId], x: &mut Self::Hidden) -> Result<(), DeviceError>;
 
     /// Applies `norms` to each row of `x[m, k]`, then quantises it by the policy of `out` (`quantise::absmax`, or not at all).
-    fn norm_quantize(&mut self, x: &Self::Hidden, norms: Norms<'_, Self::Vector>, out: &mut Self::Activations) -> Result<(), DeviceError>;
+    fn norm_quantize(&mut self, x: &Self::Hidden, norms: &[Norm<Self::Vector>], out: &mut Self::Activations) -> Result<(), DeviceError>;
 
     /// `out[:, first_column..first_column + n] = x · Wᵀ`; sets out's rows to m. Integers are exact; the float epilogue is
     /// `numerics::dequantise` (int8), or per group `numerics::dot_trits` × scale, added up ascending (f32).
@@ -166,7 +166,7 @@ pub trait Device: Send {
     fn final_norm(
         &mut self,
         x: &Self::Hidden,
-        norm: Norms<'_, Self::Vector>,
+        norm: &Norm<Self::Vector>,
         rows: &[usize],
         out: &mut Self::Hidden,
     ) -> Result<(), DeviceError>;

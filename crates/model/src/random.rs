@@ -156,6 +156,7 @@ fn bitnet(sizes: [usize; 6], n_vocab: usize, context_length: usize) -> ModelConf
         sub_norms: true,
         qk_norm: false,
         projection_norms: false,
+        projection_norm_eps: 1e-5,
         tied_head: true,
         activation_policy: ActivationPolicy::Int8PerToken,
         last_token_pooling: false,
@@ -171,6 +172,7 @@ fn qwen3_8b() -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Qwen3,
         rms_norm_eps: 1e-6,
+        projection_norm_eps: 1e-6,
         rope: rope(1_000_000.0),
         activation: Activation::Silu,
         sub_norms: false,

@@ -6,7 +6,7 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::{TernaryMatrix, matmul, quantise};
 
 use crate::batch::{BestLogits, BlockId, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms, TableUse};
+use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norm, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::numerics;
 use crate::token::TokenId;
@@ -182,11 +182,11 @@ impl Device for ReferenceDevice {
         Ok(())
     }
 
-    fn norm_quantize(&mut self, x: &Rows, norms: Norms<'_, Vec<f32>>, out: &mut ReferenceActivations) -> Result<(), DeviceError> {
+    fn norm_quantize(&mut self, x: &Rows, norms: &[Norm<Vec<f32>>], out: &mut ReferenceActivations) -> Result<(), DeviceError> {
         out.rows.clear();
         for row in x.rows() {
             let mut row = row.to_vec();
-            norms.weights.iter().for_each(|weight| numerics::rms_norm(&mut row, weight, norms.epsilon));
+            norms.iter().for_each(|norm| numerics::rms_norm(&mut row, &norm.weight, norm.epsilon));
             out.rows.push(match out.policy {
                 ActivationPolicy::Int8PerToken => {
                     let mut quantized = vec![0; row.len()];
@@ -292,11 +292,11 @@ impl Device for ReferenceDevice {
         head.size_bytes() as u64
     }
 
-    fn final_norm(&mut self, x: &Rows, norm: Norms<'_, Vec<f32>>, rows: &[usize], out: &mut Rows) -> Result<(), DeviceError> {
+    fn final_norm(&mut self, x: &Rows, norm: &Norm<Vec<f32>>, rows: &[usize], out: &mut Rows) -> Result<(), DeviceError> {
         out.set_rows(rows.len());
         for (out, &row) in out.rows_mut().zip(rows) {
             out.copy_from_slice(&x.values[row * x.width..(row + 1) * x.width]);
-            norm.weights.iter().for_each(|weight| numerics::rms_norm(out, weight, norm.epsilon));
+            numerics::rms_norm(out, &norm.weight, norm.epsilon);
         }
         Ok(())
     }

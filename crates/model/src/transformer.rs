@@ -7,8 +7,8 @@
 use bitnet_checkpoint::ModelConfig;
 
 use crate::batch::{BestLogits, Step};
-use crate::device::{Device, DeviceError, Heads, Norms};
-use crate::weights::{Layer, Projection, Weights};
+use crate::device::{Device, DeviceError, Heads};
+use crate::weights::{Layer, Weights};
 
 /// Output rows computed at a time; bounds the logits buffer.
 pub(crate) const OUTPUT_ROWS: usize = 32;
@@ -76,12 +76,12 @@ impl<D: Device> Transformer<D> {
         let layer = &weights.layers[layer_index];
         let heads = heads(config, layer);
         for projection in &layer.qkv {
-            device.norm_quantize(&buffers.x, projection.norms(config), &mut buffers.activations)?;
+            device.norm_quantize(&buffers.x, &projection.norms, &mut buffers.activations)?;
             device.bit_linear(&buffers.activations, &projection.weights, &mut buffers.qkv, projection.first_column)?;
         }
         device.rope_append(&mut buffers.qkv, &heads, step, (cache, layer_index))?;
         device.attention(&buffers.qkv, &heads, step, (cache, layer_index), &mut buffers.attended)?;
-        device.norm_quantize(&buffers.attended, layer.o.norms(config), &mut buffers.activations)?;
+        device.norm_quantize(&buffers.attended, &layer.o.norms, &mut buffers.activations)?;
         device.bit_linear_add(&buffers.activations, &layer.o.weights, &mut buffers.x)
     }
 
@@ -90,30 +90,23 @@ impl<D: Device> Transformer<D> {
         let Self { device, config, weights, workspace: buffers, .. } = self;
         let layer = &weights.layers[layer_index];
         for projection in &layer.gate_up {
-            device.norm_quantize(&buffers.x, projection.norms(config), &mut buffers.activations)?;
+            device.norm_quantize(&buffers.x, &projection.norms, &mut buffers.activations)?;
             device.bit_linear(&buffers.activations, &projection.weights, &mut buffers.gate_up, projection.first_column)?;
         }
         device.gate(&buffers.gate_up, config.activation, &mut buffers.gated)?;
-        device.norm_quantize(&buffers.gated, layer.down.norms(config), &mut buffers.activations)?;
+        device.norm_quantize(&buffers.gated, &layer.down.norms, &mut buffers.activations)?;
         device.bit_linear_add(&buffers.activations, &layer.down.weights, &mut buffers.x)
     }
 
     /// Final norm of the rows `tokens` (at most [`OUTPUT_ROWS`]) of the last step, and their logits as far as `wanted`, unless this is
     /// an embedding model. Results are in `workspace.normed` and `workspace.logits`.
     pub(crate) fn outputs(&mut self, tokens: &[usize], wanted: &[Option<BestLogits>]) -> Result<(), DeviceError> {
-        let Self { device, config, weights, workspace: buffers, .. } = self;
-        let norms = Norms { weights: &weights.final_norm, epsilon: config.rms_norm_eps };
-        device.final_norm(&buffers.x, norms, tokens, &mut buffers.normed)?;
+        let Self { device, weights, workspace: buffers, .. } = self;
+        device.final_norm(&buffers.x, &weights.final_norm, tokens, &mut buffers.normed)?;
         match &mut buffers.logits {
             Some(logits) => device.logits(&buffers.normed, weights.head.as_mut().unwrap_or(&mut weights.embedding), wanted, logits),
             None => Ok(()),
         }
-    }
-}
-
-impl<D: Device> Projection<D> {
-    fn norms(&self, config: &ModelConfig) -> Norms<'_, D::Vector> {
-        Norms { weights: &self.norms, epsilon: config.rms_norm_eps }
     }
 }
 

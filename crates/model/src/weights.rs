@@ -6,7 +6,7 @@ use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, Tensor};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
-use crate::device::{Device, DeviceError, TableUse};
+use crate::device::{Device, DeviceError, Norm, TableUse};
 
 /// Where weights come from: an opened checkpoint, or random numbers of a published shape.
 pub trait WeightSource {
@@ -38,7 +38,7 @@ pub enum LoadError {
 /// A linear layer and the norms before it. `first_column` is where its output goes in the row it shares with its neighbours.
 pub struct Projection<D: Device> {
     /// RMSNorms applied to the input, in order: none, the layer's, the projection's own.
-    pub norms: Vec<D::Vector>,
+    pub norms: Vec<Norm<D::Vector>>,
     /// Weights `[n, k]`.
     pub weights: D::Linear,
     /// First output column.
@@ -65,8 +65,8 @@ pub struct Weights<D: Device> {
     pub embedding: D::Table,
     /// Layers, in order.
     pub layers: Vec<Layer<D>>,
-    /// The last norm, `[hidden]`, alone in its list.
-    pub final_norm: Vec<D::Vector>,
+    /// The last norm, `[hidden]`.
+    pub final_norm: Norm<D::Vector>,
     /// The head, unless it is the embedding or the model has none.
     pub head: Option<D::Table>,
 }
@@ -85,7 +85,7 @@ impl<D: Device> Weights<D> {
             progress(layer + 1);
         }
         let mut loader = Loader { device, source, prefix: String::new() };
-        let final_norm = vec![loader.vector("model.norm")?];
+        let final_norm = Norm { weight: loader.vector("model.norm")?, epsilon: config.rms_norm_eps };
         let has_head = !config.tied_head && !config.last_token_pooling;
         let head = if has_head { Some(device.table(&source.load("lm_head.weight")?, TableUse::Head)?) } else { None };
         Ok(Self { embedding, layers, final_norm, head })
@@ -136,9 +136,13 @@ impl<D: Device> Loader<'_, D> {
         Ok(Projection { norms: self.norms(norm, own_norm)?, weights: self.upload(&matrix)?, first_column: 0 })
     }
 
-    fn norms(&mut self, norm: Option<&str>, projection: Option<&str>) -> Result<Vec<D::Vector>, LoadError> {
+    /// The norm before a projection, and the norm inside it, each with its own ε.
+    fn norms(&mut self, norm: Option<&str>, projection: Option<&str>) -> Result<Vec<Norm<D::Vector>>, LoadError> {
+        let config = self.source.config();
         let own = projection.map(|name| format!("{name}.norm"));
-        norm.into_iter().chain(own.as_deref()).map(|name| self.vector(name)).collect()
+        let named = norm.map(|name| (name, config.rms_norm_eps)).into_iter();
+        let named = named.chain(own.as_deref().map(|name| (name, config.projection_norm_eps)));
+        named.map(|(name, epsilon)| Ok(Norm { weight: self.vector(name)?, epsilon })).collect()
     }
 
     fn vector(&mut self, name: &str) -> Result<D::Vector, LoadError> {
@@ -167,5 +171,24 @@ impl<D: Device> Loader<'_, D> {
 
     fn matrix_error(&self, name: &str, source: bitnet_ternary::MatrixError) -> CheckpointError {
         CheckpointError::Matrix { name: format!("{}{name}.weight", self.prefix), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{RandomWeights, small_config};
+    use crate::reference::ReferenceDevice;
+
+    #[test]
+    fn norms_before_and_inside_a_projection_keep_their_own_epsilon() {
+        let config = ModelConfig { rms_norm_eps: 1e-5, projection_norms: true, projection_norm_eps: 1e-3, ..small_config() };
+        let weights = Weights::load(&mut ReferenceDevice, &RandomWeights::new(config, 1), &mut |_| {}).expect("loads");
+        let layer = &weights.layers[1];
+        for projection in layer.qkv.iter().chain(&layer.gate_up).chain([&layer.o, &layer.down]) {
+            let epsilons: Vec<f32> = projection.norms.iter().map(|norm| norm.epsilon).collect();
+            assert_eq!(epsilons, [1e-5, 1e-3]);
+        }
+        assert_eq!(weights.final_norm.epsilon, 1e-5);
     }
 }

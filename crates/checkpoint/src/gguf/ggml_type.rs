@@ -115,6 +115,11 @@ impl GgmlType {
     pub(super) const fn is_ternary(self) -> bool {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q4_0 | Self::Q8_0 | Self::Q4K | Self::Q5K | Self::Q6K)
     }
+
+    /// Whether it is a type of PrismML's, all of whose models leave activations unquantised.
+    pub(super) const fn is_weight_only(self) -> bool {
+        matches!(self, Self::Q1_0 | Self::Q2_0(BlockWidth::Weights128) | Self::Pq2_0 | Self::Ptq1_0)
+    }
 }
 
 /// What the file says that helps to read its type ids.

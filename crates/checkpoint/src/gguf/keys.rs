@@ -5,8 +5,8 @@ pub(super) const ARCHITECTURE: &str = "general.architecture";
 pub(super) const FILE_TYPE: &str = "general.file_type";
 pub(super) const QUANTIZATION_VERSION: &str = "general.quantization_version";
 pub(super) const SPLIT_COUNT: &str = "split.count";
-/// Keys of PrismML's rotated weights.
-pub(super) const PRISM_PREFIX: &str = "prism.";
+/// Keys of PrismML's rotated weights. Its other keys change nothing that is computed.
+pub(super) const PRISM_PREFIX: &str = "prism.hadamard.";
 pub(super) const PRISM_TRANSFORM: &str = "prism.hadamard.transform";
 pub(super) const PRISM_WEIGHT_NAMES: &str = "prism.hadamard.weight_names";
 
@@ -37,6 +37,7 @@ pub(super) const ROPE_SCALING_LOG: &str = "rope.scaling.yarn_log_multiplier";
 
 pub(super) const BITNET_HIDDEN_ACT: &str = "bitnet.hidden_act";
 pub(super) const BITNET_ACTIVATION_POLICY: &str = "bitnet.activation_policy";
+pub(super) const BITNET_PROJECTION_EPSILON: &str = "bitnet.projection_norm_epsilon";
 pub(super) const BITNET_TIED_HEAD: &str = "bitnet.tied_head";
 pub(super) const BITNET_ROPE_BASE: &str = "bitnet.config.rope_theta";
 pub(super) const BITNET_ROPE_SCALING: &str = "bitnet.config.rope_scaling.type";

@@ -136,6 +136,9 @@ fn put_own_config(out: &mut MetadataBytes, config: &ModelConfig) -> Result<(), C
             ActivationPolicy::Unquantised => "unquantised",
         },
     );
+    if config.projection_norms {
+        out.f32(keys::BITNET_PROJECTION_EPSILON, config.projection_norm_eps);
+    }
     out.bool(keys::BITNET_TIED_HEAD, config.tied_head);
     out.f64(keys::BITNET_ROPE_BASE, config.rope.theta);
     match config.rope.scaling {

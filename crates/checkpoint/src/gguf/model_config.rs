@@ -2,8 +2,9 @@
 //!
 //! What the public keys do not say, and how it is decided: whether a graph has sub-norms, query and key norms or norms inside
 //! projections, by whether their tensors are there; the activation, by architecture (`bitnet-b1.58` and `bitnet-25` are ReLU²,
-//! `bitnet`, `llama` and `qwen3` SiLU); whether activations are quantised, by architecture and type (all `bitnet*`
-//! architectures and all I2_S files are int8 per token, other ternary types are weight-only). `bitnet.*` keys win over all of that.
+//! `bitnet`, `llama` and `qwen3` SiLU); whether activations are quantised, by architecture, type and norms (all `bitnet*`
+//! architectures, all I2_S files and all models with norms inside projections are int8 per token; others are taken for weight-only,
+//! which a [`crate::Note`] says). `bitnet.*` keys win over all of that.
 //! Defaults are those that the format's specification gives a key when it is absent.
 
 use std::collections::HashMap;
@@ -103,10 +104,17 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
     let head_dim = head_dim(&keys, hidden_size, n_heads)?;
     let is_there = |name: &str| tensors.by_name.contains_key(name);
     let last_token_pooling = pools_last_token(&keys)?;
+    // A graph of the bitnet family without them does not exist: if they are missing, the file is incomplete. A llama graph with them
+    // is of that family.
+    let sub_norms = architecture.family == Architecture::Bitnet || is_there("blk.0.attn_sub_norm.weight");
+    let is_bitnet = sub_norms && architecture.family == Architecture::Llama;
+    let projection_norms = is_there("blk.0.attn_q_norm_in.weight");
+    let rms_norm_eps = keys.float(keys::RMS_EPSILON)?.ok_or_else(|| missing(&keys.key(keys::RMS_EPSILON)))? as f32;
+    let own_eps = metadata.float(keys::BITNET_PROJECTION_EPSILON)?;
     // The key is only checked to be a number: files pad vocabularies, and the embedding's rows are what exists.
     keys.size(keys::VOCAB_SIZE)?;
     let config = ModelConfig {
-        architecture: architecture.family,
+        architecture: if is_bitnet { Architecture::Bitnet } else { architecture.family },
         hidden_size,
         intermediate_size: keys.required_size(keys::FEED_FORWARD_LENGTH)?,
         n_layers: keys.required_size(keys::BLOCK_COUNT)?,
@@ -115,14 +123,16 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorFacts<'_>) -> Result<Mod
         head_dim,
         n_vocab: embedding_rows(tensors)?,
         context_length: keys.required_size(keys::CONTEXT_LENGTH)?,
-        rms_norm_eps: keys.float(keys::RMS_EPSILON)?.ok_or_else(|| missing(&keys.key(keys::RMS_EPSILON)))? as f32,
+        rms_norm_eps,
         rope: Rope { theta: rope_theta(&keys)?, scaling: RopeScaling::None },
         activation: activation(metadata, architecture)?,
-        sub_norms: is_there("blk.0.attn_sub_norm.weight"),
+        sub_norms,
         qk_norm: is_there("blk.0.attn_q_norm.weight"),
-        projection_norms: is_there("blk.0.attn_q_norm_in.weight"),
+        projection_norms,
+        // Programs that do not write our key have one ε for all norms.
+        projection_norm_eps: own_eps.filter(|_| projection_norms).map_or(rms_norm_eps, |eps| eps as f32),
         tied_head: metadata.bool(keys::BITNET_TIED_HEAD)?.unwrap_or_else(|| !is_there("output.weight")),
-        activation_policy: activation_policy(metadata, architecture, tensors.any_i2s)?,
+        activation_policy: activation_policy(metadata, architecture, tensors.any_i2s || projection_norms || is_bitnet)?,
         last_token_pooling,
     };
     config.validate()?;
@@ -183,9 +193,9 @@ fn activation(metadata: &Metadata, architecture: GgufArchitecture) -> Result<Act
     }
 }
 
-fn activation_policy(metadata: &Metadata, architecture: GgufArchitecture, any_i2s: bool) -> Result<ActivationPolicy, CheckpointError> {
+fn activation_policy(metadata: &Metadata, architecture: GgufArchitecture, trained_int8: bool) -> Result<ActivationPolicy, CheckpointError> {
     match metadata.string(keys::BITNET_ACTIVATION_POLICY)? {
-        None if architecture.family == Architecture::Bitnet || any_i2s => Ok(ActivationPolicy::Int8PerToken),
+        None if architecture.family == Architecture::Bitnet || trained_int8 => Ok(ActivationPolicy::Int8PerToken),
         None => Ok(ActivationPolicy::Unquantised),
         Some("int8_per_token") => Ok(ActivationPolicy::Int8PerToken),
         Some("unquantised") => Ok(ActivationPolicy::Unquantised),

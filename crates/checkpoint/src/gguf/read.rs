@@ -42,7 +42,7 @@ pub(super) struct TensorEntry {
     pub(super) start: u64,
     /// Bytes until the next tensor or the end of the file.
     pub(super) room_bytes: u64,
-    /// Whether another tensor follows it in the file.
+    /// Whether no other tensor follows it in the file.
     pub(super) is_last: bool,
 }
 

@@ -17,9 +17,10 @@ use super::read::{self, Container, TensorEntry};
 use super::stored_bytes::StoredBytes;
 use super::ternary::{self, TernaryForm};
 use super::{dense, keys, malformed, names, row_order, vocabulary};
-use crate::config::{Architecture, ModelConfig, TensorRole};
+use crate::config::{ActivationPolicy, Architecture, ModelConfig, TensorRole};
 use crate::error::CheckpointError;
 use crate::limits;
+use crate::note::Note;
 use crate::open::{StoredFormat, TensorInfo};
 use crate::tensor::{DenseTensor, Tensor};
 use crate::tokenizer_files::TokenizerFiles;
@@ -52,6 +53,8 @@ pub struct GgufSource {
     tensors: Vec<TensorInfo>,
     places: HashMap<String, Place>,
     interleaved_rows: bool,
+    /// Nothing says whether activations are quantised.
+    activations_unstated: bool,
     detection: OnceLock<Detection>,
 }
 
@@ -93,7 +96,28 @@ impl GgufSource {
         let (tensors, places) = table.into_places(&config)?;
         let tokenizer_files = vocabulary::read(&metadata, config.n_vocab)?;
         let interleaved_rows = architecture.interleaved_rows;
-        Ok(Self { bytes, options, config, tokenizer_files, tensors, places, interleaved_rows, detection: OnceLock::new() })
+        let is_open = |(name, place): (&String, &Place)| TensorRole::of(name) == TensorRole::Linear && !place.ggml_type.is_weight_only();
+        let activations_unstated = config.activation_policy == ActivationPolicy::Unquantised
+            && metadata.string(keys::BITNET_ACTIVATION_POLICY)?.is_none()
+            && places.iter().any(is_open);
+        let detection = OnceLock::new();
+        Ok(Self { bytes, options, config, tokenizer_files, tensors, places, interleaved_rows, activations_unstated, detection })
+    }
+
+    /// Computes with activations as the caller says.
+    pub(crate) fn set_activation_policy(&mut self, policy: ActivationPolicy) {
+        self.config.activation_policy = policy;
+        self.activations_unstated = false;
+    }
+
+    /// What the file leaves open. Reads three tensors, which loading would, where there is I2_S of an order that was not told.
+    pub fn notes(&self) -> Result<Vec<Note>, CheckpointError> {
+        let mut notes: Vec<Note> = self.activations_unstated.then_some(Note::ActivationsUnstated).into_iter().collect();
+        if self.options.i2s_layout == I2sChoice::Detect {
+            let undecided = self.i2s_detection()?.filter(|detection| !detection.decided);
+            notes.extend(undecided.map(|detection| Note::I2sOrderUndecided(detection.layout)));
+        }
+        Ok(notes)
     }
 
     /// The model's configuration.
@@ -144,7 +168,8 @@ impl GgufSource {
         Ok(self.detection.get())
     }
 
-    fn i2s_layout(&self) -> Result<I2sLayout, CheckpointError> {
+    /// The order in which I2_S codes are decoded.
+    pub fn i2s_layout(&self) -> Result<I2sLayout, CheckpointError> {
         match self.options.i2s_layout {
             I2sChoice::Is(layout) => Ok(layout),
             I2sChoice::Detect => Ok(self.i2s_detection()?.map_or(I2sLayout::Blocks128, |detection| detection.layout)),

@@ -140,7 +140,7 @@ impl<W: Write> GgufWriter<W> {
         }
         let missed = metadata::put_tokenizer(&mut metadata, tokenizer_files, config.n_vocab)?;
         writer.losses.extend(missed.into_iter().map(|what| Loss { tensor: None, what }));
-        writer.note_activation(config);
+        writer.note_what_others_compute(config);
         writer.put_header(config, &metadata)?;
         Ok(writer)
     }
@@ -204,12 +204,18 @@ impl<W: Write> GgufWriter<W> {
         self.put(&[0; read::ALIGNMENT_DEFAULT as usize][..padding as usize])
     }
 
-    /// Other programs compute the activation that the architecture's name implies.
-    fn note_activation(&mut self, config: &ModelConfig) {
+    /// Other programs compute the activation that the architecture's name implies, and all norms with one ε.
+    fn note_what_others_compute(&mut self, config: &ModelConfig) {
         let implied = if self.architecture.name == "bitnet-b1.58" { Activation::Relu2 } else { Activation::Silu };
         if config.activation != implied {
             let what =
                 format!("programs that do not read {} compute {implied:?} instead of {:?}", keys::BITNET_HIDDEN_ACT, config.activation);
+            self.losses.push(Loss { tensor: None, what });
+        }
+        if config.projection_norms && config.projection_norm_eps != config.rms_norm_eps {
+            let (key, model, own) = (keys::BITNET_PROJECTION_EPSILON, config.rms_norm_eps, config.projection_norm_eps);
+            let what =
+                format!("programs that do not read {key} compute the norms inside projections with epsilon {model:e} instead of {own:e}");
             self.losses.push(Loss { tensor: None, what });
         }
     }

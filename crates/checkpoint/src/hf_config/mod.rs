@@ -3,7 +3,7 @@
 //! Keys that decide the arithmetic are read, never guessed; a feature that would change the arithmetic and is not computed
 //! (biases, sliding windows, partial rotary embedding) is refused by name. No remote code: `auto_map` is ignored. Defaults that
 //! are taken are those of the configuration classes, each named where it is taken: `tie_word_embeddings` is false for bitnet,
-//! llama and qwen3; llama's `num_key_value_heads` is `num_attention_heads`.
+//! llama and qwen3; llama's `num_key_value_heads` is `num_attention_heads`; `head_dim` is 128 for qwen3, else hidden size over heads.
 //! Source: huggingface/transformers:src/transformers/models/{bitnet,llama,qwen3}/configuration_*.py,
 //! src/transformers/utils/quantization_config.py (BitNetQuantConfig).
 
@@ -18,6 +18,10 @@ use crate::json::{Fields, parse_object, shown};
 
 /// Our own optional key: what linear layers read, where the file's other keys cannot say it.
 const POLICY_KEY: &str = "bitnet_activation_policy";
+/// Our own optional key: ε of the norms inside projections, where no `quantization_config` says it.
+const PROJECTION_EPS_KEY: &str = "bitnet_projection_norm_eps";
+/// Qwen3Config's `head_dim` where a file has none, whatever the hidden size.
+const QWEN3_HEAD_DIM: usize = 128;
 /// Linear layers of a transformer layer; none may be left out of quantisation.
 const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -32,6 +36,10 @@ pub(crate) enum WeightForm {
     Master,
     /// Floating-point numbers that are already trit × scale.
     FakeQuantised,
+    /// Floating-point numbers of which nothing says whether they are trit × scale or master weights: the norms inside projections
+    /// say that they are ternary, and their values which of the two. BitNet-embedding publishes masters
+    /// (microsoft/BitNet:utils/convert-bitnet-embedding-to-gguf.py), `convert` writes trit × scale.
+    FakeQuantisedOrMaster,
     /// MLX affine 2-bit.
     Mlx,
 }
@@ -66,22 +74,25 @@ pub fn read_config_json(bytes: &[u8]) -> Result<ModelConfig, CheckpointError> {
 
 /// Reads a configuration and checks it.
 pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, CheckpointError> {
-    let architecture = architecture(fields)?;
+    let stated = architecture(fields)?;
+    // 1bitLLM's exports may say llama. To other readers that is a graph without sub-norms, so it is not written as one.
+    let architecture = if stated == Architecture::Llama && names.sub_norms { Architecture::Bitnet } else { stated };
     refuse_uncomputed(fields)?;
-    let weights = weight_form(fields)?;
+    let weights = weight_form(fields, names)?;
     let count = |key: &str| fields.count(key).and_then(|value| fields.required(key, value));
     let n_heads = count("num_attention_heads")?;
     let hidden_size = count("hidden_size")?;
     let rms_norm_eps = fields.required("rms_norm_eps", fields.number("rms_norm_eps")?)? as f32;
-    let projection_norms = names.projection_norms || uses_rms_norm(fields, rms_norm_eps)?;
+    let projection_norms = names.projection_norms || uses_rms_norm(fields)?;
+    let projection_norm_eps = if projection_norms { projection_norm_eps(fields, rms_norm_eps)? } else { rms_norm_eps };
     let model = ModelConfig {
         architecture,
         hidden_size,
         intermediate_size: count("intermediate_size")?,
         n_layers: count("num_hidden_layers")?,
         n_heads,
-        n_kv_heads: n_kv_heads(fields, architecture, n_heads)?,
-        head_dim: head_dim(fields, hidden_size, n_heads)?,
+        n_kv_heads: n_kv_heads(fields, stated, n_heads)?,
+        head_dim: head_dim(fields, architecture, (hidden_size, n_heads))?,
         n_vocab: count("vocab_size")?,
         context_length: count("max_position_embeddings")?,
         rms_norm_eps,
@@ -90,6 +101,7 @@ pub(crate) fn read(fields: &Fields, names: NamesSeen) -> Result<HfConfig, Checkp
         sub_norms: architecture == Architecture::Bitnet || names.sub_norms,
         qk_norm: architecture == Architecture::Qwen3,
         projection_norms,
+        projection_norm_eps,
         tied_head: fields.flag("tie_word_embeddings")?.unwrap_or(false),
         activation_policy: activation_policy(fields, architecture, projection_norms)?,
         last_token_pooling: last_token_pooling(fields)?,
@@ -116,9 +128,12 @@ fn n_kv_heads(fields: &Fields, architecture: Architecture, n_heads: usize) -> Re
     }
 }
 
-fn head_dim(fields: &Fields, hidden_size: usize, n_heads: usize) -> Result<usize, CheckpointError> {
+fn head_dim(fields: &Fields, architecture: Architecture, (hidden_size, n_heads): (usize, usize)) -> Result<usize, CheckpointError> {
     if let Some(head_dim) = fields.count("head_dim")? {
         return Ok(head_dim);
+    }
+    if architecture == Architecture::Qwen3 {
+        return Ok(QWEN3_HEAD_DIM);
     }
     if n_heads == 0 || !hidden_size.is_multiple_of(n_heads) {
         let reason = format!("absent, and {n_heads} heads do not divide the hidden size {hidden_size}");
@@ -157,13 +172,17 @@ fn refuse_uncomputed(fields: &Fields) -> Result<(), CheckpointError> {
     }
 }
 
-fn weight_form(fields: &Fields) -> Result<WeightForm, CheckpointError> {
+fn weight_form(fields: &Fields, names: NamesSeen) -> Result<WeightForm, CheckpointError> {
     if let Some(quantization) = fields.object("quantization")? {
         check_mlx(&quantization)?;
         return Ok(WeightForm::Mlx);
     }
     let Some(quantization) = fields.object("quantization_config")? else {
-        return Ok(if is_one_bit_llm(fields)? { WeightForm::Master } else { WeightForm::FakeQuantised });
+        return Ok(match is_one_bit_llm(fields)? {
+            true => WeightForm::Master,
+            false if names.projection_norms => WeightForm::FakeQuantisedOrMaster,
+            false => WeightForm::FakeQuantised,
+        });
     };
     let method = quantization.required("quant_method", quantization.text("quant_method")?)?;
     if method != "bitnet" {
@@ -228,18 +247,24 @@ fn refuse_dense_projections(quantization: &Fields) -> Result<(), CheckpointError
     }
 }
 
-/// `use_rms_norm`: a norm inside every linear. It has an ε of its own (default 1e-6), which must be the model's.
-fn uses_rms_norm(fields: &Fields, rms_norm_eps: f32) -> Result<bool, CheckpointError> {
-    let Some(quantization) = fields.object("quantization_config")? else { return Ok(false) };
-    if quantization.flag("use_rms_norm")? != Some(true) {
-        return Ok(false);
+/// `use_rms_norm`: a norm inside every linear.
+fn uses_rms_norm(fields: &Fields) -> Result<bool, CheckpointError> {
+    match fields.object("quantization_config")? {
+        Some(quantization) => Ok(quantization.flag("use_rms_norm")? == Some(true)),
+        None => Ok(false),
     }
-    let eps = quantization.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
-    if eps != rms_norm_eps {
-        let reason = format!("{eps} differs from the model's {rms_norm_eps}; one epsilon is computed with");
-        return Err(unsupported("quantization_config.rms_norm_eps", reason));
+}
+
+/// The ε of those norms: `quantization_config.rms_norm_eps` (1e-6 if absent, as in BitNetQuantConfig), or our own key. Models whose
+/// norms no quantisation mentions (BitNet-embedding) have one ε for all.
+fn projection_norm_eps(fields: &Fields, rms_norm_eps: f32) -> Result<f32, CheckpointError> {
+    if let Some(eps) = fields.number(PROJECTION_EPS_KEY)? {
+        return Ok(eps as f32);
     }
-    Ok(true)
+    match fields.object("quantization_config")? {
+        Some(quantization) => Ok(quantization.number("rms_norm_eps")?.unwrap_or(1e-6) as f32),
+        None => Ok(rms_norm_eps),
+    }
 }
 
 fn activation_policy(fields: &Fields, architecture: Architecture, projection_norms: bool) -> Result<ActivationPolicy, CheckpointError> {

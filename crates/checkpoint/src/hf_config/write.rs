@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::POLICY_KEY;
+use super::{POLICY_KEY, PROJECTION_EPS_KEY};
 use crate::config::{Activation, ActivationPolicy, Architecture, ModelConfig, RopeScaling};
 use crate::tensor::DenseType;
 use crate::tokenizer_files::TokenizerFiles;
@@ -59,6 +59,9 @@ pub(crate) fn to_json(config: &ModelConfig, text: &TokenizerFiles, weights: Writ
         WrittenWeights::Mlx { group_size } => put("quantization", json!({ "group_size": group_size, "bits": 2, "mode": "affine" })),
         WrittenWeights::FakeQuantised => {}
     }
+    if config.projection_norms && weights != WrittenWeights::PackedAutobitlinear {
+        put(PROJECTION_EPS_KEY, shortest(config.projection_norm_eps));
+    }
     keys
 }
 
@@ -69,7 +72,7 @@ fn packed_quantization(config: &ModelConfig) -> Value {
     keys.insert("quantization_mode".into(), json!("offline"));
     if config.projection_norms {
         keys.insert("use_rms_norm".into(), json!(true));
-        keys.insert("rms_norm_eps".into(), shortest(config.rms_norm_eps));
+        keys.insert("rms_norm_eps".into(), shortest(config.projection_norm_eps));
     }
     Value::Object(keys)
 }

@@ -1,4 +1,5 @@
-//! All tensors of a folder: one `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+//! All tensors of a folder: one `model.safetensors`, or the shards that `model.safetensors.index.json` names, looked for in this order
+//! as transformers does (src/transformers/modeling_utils.py).
 //!
 //! The index is untrusted: a shard's name must be a plain file name, and index and headers must agree on every tensor. It is
 //! not merged, repaired or guessed.
@@ -25,20 +26,20 @@ pub(crate) struct TensorSet {
 }
 
 impl TensorSet {
-    /// Opens a folder. `None` if it holds neither an index nor `model.safetensors` nor exactly one other safetensors file.
+    /// Opens a folder. `None` if it holds neither `model.safetensors` nor an index nor exactly one other safetensors file.
     pub(crate) fn open(folder: &Path) -> Result<Option<Self>, CheckpointError> {
+        if let Some(file) = PositionedFile::open(&folder.join(SINGLE_FILE))? {
+            return Self::open_single(file).map(Some);
+        }
         if let Some(bytes) = read_small_file(&folder.join(INDEX_FILE), limits::SAFETENSORS_INDEX_BYTES_MAX)? {
             return Self::open_sharded(folder, &bytes).map(Some);
         }
-        let file = match PositionedFile::open(&folder.join(SINGLE_FILE))? {
-            Some(file) => file,
-            None => match only_safetensors_file(folder)? {
-                Some(file) => file,
-                None => return Ok(None),
-            },
-        };
-        let tensors = read_header(&file)?;
-        Ok(Some(Self { shards: vec![file], tensors }))
+        only_safetensors_file(folder)?.map(Self::open_single).transpose()
+    }
+
+    /// The names of the files.
+    pub(crate) fn file_names(&self) -> impl Iterator<Item = String> {
+        self.shards.iter().map(|shard| base_name(shard.path()))
     }
 
     /// All tensors.
@@ -55,6 +56,11 @@ impl TensorSet {
     pub(crate) fn read_part(&self, tensor: &StoredTensor, from: u64, size_bytes: u64) -> Result<Vec<u8>, CheckpointError> {
         debug_assert!(from + size_bytes <= tensor.size_bytes, "a part lies inside its tensor");
         self.shards[tensor.shard].read_at(tensor.offset + from, size_bytes)
+    }
+
+    fn open_single(file: PositionedFile) -> Result<Self, CheckpointError> {
+        let tensors = read_header(&file)?;
+        Ok(Self { shards: vec![file], tensors })
     }
 
     fn open_sharded(folder: &Path, bytes: &[u8]) -> Result<Self, CheckpointError> {

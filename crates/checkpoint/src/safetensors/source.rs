@@ -55,6 +55,8 @@ enum Encoding {
     DenseOrTernary(DenseType),
     /// trit × scale, exactly.
     FakeQuantised(DenseType),
+    /// trit × scale if they are exactly that, else master weights.
+    FakeQuantisedOrMaster(DenseType),
     /// Master weights, ternarised by absmean.
     Master(DenseType),
     /// Packed uint8 with one scale, which multiplies.
@@ -106,6 +108,11 @@ impl HfSource {
         Ok(Some(Self { config: config.model, text, tensors, is_mlx, set, places }))
     }
 
+    /// The names of the files that hold its tensors.
+    pub(crate) fn file_names(&self) -> impl Iterator<Item = String> {
+        self.set.file_names()
+    }
+
     /// Loads the tensor at `index` of [`Self::tensors`].
     pub(crate) fn load(&self, index: usize) -> Result<Tensor, CheckpointError> {
         let (name, place) = (&self.tensors[index].name, &self.places[index]);
@@ -113,10 +120,15 @@ impl HfSource {
             Encoding::Dense(dtype) => self.dense(name, place, dtype).map(Tensor::Dense),
             Encoding::DenseOrTernary(dtype) => quantise::pack_table(name, self.dense(name, place, dtype)?),
             Encoding::FakeQuantised(dtype) => Ok(Tensor::Ternary(quantise::pack_exact(name, &self.dense(name, place, dtype)?)?)),
-            Encoding::Master(dtype) => {
-                let matrix = quantise::absmean(name, &self.dense(name, place, dtype)?)?;
-                Ok(Tensor::Ternary(quantise::coarsen(matrix)))
+            Encoding::FakeQuantisedOrMaster(dtype) => {
+                // In this order: absmean of trit × scale has another scale, the mean, with the zeros in it.
+                let dense = self.dense(name, place, dtype)?;
+                match quantise::pack_exact(name, &dense) {
+                    Err(CheckpointError::NotTernary { .. }) => canonical(quantise::absmean(name, &dense)),
+                    other => other.map(Tensor::Ternary),
+                }
             }
+            Encoding::Master(dtype) => canonical(quantise::absmean(name, &self.dense(name, place, dtype)?)),
             Encoding::PackedU8 { scale } => {
                 let [n_rows, n_cols] = matrix_shape(name, &place.shape)?;
                 let bytes = self.bytes(name, &place.parts.weight)?;
@@ -158,13 +170,15 @@ impl Place {
         match self.encoding {
             Encoding::PackedU8 { .. } => "U8 packed".into(),
             Encoding::Mlx { .. } => "MLX 2-bit".into(),
-            Encoding::Dense(dtype) | Encoding::DenseOrTernary(dtype) | Encoding::FakeQuantised(dtype) | Encoding::Master(dtype) => {
-                match dtype {
-                    DenseType::F32 => "F32".into(),
-                    DenseType::F16 => "F16".into(),
-                    DenseType::Bf16 => "BF16".into(),
-                }
-            }
+            Encoding::Dense(dtype)
+            | Encoding::DenseOrTernary(dtype)
+            | Encoding::FakeQuantised(dtype)
+            | Encoding::FakeQuantisedOrMaster(dtype)
+            | Encoding::Master(dtype) => match dtype {
+                DenseType::F32 => "F32".into(),
+                DenseType::F16 => "F16".into(),
+                DenseType::Bf16 => "BF16".into(),
+            },
         }
     }
 }
@@ -202,6 +216,7 @@ fn place(expected: &ExpectedTensor, parts: Option<Parts>, form: WeightForm, set:
                 (TensorRole::Vector, _) => Encoding::Dense(dtype),
                 (TensorRole::Table, _) => Encoding::DenseOrTernary(dtype),
                 (TensorRole::Linear, WeightForm::Master) => Encoding::Master(dtype),
+                (TensorRole::Linear, WeightForm::FakeQuantisedOrMaster) => Encoding::FakeQuantisedOrMaster(dtype),
                 (TensorRole::Linear, _) => Encoding::FakeQuantised(dtype),
             }
         }

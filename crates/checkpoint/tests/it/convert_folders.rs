@@ -125,18 +125,20 @@ fn configurations_survive_writing_and_reading() {
 fn embedding_model_with_projection_norms_survives() {
     let mut model = SmallModel::packed(None);
     model.config["quantization_config"]["use_rms_norm"] = json!(true);
+    model.config["quantization_config"]["rms_norm_eps"] = json!(1e-3);
     model.config["architectures"] = json!(["LlamaModel"]);
-    let projections: Vec<_> = model.tensors.iter().filter(|tensor| tensor.dtype == "U8").cloned().collect();
-    for projection in projections {
-        let n_cols = projection.shape[1];
-        model.push(&projection.name.replace(".weight", ".rms_norm.weight"), "BF16", vec![n_cols], bf16(vec![2.0; n_cols]));
-    }
+    model.push_projection_norms("rms_norm");
     let folder = tempfile::tempdir().expect("temporary folder");
     let original = open(&model).expect("opens");
     let has_all = |config: &ModelConfig| config.projection_norms && config.last_token_pooling;
     assert!(has_all(original.config()));
     to_folder(&original, &folder.path().join("out"), ConvertTarget::Safetensors).expect("converts");
     assert_same_model(&original, &Checkpoint::open(&folder.path().join("out")).expect("opens"));
+    // Without a packed form there is no quantization_config to say the norms' epsilon.
+    model.config["bitnet_activation_policy"] = json!("unquantised");
+    let original = open(&model).expect("opens");
+    to_folder(&original, &folder.path().join("dense"), ConvertTarget::Safetensors).expect("converts");
+    assert_same_model(&original, &Checkpoint::open(&folder.path().join("dense")).expect("opens"));
 }
 
 #[test]

@@ -464,6 +464,16 @@ fn tensors_that_are_missing_left_over_or_of_another_shape_are_refused() {
 }
 
 #[test]
+fn bitnet_graph_without_its_sub_norms_is_refused() {
+    for part in ["sub_norm", "blk.0.attn_sub_norm", "blk.0.ffn_sub_norm"] {
+        let mut file = tiny_model();
+        file.tensors.retain(|tensor| !tensor.name.contains(part));
+        let error = file.refusal(part);
+        assert!(matches!(&error, CheckpointError::MissingTensor { name } if name.contains("sub_norm")), "{part}: {error}");
+    }
+}
+
+#[test]
 fn what_is_not_computed_is_named() {
     for (architecture, part) in [("qwen35", "qwen35"), ("gemma3", "gemma3"), ("", "architecture"), ("BITNET", "BITNET")] {
         let mut file = tiny_model();
@@ -476,8 +486,10 @@ fn what_is_not_computed_is_named() {
     file.set("prism.hadamard.weight_names", ARRAY, strings(&["blk.0.attn_q.weight", "blk.0.attn_k.weight"]));
     refused_with(&file, "rotation", "normalized-sylvester-walsh-hadamard`, 2 weights");
     let mut file = tiny_model();
-    file.set_text("prism.unknown", "x");
+    file.set_text("prism.hadamard.unknown", "x");
     assert!(matches!(file.refusal("unknown rotation"), CheckpointError::Unsupported { .. }));
+    let mut file = tiny_model();
+    assert!(file.set_text("prism.source", "x").open().is_ok(), "a key that says nothing of rotation");
     let mut file = tiny_model();
     refused_with(file.set_u32("split.count", 3), "split", "split in 3");
     for (type_id, name) in [(38, "TL1"), (39, "TL2"), (40, "NVFP4"), (37, "I8_S"), (10, "Q2_K"), (134, "IQ1_BN"), (9999, "9999")] {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, RopeScaling};
 use bitnet_checkpoint::gguf::{GgufOptions, GgufSource, I2sChoice, I2sLayout};
-use bitnet_checkpoint::{DenseType, Tensor, Vocabulary};
+use bitnet_checkpoint::{Checkpoint, DenseType, Note, OpenOptions, Tensor, Vocabulary};
 use bitnet_ternary::layout::q2_0::{self, BlockWidth};
 use bitnet_ternary::layout::{i2_s, ptq1_0, q1_0, tq1_0, tq2_0};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -55,6 +55,7 @@ fn i2_s_order_that_the_caller_names_is_used() {
         let options = GgufOptions { i2s_layout: I2sChoice::Is(choice) };
         let source = GgufSource::from_bytes(leak(file.build()), options).expect("valid");
         assert_eq!(ternary(&source, "model.layers.0.self_attn.q_proj.weight").to_trits(), expected, "{layout:?}");
+        assert_eq!((source.notes().expect("reads"), source.i2s_layout().expect("told")), (vec![], layout));
     }
 }
 
@@ -63,6 +64,7 @@ fn i2_s_order_without_evidence_is_the_published_one() {
     let source = tiny_model().open().expect("valid");
     let detection = source.i2s_detection().expect("reads").expect("there is I2_S");
     assert_eq!((detection.layout, detection.decided), (I2sLayout::Blocks128, false), "{detection:?}");
+    assert_eq!(source.notes().expect("reads"), [Note::I2sOrderUndecided(I2sLayout::Blocks128)]);
 }
 
 #[test]
@@ -110,6 +112,7 @@ fn i2_s_order_of_features_that_differ_is_found() {
         let source = file.open().expect("valid");
         let detection = source.i2s_detection().expect("reads").expect("there is I2_S").clone();
         assert_eq!((detection.layout, detection.decided), (layout, true), "{detection:?}");
+        assert_eq!(source.notes().expect("reads"), []);
         assert_eq!(ternary(&source, "model.layers.0.mlp.down_proj.weight").to_trits(), down);
     }
 }
@@ -188,6 +191,25 @@ fn every_block_type_loads_with_the_coarsest_scale_and_its_own_policy() {
 }
 
 #[test]
+fn activations_that_a_file_leaves_open_are_noted_and_can_be_told() {
+    for (type_id, name, pack) in block_packs() {
+        let file = wide_model("llama", type_id, &pack);
+        let notes = file.open().expect("valid").notes().expect("reads");
+        let is_open = matches!(name, "TQ1_0" | "TQ2_0" | "Q2_0");
+        assert_eq!(notes, if is_open { vec![Note::ActivationsUnstated] } else { vec![] }, "{name}");
+        assert_eq!(wide_model("bitnet", type_id, &pack).open().expect("valid").notes().expect("reads"), [], "{name}");
+        for policy in [ActivationPolicy::Int8PerToken, ActivationPolicy::Unquantised] {
+            let options = OpenOptions { activations: Some(policy), ..OpenOptions::default() };
+            let told = Checkpoint::from_gguf_bytes_with(leak(file.build()), options).expect("valid");
+            assert_eq!((told.config().activation_policy, told.notes().expect("reads")), (policy, vec![]), "{name}");
+        }
+        let mut file = file;
+        file.set_text("bitnet.activation_policy", "unquantised");
+        assert_eq!(file.open().expect("valid").notes().expect("reads"), [], "{name}");
+    }
+}
+
+#[test]
 fn binary_weights_load_as_trits_without_zeros() {
     let pack = |t: &[i8]| {
         let signs: Vec<i8> = t.iter().map(|&trit| if trit < 0 { -1 } else { 1 }).collect();
@@ -230,6 +252,19 @@ fn llama_files_have_their_query_and_key_rows_put_back() {
 }
 
 #[test]
+fn llama_file_with_sub_norms_is_of_the_bitnet_family() {
+    let (_, _, pack) = block_packs().remove(1);
+    let mut file = wide_model("llama", 35, &pack);
+    for name in ["attn_sub_norm", "ffn_sub_norm"] {
+        file.tensor(&format!("blk.0.{name}.weight"), &[256], 0, f32s(&[1.0; 256]));
+    }
+    let source = file.open().expect("valid");
+    let config = source.config();
+    assert_eq!((config.architecture, config.activation, config.sub_norms), (Architecture::Bitnet, Activation::Silu, true));
+    assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken);
+}
+
+#[test]
 fn scale_that_is_stored_apart_multiplies() {
     let (_, _, pack) = block_packs().remove(1);
     let mut file = wide_model("bitnet", 35, &pack);
@@ -253,6 +288,8 @@ fn norms_of_qwen3_and_of_bitnet_embedding_are_seen_by_their_tensors() {
     let source = file.open().expect("valid");
     let config = source.config();
     assert!(config.qk_norm && config.projection_norms && config.last_token_pooling && !config.sub_norms);
+    assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken, "no model has such norms without int8 activations");
+    assert_eq!(source.notes().expect("reads"), []);
     assert!(source.load("model.layers.0.self_attn.o_proj.norm.weight").is_ok());
 }
 

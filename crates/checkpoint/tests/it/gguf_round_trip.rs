@@ -33,6 +33,7 @@ fn config(architecture: Architecture) -> ModelConfig {
         sub_norms: bitnet,
         qk_norm: architecture == Architecture::Qwen3,
         projection_norms: false,
+        projection_norm_eps: 1e-6,
         tied_head: bitnet,
         activation_policy: if architecture == Architecture::Qwen3 { ActivationPolicy::Unquantised } else { ActivationPolicy::Int8PerToken },
         last_token_pooling: false,
@@ -142,6 +143,7 @@ fn every_option_of_a_configuration_comes_back_equal() {
         ModelConfig { rope: rope(llama3), ..config(Architecture::Llama) },
         ModelConfig { rope: rope(llama3), ..base.clone() },
         ModelConfig { projection_norms: true, last_token_pooling: true, tied_head: true, ..base.clone() },
+        ModelConfig { projection_norms: true, projection_norm_eps: 1e-4, ..base.clone() },
         ModelConfig { last_token_pooling: true, tied_head: false, ..base.clone() },
         ModelConfig { activation: Activation::Silu, ..config(Architecture::Bitnet) },
         ModelConfig { activation_policy: ActivationPolicy::Unquantised, ..config(Architecture::Bitnet) },
@@ -151,7 +153,8 @@ fn every_option_of_a_configuration_comes_back_equal() {
         let tensors = tensors(&config, tensor_scale);
         let (bytes, losses) = write(&config, &absent_tokenizer(), &tensors, GgufTensorType::Tq2_0).expect("writes");
         let relu2_elsewhere = config.activation == Activation::Relu2 && config.architecture != Architecture::Bitnet;
-        assert_eq!(losses.len(), usize::from(relu2_elsewhere), "{losses:?}");
+        let other_epsilon = config.projection_norm_eps != config.rms_norm_eps;
+        assert_eq!(losses.len(), usize::from(relu2_elsewhere) + usize::from(other_epsilon), "{losses:?}");
         assert_eq!(read(bytes).config(), &config);
     }
 }

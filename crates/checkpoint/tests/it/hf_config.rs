@@ -1,7 +1,7 @@
 //! The corpus of `config.json` files: every key × every wrong type, absent keys, limits, and features that are not computed.
 
 use bitnet_checkpoint::config::{ActivationPolicy, RopeScaling};
-use bitnet_checkpoint::{Checkpoint, CheckpointError};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, read_config_json};
 use serde_json::{Value, json};
 
 use crate::hf_models::open;
@@ -61,7 +61,7 @@ fn every_key_with_every_wrong_type_is_refused_by_name() {
         }
     }
     for key in ["bos_token_id", "eos_token_id"] {
-        for value in [json!(-1), json!(4294967296u64), json!("2"), json!(1.5), json!({})] {
+        for value in [json!(-2), json!(4294967296u64), json!("2"), json!(1.5), json!({})] {
             assert!(refusal(|config| config[key] = value.clone()).contains(key), "{key} = {value}");
         }
     }
@@ -88,6 +88,17 @@ fn keys_that_decide_the_arithmetic_may_not_be_absent() {
         let null = refusal(|config| config[key] = Value::Null);
         assert!(removed.contains(key) && removed.contains("absent") && removed == null, "{key}: {removed}");
     }
+}
+
+#[test]
+fn head_dim_that_is_absent_is_as_the_class_defaults() {
+    let head_dim = |model_type: &str| {
+        let mut config = SmallModel::packed(None).config;
+        config["model_type"] = json!(model_type);
+        config.as_object_mut().expect("object").remove("head_dim");
+        read_config_json(config.to_string().as_bytes()).expect("reads").head_dim
+    };
+    assert_eq!((head_dim("llama"), head_dim("bitnet"), head_dim("qwen3")), (16, 16, 128));
 }
 
 #[test]
@@ -150,7 +161,6 @@ fn features_that_are_not_computed_are_refused_by_name() {
         ("quantization_config", json!({ "quant_method": "bitnet", "quantization_mode": "later" }), "quantization_mode"),
         ("quantization_config", json!({ "quant_method": "bitnet", "quantization_mode": "online" }), "online"),
         ("quantization_config", json!({ "quant_method": "bitnet", "modules_to_not_convert": ["model.layers.0.mlp.up_proj"] }), "up_proj"),
-        ("quantization_config", json!({ "quant_method": "bitnet", "use_rms_norm": true, "rms_norm_eps": 1e-3 }), "rms_norm_eps"),
         ("quantization_config", json!({ "linear_class": "bitlinear" }), "quant_method"),
         ("quantization", json!({ "group_size": 128, "bits": 4 }), "bits"),
         ("quantization", json!({ "group_size": 100, "bits": 2 }), "group_size"),
@@ -233,5 +243,5 @@ fn end_of_sequence_may_be_one_several_or_none() {
     assert_eq!(ids(json!(3)), [3]);
     assert_eq!(ids(json!([2, 3])), [2, 3]);
     assert_eq!(ids(json!([2, 4])), [2], "token 4 does not exist");
-    assert!(ids(Value::Null).is_empty());
+    assert!(ids(Value::Null).is_empty() && ids(json!(-1)).is_empty());
 }

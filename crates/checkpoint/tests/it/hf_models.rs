@@ -7,7 +7,7 @@ use bitnet_checkpoint::{Checkpoint, CheckpointError, Tensor};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::json;
 
-use crate::small_model::{HIDDEN, SmallModel, bf16, trit};
+use crate::small_model::{HIDDEN, SmallModel, bf16, file, trit};
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -114,6 +114,7 @@ fn one_bit_llm_names_and_keys_are_understood() {
     model.push("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", vec![2], vec![0; 8]);
     let checkpoint = open(&model).expect("opens");
     assert!(checkpoint.config().sub_norms);
+    assert_eq!(checkpoint.config().architecture, Architecture::Bitnet, "a llama graph with sub-norms would be misread by others");
     assert_eq!(checkpoint.config().activation_policy, ActivationPolicy::Int8PerToken);
     assert!(checkpoint.load("model.layers.0.mlp.ffn_sub_norm.weight").is_ok());
     assert!(matches!(ternary(&checkpoint, "model.layers.0.mlp.up_proj.weight").scales(), Scales::Tensor(_)));
@@ -125,11 +126,7 @@ fn embedding_model_without_prefix_and_head_is_understood() {
     model.config["architectures"] = json!(["Qwen3Model"]);
     model.config["model_type"] = json!("qwen3");
     model.config["tie_word_embeddings"] = json!(false);
-    let projections: Vec<_> = model.tensors.iter().filter(|tensor| tensor.name.contains("_proj")).cloned().collect();
-    for projection in projections {
-        let n_cols = projection.shape[1];
-        model.push(&projection.name.replace(".weight", ".norm.weight"), "BF16", vec![n_cols], bf16(vec![1.0; n_cols]));
-    }
+    model.push_projection_norms("norm");
     for norm in ["q_norm", "k_norm"] {
         model.push(&format!("model.layers.0.self_attn.{norm}.weight"), "BF16", vec![4], bf16([1.0; 4]));
     }
@@ -138,6 +135,33 @@ fn embedding_model_without_prefix_and_head_is_understood() {
     let config = checkpoint.config();
     assert!(config.projection_norms && config.last_token_pooling && config.qk_norm);
     assert_eq!(config.activation_policy, ActivationPolicy::Int8PerToken);
+    // Its projections are published as master weights, and written by us as trit × scale: both load.
+    let up = "model.layers.0.mlp.up_proj.weight";
+    assert_eq!(ternary(&checkpoint, up).scales(), &Scales::Tensor(0.25), "exact, not the mean with its zeros");
+    let masters = |i: usize| [-0.75, 0.125, 0.5, 1.125, -0.0625, 0.1875, -1.0, 0.25][i % 8];
+    model.tensor("layers.0.mlp.up_proj.weight").bytes = bf16((0..4 * HIDDEN).map(masters));
+    let matrix = ternary(&open(&model).expect("opens"), up);
+    assert_eq!((matrix.scales(), &matrix.to_trits()[..8]), (&Scales::Tensor(0.5), &[-1, 0, 1, 1, 0, 0, -1, 0][..]));
+    model.tensor("layers.0.mlp.up_proj.weight").bytes = bf16((0..4 * HIDDEN).map(|i| if i == 5 { f32::NAN } else { masters(i) }));
+    let error = open(&model).expect("opens").load(up);
+    assert!(matches!(error, Err(CheckpointError::NotTernary { .. })), "{error:?}");
+}
+
+#[test]
+fn norms_inside_projections_have_their_own_epsilon() {
+    let epsilons = |key: &str, value: serde_json::Value| {
+        let mut model = SmallModel::packed(None);
+        model.push_projection_norms("rms_norm");
+        model.config["rms_norm_eps"] = json!(1e-5);
+        model.config["quantization_config"]["use_rms_norm"] = json!(true);
+        model.config["quantization_config"][key] = value;
+        open(&model).map(|checkpoint| (checkpoint.config().rms_norm_eps, checkpoint.config().projection_norm_eps))
+    };
+    assert_eq!(epsilons("modules_to_not_convert", json!(null)).expect("opens"), (1e-5, 1e-6), "as the class defaults");
+    assert_eq!(epsilons("rms_norm_eps", json!(1e-3)).expect("opens"), (1e-5, 1e-3));
+    for wrong in [json!(0.0), json!(2), json!("1e-6")] {
+        assert!(reason(epsilons("rms_norm_eps", wrong.clone())).contains("norm_eps"), "{wrong}");
+    }
 }
 
 #[test]
@@ -200,6 +224,44 @@ fn paths_that_are_no_model_get_advice() {
     assert!(refused(folder.path()).contains("neither model.safetensors"));
     alone.write(folder.path());
     assert!(Checkpoint::open(&path("model.safetensors")).is_ok(), "a file stands for its folder");
+    let (header, data) = alone.header_and_data();
+    let mut header = serde_json::to_vec(&header).expect("serialises");
+    assert!(header.len() < 640 + 65_536);
+    header.resize(640 + 65_536 * usize::from(header.len() > 640), b' ');
+    let like_a_pickle = file(&header, &data);
+    assert!(like_a_pickle.starts_with(b"\x80\x02"));
+    std::fs::write(path("model.safetensors"), like_a_pickle).expect("written");
+    assert!(Checkpoint::open(&path("model.safetensors")).is_ok(), "its length begins as a pickle does");
+    std::fs::write(path("pickle.bin"), b"\x80\x02}q\x00(X{\x05{{").expect("written");
+    assert!(refused(&path("pickle.bin")).contains("pickle"));
+    std::fs::write(path("adapter.safetensors"), alone.safetensors()).expect("written");
+    assert!(refused(&path("adapter.safetensors")).contains("in \"model.safetensors\", which this file is no part of"));
+    assert!(Checkpoint::open(&path("model.safetensors")).is_ok());
+}
+
+#[test]
+fn ids_and_counts_of_minus_one_mean_none() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    SmallModel::packed(None).write(folder.path());
+    let generation = |text: &str| {
+        std::fs::write(folder.path().join("generation_config.json"), text).expect("written");
+        Checkpoint::open(folder.path()).map(|checkpoint| checkpoint.tokenizer_files().generation.clone())
+    };
+    let none = generation(r#"{"eos_token_id": [-1, 3], "top_k": -1}"#).expect("opens");
+    assert_eq!((none.eos_token_ids.as_slice(), none.top_k), (&[3][..], None));
+    assert_eq!(generation(r#"{"eos_token_id": -1}"#).expect("opens").eos_token_ids, [2], "as config.json says");
+    assert!(reason(generation(r#"{"top_k": -2}"#)).contains("top_k"));
+}
+
+#[test]
+fn single_file_goes_before_an_index_as_in_transformers() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    SmallModel::packed(None).write(folder.path());
+    let stale = json!({ "weight_map": { "model.norm.weight": "model-00001-of-00002.safetensors" } });
+    std::fs::write(folder.path().join("model.safetensors.index.json"), stale.to_string()).expect("written");
+    Checkpoint::open(folder.path()).expect("the single file is complete");
+    std::fs::rename(folder.path().join("model.safetensors"), folder.path().join("other.safetensors")).expect("renamed");
+    assert!(reason(Checkpoint::open(folder.path())).contains("model-00001-of-00002.safetensors"));
 }
 
 #[test]
@@ -228,7 +290,7 @@ fn text_files_are_carried() {
         ("tokenizer_config.json", r#"{"bos_token": {"text": "<s>"}}"#),
         ("tokenizer_config.json", "[]"),
         ("generation_config.json", r#"{"eos_token_id": ["</s>"]}"#),
-        ("generation_config.json", r#"{"eos_token_id": -1}"#),
+        ("generation_config.json", r#"{"eos_token_id": -2}"#),
         ("generation_config.json", r#"{"temperature": "hot"}"#),
         ("generation_config.json", "{"),
     ] {

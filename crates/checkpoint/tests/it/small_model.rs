@@ -80,6 +80,13 @@ impl SmallModel {
         model
     }
 
+    /// Puts a norm before every projection, named as given: `norm`, `rms_norm`.
+    pub(crate) fn push_projection_norms(&mut self, name: &str) {
+        for (projection, _, n_cols) in LAYER {
+            self.push(&format!("model.layers.0.{projection}.{name}.weight"), "BF16", vec![n_cols], bf16(vec![2.0; n_cols]));
+        }
+    }
+
     pub(crate) fn push(&mut self, name: &str, dtype: &'static str, shape: Vec<usize>, bytes: Vec<u8>) {
         self.tensors.push(StoredTensor { name: name.to_owned(), dtype, shape, bytes });
     }

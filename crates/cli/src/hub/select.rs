@@ -55,9 +55,10 @@ pub(crate) fn select(name: &HubName, files: &[RemoteFile]) -> Result<Selection, 
     let is = |name: &'static str| move |file: &&RemoteFile| file.path.as_str() == name;
     let safetensors: Vec<_> = files.iter().filter(in_root).filter(|file| file.path.as_str().ends_with(".safetensors")).collect();
     if !safetensors.is_empty() && files.iter().any(|file| is("config.json")(&file)) {
-        let has_index = files.iter().any(|file| is(SHARD_INDEX)(&file));
-        let text = files.iter().filter(|file| TEXT_FILES.contains(&file.path.as_str()));
         let single: Vec<_> = safetensors.iter().copied().filter(is(SINGLE_FILE)).collect();
+        // The single file goes first, as where folders are opened.
+        let has_index = single.is_empty() && files.iter().any(|file| is(SHARD_INDEX)(&file));
+        let text = files.iter().filter(|file| TEXT_FILES.contains(&file.path.as_str()) && (has_index || !is(SHARD_INDEX)(file)));
         let weights = match (has_index, single.is_empty()) {
             (true, _) => Vec::new(),
             (false, false) => single,
@@ -120,6 +121,8 @@ mod tests {
         assert_eq!(chosen("a/b", &names).expect("chosen"), ["config.json", "tokenizer.json", "model.safetensors"]);
         let sharded = ["config.json", SHARD_INDEX, "model-1.safetensors", "model-2.safetensors", "other.safetensors"];
         assert_eq!(chosen("a/b", &sharded).expect("chosen"), ["config.json", SHARD_INDEX]);
+        let both = ["config.json", SHARD_INDEX, "model-1.safetensors", SINGLE_FILE];
+        assert_eq!(chosen("a/b", &both).expect("chosen"), ["config.json", SINGLE_FILE]);
         let index = br#"{"weight_map":{"x":"model-2.safetensors","y":"model-1.safetensors","z":"model-1.safetensors"}}"#;
         let found = shards("a/b", index, &files(&sharded)).expect("shards");
         assert_eq!(found.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["model-1.safetensors", "model-2.safetensors"]);

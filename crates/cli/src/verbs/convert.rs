@@ -8,7 +8,7 @@ use bitnet_checkpoint::{ConvertProgress, ConvertReport, ConvertStage, ConvertTar
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::arguments::GlobalArguments;
+use crate::arguments::{GlobalArguments, OpenArguments};
 use crate::model_source::ModelSource;
 use crate::open::open_source;
 use crate::size;
@@ -30,6 +30,8 @@ pub(crate) struct ConvertArguments {
     /// The format to write
     #[arg(long, value_enum)]
     to: Format,
+    #[command(flatten)]
+    open: OpenArguments,
     /// Replace what is at OUT
     #[arg(long)]
     overwrite: bool,
@@ -79,7 +81,7 @@ impl From<Format> for ConvertTarget {
 /// Converts and reports.
 pub(crate) fn perform(arguments: &ConvertArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
     let source: ModelSource = arguments.input.parse()?;
-    let checkpoint = open_source(&source, global, terminal)?;
+    let checkpoint = open_source(&source, arguments.open, global, terminal)?;
     let existing = if arguments.overwrite { ExistingOutput::Replace } else { ExistingOutput::Refuse };
     let bar = terminal.steps_bar(1, "");
     let mut progress = |progress: ConvertProgress| {

@@ -4,11 +4,12 @@
 use std::io::Write;
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, RopeScaling};
-use bitnet_checkpoint::{Checkpoint, Inspection, ModelConfig, TensorInspection, Vocabulary, inspect};
+use bitnet_checkpoint::gguf::I2sLayout;
+use bitnet_checkpoint::{Checkpoint, CheckpointError, Inspection, ModelConfig, TensorInspection, Vocabulary, inspect};
 use clap::Args;
 use serde_json::json;
 
-use crate::arguments::GlobalArguments;
+use crate::arguments::{GlobalArguments, OpenArguments};
 use crate::model_source::{EMBEDDED, ModelSource};
 use crate::open::open_source;
 use crate::size::{bytes, count, kv_bytes_per_token};
@@ -21,6 +22,8 @@ pub(crate) struct InspectArguments {
     /// Folder, .gguf file, or hf:owner/name[@revision][:file.gguf]; without it, the embedded model
     #[arg(value_name = "MODEL", default_value = EMBEDDED, hide_default_value = true)]
     model: String,
+    #[command(flatten)]
+    open: OpenArguments,
     /// List every tensor instead of grouping layers
     #[arg(long)]
     all: bool,
@@ -32,13 +35,15 @@ pub(crate) struct InspectArguments {
 /// Looks at every tensor and prints.
 pub(crate) fn perform(arguments: &InspectArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
     let source: ModelSource = arguments.model.parse()?;
-    let checkpoint = open_source(&source, global, terminal)?;
+    let checkpoint = open_source(&source, arguments.open, global, terminal)?;
     let inspection = inspect(&checkpoint)?;
+    let i2s_order = i2s_order(&checkpoint, arguments.open)?;
     if arguments.json {
-        writeln!(Output, "{}", serde_json::to_string_pretty(&to_json(&arguments.model, &checkpoint, &inspection)?)?)?;
+        writeln!(Output, "{}", serde_json::to_string_pretty(&to_json(&arguments.model, &checkpoint, (&inspection, i2s_order))?)?)?;
         return Ok(());
     }
-    let lines = summary(&arguments.model, &checkpoint, &inspection);
+    let mut lines = summary(&arguments.model, &checkpoint, &inspection);
+    lines.extend(i2s_order.map(|(layout, basis)| ("I2_S order", format!("{}, {basis}", layout_name(layout)))));
     let width = lines.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
     for (what, value) in lines {
         writeln!(Output, "{}  {value}", terminal.on_stdout(Style::Bold, format!("{what:width$}")))?;
@@ -48,7 +53,31 @@ pub(crate) fn perform(arguments: &InspectArguments, global: &GlobalArguments, te
     Ok(())
 }
 
-fn to_json(model: &str, checkpoint: &Checkpoint, inspection: &Inspection) -> serde_json::Result<serde_json::Value> {
+/// The order in which I2_S codes are decoded, and why in that one; `None` if there are none.
+fn i2s_order(checkpoint: &Checkpoint, arguments: OpenArguments) -> Result<Option<(I2sLayout, &'static str)>, CheckpointError> {
+    let Some(source) = checkpoint.gguf() else { return Ok(None) };
+    let Some(detection) = source.i2s_detection()? else { return Ok(None) };
+    let basis = match (arguments.i2s_layout, detection.decided) {
+        (Some(_), _) => "as told",
+        (None, true) => "as the weights show",
+        (None, false) => "for lack of evidence in the weights",
+    };
+    Ok(Some((source.i2s_layout()?, basis)))
+}
+
+fn layout_name(layout: I2sLayout) -> &'static str {
+    match layout {
+        I2sLayout::Blocks128 => "blocks of 128",
+        I2sLayout::Blocks64 => "blocks of 64",
+        I2sLayout::Rows4 => "four rows a byte",
+    }
+}
+
+fn to_json(
+    model: &str,
+    checkpoint: &Checkpoint,
+    (inspection, i2s_order): (&Inspection, Option<(I2sLayout, &str)>),
+) -> serde_json::Result<serde_json::Value> {
     let config = checkpoint.config();
     let files = checkpoint.tokenizer_files();
     Ok(json!({
@@ -72,9 +101,11 @@ fn to_json(model: &str, checkpoint: &Checkpoint, inspection: &Inspection) -> ser
             "sub_norms": config.sub_norms,
             "qk_norm": config.qk_norm,
             "projection_norms": config.projection_norms,
+            "projection_norm_eps": config.projection_norm_eps,
             "tied_head": config.tied_head,
             "last_token_pooling": config.last_token_pooling,
         },
+        "i2s_order": i2s_order.map(|(layout, basis)| json!({ "layout": layout_name(layout), "basis": basis })),
         "kv_bytes_per_token": kv_bytes_per_token(config),
         "has_tokenizer": files.vocabulary != Vocabulary::Absent,
         "has_chat_template": files.chat_template.is_some(),

@@ -11,7 +11,7 @@ use bitnet_checkpoint::{DenseTensor, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use bitnet_model::device::{Device, Heads, KvLayout, Norms, TableUse};
+use bitnet_model::device::{Device, Heads, KvLayout, Norm, TableUse};
 use bitnet_model::rope::RopeTable;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -45,7 +45,7 @@ const VOCABULARY: usize = 77;
 struct Fixture {
     device: CpuDevice,
     table: <CpuDevice as Device>::Table,
-    norm: Vec<<CpuDevice as Device>::Vector>,
+    norm: [Norm<<CpuDevice as Device>::Vector>; 1],
     qkv_weights: <CpuDevice as Device>::Linear,
     up_weights: <CpuDevice as Device>::Linear,
     down_weights: <CpuDevice as Device>::Linear,
@@ -69,7 +69,7 @@ impl Fixture {
         let hidden = |device: &mut CpuDevice, width| device.hidden(8, width).expect("memory");
         Self {
             table: device.table(&Tensor::Dense(table), TableUse::Head).expect("memory"),
-            norm: vec![device.vector(&[1.0; WIDTH]).expect("memory")],
+            norm: [Norm { weight: device.vector(&[1.0; WIDTH]).expect("memory"), epsilon: 1e-5 }],
             qkv_weights: device.linear(&weights((HEADS.0 + 2 * HEADS.1) * HEADS.2, WIDTH, 32), policy).expect("memory"),
             up_weights: device.linear(&weights(2 * HIDDEN, WIDTH, WIDTH), policy).expect("memory"),
             down_weights: device.linear(&weights(WIDTH, HIDDEN, 50), policy).expect("memory"),
@@ -83,19 +83,18 @@ impl Fixture {
     fn step(&mut self, step: &Step, best: &mut Vec<TokenId>) {
         let Self { device, rows: [x, qkv, attended, gate_up, gated, logits], activations, cache, .. } = self;
         let heads = Heads { n_heads: HEADS.0, n_kv_heads: HEADS.1, head_dim: HEADS.2, qk_norms: None, epsilon: 1e-5 };
-        let norms = |weights| Norms { weights, epsilon: 1e-5 };
         let ran = device
             .embed(&self.table, &step.token_ids, x)
-            .and_then(|()| device.norm_quantize(x, norms(&self.norm), activations))
+            .and_then(|()| device.norm_quantize(x, &self.norm, activations))
             .and_then(|()| device.bit_linear(activations, &self.qkv_weights, qkv, 0))
             .and_then(|()| device.rope_append(qkv, &heads, step, (cache, 0)))
             .and_then(|()| device.attention(qkv, &heads, step, (cache, 0), attended))
-            .and_then(|()| device.norm_quantize(attended, norms(&self.norm), activations))
+            .and_then(|()| device.norm_quantize(attended, &self.norm, activations))
             .and_then(|()| device.bit_linear(activations, &self.up_weights, gate_up, 0))
             .and_then(|()| device.gate(gate_up, Activation::Silu, gated))
-            .and_then(|()| device.norm_quantize(gated, norms(&[]), activations))
+            .and_then(|()| device.norm_quantize(gated, &[], activations))
             .and_then(|()| device.bit_linear_add(activations, &self.down_weights, x))
-            .and_then(|()| device.final_norm(x, norms(&self.norm), &[0], attended))
+            .and_then(|()| device.final_norm(x, &self.norm[0], &[0], attended))
             .and_then(|()| device.logits(attended, &mut self.table, &[None], logits))
             .and_then(|()| device.logits(attended, &mut self.table, &[Some(BestLogits { n: 3, within: 0.5 })], logits))
             .and_then(|()| device.argmax(logits, best));

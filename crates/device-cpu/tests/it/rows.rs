@@ -2,7 +2,7 @@
 
 use bitnet_checkpoint::config::Activation;
 use bitnet_checkpoint::config::ActivationPolicy::{Int8PerToken, Unquantised};
-use bitnet_model::device::{Device, Norms};
+use bitnet_model::device::{Device, Norm};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 use crate::support::{Noise, assert_equal_on_all, devices, upload};
@@ -14,15 +14,16 @@ fn normed<D: Device>(device: &mut D, x: &[f32], norms: &[Vec<f32>], policy: bitn
     let identity: Vec<i8> = (0..width * width).map(|i| i8::from(i / width == i % width)).collect();
     let identity = TernaryMatrix::from_trits(width, width, &identity, Scales::Tensor(1.0)).expect("valid");
     let identity = device.linear(&identity, policy).expect("memory");
-    let weights: Vec<D::Vector> = norms.iter().map(|norm| device.vector(norm).expect("memory")).collect();
+    let norms = norms.iter().zip([1e-5, 0.3]);
+    let norms: Vec<_> = norms.map(|(norm, epsilon)| Norm { weight: device.vector(norm).expect("memory"), epsilon }).collect();
     let hidden = upload(device, x, width);
     let mut activations = device.activations(m, width + 3, policy).expect("memory");
     let mut out = device.hidden(m, width).expect("memory");
-    device.norm_quantize(&hidden, Norms { weights: &weights, epsilon: 1e-5 }, &mut activations).expect("norm_quantize");
+    device.norm_quantize(&hidden, &norms, &mut activations).expect("norm_quantize");
     device.bit_linear(&activations, &identity, &mut out, 0).expect("bit_linear");
     let mut all = device.finish(&out).expect("finish").to_vec();
     let rows: Vec<usize> = (0..m).rev().collect();
-    device.final_norm(&hidden, Norms { weights: &weights[..1], epsilon: 1e-5 }, &rows, &mut out).expect("final_norm");
+    device.final_norm(&hidden, &norms[0], &rows, &mut out).expect("final_norm");
     all.extend_from_slice(device.finish(&out).expect("finish"));
     all
 }
@@ -53,7 +54,7 @@ fn activations_reused_for_a_narrower_width_are_padded_anew() {
             let ones = device.linear(&ones, Int8PerToken).expect("memory");
             let hidden = upload(device, &noise.floats(2 * width), width);
             let mut out = device.hidden(2, 3).expect("memory");
-            device.norm_quantize(&hidden, Norms { weights: &[], epsilon: 0.0 }, &mut activations).expect("norm_quantize");
+            device.norm_quantize(&hidden, &[], &mut activations).expect("norm_quantize");
             device.bit_linear(&activations, &ones, &mut out, 0).expect("bit_linear");
             all.extend_from_slice(device.finish(&out).expect("finish"));
         }
@@ -91,7 +92,7 @@ fn rows_over_the_capacity_are_a_bug_that_panics() {
     let mut device = devices(&[1]).remove(0);
     let hidden = upload(&mut device, &[0.0; 3], 1);
     let mut activations = device.activations(3, 1, Int8PerToken).expect("memory");
-    device.norm_quantize(&hidden, Norms { weights: &[], epsilon: 0.0 }, &mut activations).expect("norm_quantize");
+    device.norm_quantize(&hidden, &[], &mut activations).expect("norm_quantize");
     let one = TernaryMatrix::from_trits(1, 1, &[1], Scales::Tensor(1.0)).expect("valid");
     let one = device.linear(&one, Int8PerToken).expect("memory");
     let mut out = device.hidden(2, 1).expect("memory");

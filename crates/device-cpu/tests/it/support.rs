@@ -4,7 +4,7 @@ use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_checkpoint::{DenseTensor, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice};
 use bitnet_model::TokenId;
-use bitnet_model::device::{Device, Norms, TableUse};
+use bitnet_model::device::{Device, TableUse};
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -137,7 +137,7 @@ pub(crate) fn products<D: Device>(
     let linear = device.linear(weights, policy).expect("memory");
     let hidden = upload(device, x, k);
     let mut activations = device.activations(m, k, policy).expect("memory");
-    device.norm_quantize(&hidden, Norms { weights: &[], epsilon: 0.0 }, &mut activations).expect("norm_quantize");
+    device.norm_quantize(&hidden, &[], &mut activations).expect("norm_quantize");
     let width = first_column + n + 1;
     let mut out = upload(device, &vec![0.25; m * width], width);
     device.bit_linear(&activations, &linear, &mut out, first_column).expect("bit_linear");

@@ -46,8 +46,14 @@ fn models() -> Vec<(&'static str, RandomWeights)> {
         },
         ..base()
     };
-    let embedding =
-        ModelConfig { architecture: Architecture::Qwen3, qk_norm: true, projection_norms: true, last_token_pooling: true, ..base() };
+    let embedding = ModelConfig {
+        architecture: Architecture::Qwen3,
+        qk_norm: true,
+        projection_norms: true,
+        projection_norm_eps: 1e-2,
+        last_token_pooling: true,
+        ..base()
+    };
     vec![
         ("bitnet", RandomWeights::new(bitnet, 1)),
         ("llama", RandomWeights::new(llama, 2)),
@@ -74,6 +80,7 @@ fn base() -> ModelConfig {
         sub_norms: false,
         qk_norm: false,
         projection_norms: false,
+        projection_norm_eps: 1e-5,
         tied_head: true,
         activation_policy: ActivationPolicy::Int8PerToken,
         last_token_pooling: false,

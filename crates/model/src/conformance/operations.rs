@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::assert_same;
 use crate::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use crate::device::{Device, Heads, KvLayout, Norms, TableUse};
+use crate::device::{Device, Heads, KvLayout, Norm, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::reference::ReferenceDevice;
 use crate::rope::RopeTable;
@@ -88,7 +88,7 @@ fn linear_outputs<D: Device>(
     let run = |device: &mut D| {
         let x = filled(device, input, k)?;
         let mut activations = device.activations(m, k, policy)?;
-        device.norm_quantize(&x, Norms { weights: &[], epsilon: 1e-5 }, &mut activations)?;
+        device.norm_quantize(&x, &[], &mut activations)?;
         let linear = device.linear(weights, policy)?;
         let mut out = filled(device, residual, n + 3)?;
         device.bit_linear(&activations, &linear, &mut out, 2)?;
@@ -98,6 +98,9 @@ fn linear_outputs<D: Device>(
     };
     run(device).expect("the case fits the device")
 }
+
+/// ε of a first and of a second norm. They differ, and so much that using one for the other shows in int8.
+const EPSILONS: [f32; 2] = [1e-6, 0.5];
 
 /// Norms and quantisation seen through an identity matrix.
 fn check_norm_quantize<D: Device>(device: &mut D) {
@@ -132,9 +135,10 @@ fn quantized_through_identity<D: Device>(
     let identity = TernaryMatrix::from_trits(k, k, &trits, Scales::Tensor(1.0)).expect("an identity is ternary");
     let run = |device: &mut D| {
         let x = filled(device, input, k)?;
-        let norms = (0..n_norms).map(|index| device.vector(&random_values(k, 20 + index as u64))).collect::<Result<Vec<_>, _>>()?;
+        let norm = |index| Ok(Norm { weight: device.vector(&random_values(k, 20 + index as u64))?, epsilon: EPSILONS[index] });
+        let norms = (0..n_norms).map(norm).collect::<Result<Vec<_>, _>>()?;
         let mut activations = device.activations(3, k, policy)?;
-        device.norm_quantize(&x, Norms { weights: &norms, epsilon: 1e-6 }, &mut activations)?;
+        device.norm_quantize(&x, &norms, &mut activations)?;
         let linear = device.linear(&identity, policy)?;
         let mut out = device.hidden(3, k)?;
         device.bit_linear(&activations, &linear, &mut out, 0)?;
@@ -323,10 +327,10 @@ fn head_outputs<D: Device>(device: &mut D, head: &Tensor, k: usize, rows: &[usiz
     let n_vocab = head.shape()[0];
     let run = |device: &mut D| {
         let x = filled(device, &random_values(5 * k, 61), k)?;
-        let norm = [device.vector(&random_values(k, 62))?];
+        let norm = Norm { weight: device.vector(&random_values(k, 62))?, epsilon: 1e-5 };
         let mut table = device.table(head, TableUse::Head)?;
         let mut normed = device.hidden(5, k)?;
-        device.final_norm(&x, Norms { weights: &norm, epsilon: 1e-5 }, rows, &mut normed)?;
+        device.final_norm(&x, &norm, rows, &mut normed)?;
         let mut logits = device.hidden(5, n_vocab)?;
         device.logits(&normed, &mut table, &vec![None; rows.len()], &mut logits)?;
         let mut greedy = Vec::new();

@@ -8,7 +8,7 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::batch::{BestLogits, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norms, TableUse};
+use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norm, TableUse};
 use crate::reference::{ReferenceActivations, ReferenceDevice, ReferenceKvCache, Rows};
 use crate::token::TokenId;
 
@@ -22,6 +22,7 @@ enum Bug {
     DroppedLastBlock,
     LostLastPosition,
     RoundHalfAway,
+    OneEpsilon,
 }
 
 struct Planted {
@@ -98,8 +99,10 @@ impl Device for Planted {
         self.inner.embed(table, token_ids, x)
     }
 
-    fn norm_quantize(&mut self, x: &Rows, norms: Norms<'_, Vec<f32>>, out: &mut ReferenceActivations) -> Result<(), DeviceError> {
-        self.inner.norm_quantize(x, norms, out)?;
+    fn norm_quantize(&mut self, x: &Rows, norms: &[Norm<Vec<f32>>], out: &mut ReferenceActivations) -> Result<(), DeviceError> {
+        let first = norms.first().filter(|_| self.bug == Bug::OneEpsilon).map(|norm| norm.epsilon);
+        let seen = norms.iter().map(|norm| Norm { weight: norm.weight.clone(), epsilon: first.unwrap_or(norm.epsilon) });
+        self.inner.norm_quantize(x, &seen.collect::<Vec<_>>(), out)?;
         if self.bug == Bug::RoundHalfAway {
             out.round_half_away(x);
         }
@@ -168,7 +171,7 @@ impl Device for Planted {
         self.inner.head_bytes(head)
     }
 
-    fn final_norm(&mut self, x: &Rows, norm: Norms<'_, Vec<f32>>, rows: &[usize], out: &mut Rows) -> Result<(), DeviceError> {
+    fn final_norm(&mut self, x: &Rows, norm: &Norm<Vec<f32>>, rows: &[usize], out: &mut Rows) -> Result<(), DeviceError> {
         self.inner.final_norm(x, norm, rows, out)
     }
 
@@ -206,6 +209,7 @@ fn conformance_catches_each_planted_bug_in_its_operation() {
         (Bug::DroppedLastBlock, "bit_linear"),
         (Bug::LostLastPosition, "attention"),
         (Bug::RoundHalfAway, "norm_quantize"),
+        (Bug::OneEpsilon, "norm_quantize"),
     ] {
         let message = verdict(bug).expect_err("the suite must fail on this device");
         assert!(message.starts_with(operation), "{bug:?} was caught by: {message}");

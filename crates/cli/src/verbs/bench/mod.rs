@@ -32,7 +32,7 @@ pub(crate) struct BenchArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// A random model of a published shape instead: 0.7b, 2b4t, 3b, 8b, or a config.json
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with_all = ["model", "activations", "i2s_layout"])]
     shape: Option<String>,
     /// Tokens to read; 0 leaves the test out
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
