@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 
 use crate::limits;
 use crate::text::TextError;
+use crate::text::template_tags::without_generation_tags;
 use crate::text::template_time::strftime;
 
 const NAME: &str = "chat";
@@ -102,7 +103,8 @@ impl ChatTemplate {
         if source.len() > limits::TEMPLATE_SOURCE_BYTES_MAX {
             return Err(TextError::TemplateTooLong { got: source.len(), limit: limits::TEMPLATE_SOURCE_BYTES_MAX });
         }
-        check_operators(source)?;
+        let source = without_generation_tags(source);
+        check_operators(&source)?;
         let (environment, reads) = on_large_stack(limits::TEMPLATE_COMPILE_STACK_BYTES, || {
             let mut environment = environment();
             environment.add_template_owned(NAME, source.to_string()).map_err(|error| text_error(&error, 0))?;

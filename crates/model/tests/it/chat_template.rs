@@ -288,3 +288,20 @@ fn long_chats_have_the_fuel_they_need() {
     let many = vec![Message::new("user", ""); bitnet_model::limits::N_MESSAGES_MAX + 1];
     assert!(matches!(template.render(&many, &prompted()), Err(TextError::TooManyMessages { .. })));
 }
+
+#[test]
+fn generation_blocks_render_as_their_contents() {
+    let render = |source: &str| {
+        let options = RenderOptions { add_generation_prompt: false, ..RenderOptions::default() };
+        compile(source).and_then(|template| template.render(&[Message::new("assistant", "Hi")], &options))
+    };
+    let text = render("{% for m in messages %}\n  {% generation %}\n{{ m.content }}|\n  {%- endgeneration -%}  \n{% endfor %}.").unwrap();
+    assert_eq!(text, "Hi|.");
+    // The body is a scope, as in the extension of transformers: what it sets is not seen behind it.
+    let text = render("{% set x = 1 %}{%- generation %}{% set x = 2 %}{{ x }}{% endgeneration +%}\n{{ x }}").unwrap();
+    assert_eq!(text, "2\n1");
+    let kept = "{{ '{% generation %}' }}{{ {'a': {'b': \"%}{% generation %}\"}}.a.b }}{# {% generation %} #}{%- raw -%}{% generation %}{% endraw %}";
+    assert_eq!(render(kept).unwrap(), "{% generation %}%}{% generation %}{% generation %}");
+    assert!(render("{% generation %}x").is_err());
+    assert!(render("{% generation x %}x{% endgeneration %}").is_err());
+}
