@@ -185,9 +185,9 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         context.insert("bos_token".into(), self.bos_token.clone().into());
         context.insert("eos_token".into(), self.eos_token.clone().into());
-        if let Some(tools) = &options.tools {
-            context.insert("tools".into(), tools.clone());
-        }
+        // As transformers passes them: templates ask `tools is none` or `tools is not none`.
+        context.insert("tools".into(), options.tools.clone().unwrap_or_default());
+        context.insert("documents".into(), Json::Null);
         Ok(context)
     }
 }

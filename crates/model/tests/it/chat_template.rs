@@ -305,3 +305,9 @@ fn generation_blocks_render_as_their_contents() {
     assert!(render("{% generation %}x").is_err());
     assert!(render("{% generation x %}x{% endgeneration %}").is_err());
 }
+
+#[test]
+fn absent_tools_and_documents_are_none() {
+    let template = compile("{{ tools is none }} {{ documents is none }} {{ tools is defined }}").unwrap();
+    assert_eq!(template.render(&chat(), &prompted()).unwrap(), "True True True");
+}
