@@ -9,13 +9,14 @@
 use std::fmt;
 use std::io;
 
-use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::limits;
 use crate::text::TextError;
+use crate::text::template_json::tojson;
 use crate::text::template_tags::without_generation_tags;
 use crate::text::template_time::strftime;
 
@@ -258,45 +259,6 @@ fn python_text(output: &mut minijinja::Output, state: &mut minijinja::State, val
         _ => return minijinja::escape_formatter(output, state, value),
     };
     output.write_str(constant).map_err(Error::from)
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`: no HTML escapes, unlike Jinja's own filter.
-fn tojson(state: &mut minijinja::State, value: &Value, indent: Option<usize>, arguments: Kwargs) -> Result<String, Error> {
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => arguments.get::<Option<usize>>("indent")?,
-    };
-    let _: Option<bool> = arguments.get("ensure_ascii")?;
-    arguments.assert_all_used()?;
-    let mut json = vec![];
-    let wrong = |error: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}"));
-    match indent {
-        Some(indent) => {
-            let spaces = " ".repeat(indent.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter)).map_err(wrong)?;
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, SpacedFormatter)).map_err(wrong)?,
-    }
-    state.consume_fuel(json.len() as u64 / 64)?;
-    String::from_utf8(json).map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson: not UTF-8"))
-}
-
-/// `{"a": 1, "b": [2, 3]}`: a space after commas and colons, as Python writes.
-struct SpacedFormatter;
-
-impl serde_json::ser::Formatter for SpacedFormatter {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 /// A buffer that refuses to grow beyond the bound.

@@ -311,3 +311,25 @@ fn absent_tools_and_documents_are_none() {
     let template = compile("{{ tools is none }} {{ documents is none }} {{ tools is defined }}").unwrap();
     assert_eq!(template.render(&chat(), &prompted()).unwrap(), "True True True");
 }
+
+#[test]
+fn tojson_takes_the_arguments_of_json_dumps() {
+    let render = |source: &str| compile(source).and_then(|template| template.render(&chat(), &prompted()));
+    let same = |source: &str, expected: &str| assert_eq!(render(source).unwrap(), expected, "{source}");
+    same("{{ {'b': 1, 'é': [true, none, 2.5]}|tojson }}", r#"{"b": 1, "é": [true, null, 2.5]}"#);
+    same("{{ {'b': 1, 'a': {'d': 1, 'c': 2}}|tojson(sort_keys=true) }}", r#"{"a": {"c": 2, "d": 1}, "b": 1}"#);
+    same("{{ [1, {'a': 2}]|tojson(separators=(',', ':')) }}", r#"[1,{"a":2}]"#);
+    same(r#"{{ 'é😀"\x7f\n'|tojson(ensure_ascii=true) }}"#, r#""\u00e9\ud83d\ude00\"\u007f\n""#);
+    same("{{ [1, [], {'a': {}}]|tojson(indent=2) }}", "[\n  1,\n  [],\n  {\n    \"a\": {}\n  }\n]");
+    same("{{ [1, 2]|tojson(indent='\\t', separators=(';', '=')) }}", "[\n\t1;\n\t2\n]");
+    same("{{ [1, 2]|tojson(indent=0) }}", "[\n1,\n2\n]");
+    same("{{ {'é': 1, 'a': 2}|tojson(true, none, (',', ':'), true) }}", r#"{"a":2,"\u00e9":1}"#);
+    same(
+        "{{ [1e22, 1e16, 123456789012345680.0, 0.0001, 0.00001, -2.0]|tojson }}",
+        "[1e+22, 1e+16, 1.2345678901234568e+17, 0.0001, 1e-05, -2.0]",
+    );
+    assert!(render("{{ 1|tojson(indnt=2) }}").is_err());
+    let nested = "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    assert!(render(&format!("{nested}{{{{ ns.x|tojson }}}}")).is_err());
+    let _ = render(&format!("{nested}{{{{ ns.x }}}}"));
+}
