@@ -9,7 +9,7 @@
 use std::fmt;
 use std::io;
 
-use minijinja::value::{Serde, ValueKind};
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -238,7 +238,6 @@ fn environment() -> Environment<'static> {
     environment.set_recursion_limit(limits::TEMPLATE_RECURSION_MAX);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(python_text);
     if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
@@ -248,17 +247,6 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", tojson);
     environment
-}
-
-/// Constants print as Python's do.
-fn python_text(output: &mut minijinja::Output, state: &mut minijinja::State, value: &Value) -> Result<(), Error> {
-    let constant = match value.kind() {
-        ValueKind::None => "None",
-        ValueKind::Bool if value.is_true() => "True",
-        ValueKind::Bool => "False",
-        _ => return minijinja::escape_formatter(output, state, value),
-    };
-    output.write_str(constant).map_err(Error::from)
 }
 
 /// A buffer that refuses to grow beyond the bound.

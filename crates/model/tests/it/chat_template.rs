@@ -333,3 +333,14 @@ fn tojson_takes_the_arguments_of_json_dumps() {
     assert!(render(&format!("{nested}{{{{ ns.x|tojson }}}}")).is_err());
     let _ = render(&format!("{nested}{{{{ ns.x }}}}"));
 }
+
+#[test]
+fn constants_print_as_in_python_wherever_they_stand() {
+    let render = |source: &str| compile(source).unwrap().render(&chat(), &prompted()).unwrap();
+    assert_eq!(render("{{ 'a' ~ true ~ none }} {{ true|string }} {{ [true, none]|join(',') }}"), "aTrueNone True True,None");
+    assert_eq!(
+        render("{{ [true, none] }} {{ {'a': 1, 'b': [\"it's\"]} }} {{ (1, 'x') }} {{ (1,) }}"),
+        "[True, None] {'a': 1, 'b': [\"it's\"]} (1, 'x') (1,)"
+    );
+    assert_eq!(render("{{ messages[0] }}"), "{'role': 'system', 'content': 'Be brief.'}");
+}
