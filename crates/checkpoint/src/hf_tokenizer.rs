@@ -38,6 +38,7 @@ pub(crate) fn read(folder: &Path, config: &HfConfig) -> Result<TokenizerFiles, C
     Ok(TokenizerFiles {
         vocabulary,
         chat_template: chat_template(folder, &fields)?,
+        chat_template_remark: None,
         bos_token: special_token(&fields, "bos_token")?,
         eos_token: special_token(&fields, "eos_token")?,
         bos_token_id: config.bos_token_id.filter(exists),

@@ -2,13 +2,14 @@
 //! `model/text`; here it is only carried from file to file.
 
 /// Where the vocabulary comes from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub enum Vocabulary {
     /// Contents of `tokenizer.json` (also embedded in GGUF as `tokenizer.huggingface.json`).
     Json(Vec<u8>),
     /// GGUF metadata `tokenizer.ggml.*`.
     Gguf(GgufVocabulary),
     /// The checkpoint has no tokenizer: only token ids can be run.
+    #[default]
     Absent,
 }
 
@@ -59,12 +60,14 @@ pub struct GenerationDefaults {
 }
 
 /// Everything about text that a checkpoint carries.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct TokenizerFiles {
     /// The vocabulary.
     pub vocabulary: Vocabulary,
     /// Jinja source of the chat template.
     pub chat_template: Option<String>,
+    /// What whoever uses the template should be told of it.
+    pub chat_template_remark: Option<String>,
     /// Text of the beginning-of-sequence token, as templates use it.
     pub bos_token: Option<String>,
     /// Text of the end-of-sequence token, as templates use it.

@@ -40,14 +40,7 @@ fn config(architecture: Architecture) -> ModelConfig {
 }
 
 fn absent_tokenizer() -> TokenizerFiles {
-    TokenizerFiles {
-        vocabulary: Vocabulary::Absent,
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        bos_token_id: None,
-        generation: GenerationDefaults::default(),
-    }
+    TokenizerFiles::default()
 }
 
 /// A model of trits with scales that every type holds, dense tables and norms.
@@ -260,6 +253,7 @@ fn tokenizer_json_template_and_generation_come_back_equal() {
             top_k: Some(20),
             do_sample: Some(true),
         },
+        ..TokenizerFiles::default()
     };
     let config = config(Architecture::Qwen3);
     let tensors = tensors(&config, tensor_scale);

@@ -60,7 +60,7 @@ pub(crate) fn perform(arguments: &ChatArguments, global: &GlobalArguments, termi
     let sampling = arguments.sampling.params(&files.generation);
     sampling.validate()?;
     let tokenizer = Tokenizer::load(files)?;
-    let conversation = Conversation::new(load_template(&checkpoint)?, arguments.system.as_deref());
+    let conversation = Conversation::new(load_template(&checkpoint, terminal)?, arguments.system.as_deref());
     let interrupt = Interrupt::install();
     let session = load_session(&checkpoint, &arguments.device, arguments.context, terminal)?;
     let options = GenerationOptions {
