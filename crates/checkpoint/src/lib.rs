@@ -32,4 +32,4 @@ pub use hf_config::read_config_json;
 pub use inspect::{Inspection, TensorInspection, TernaryInspection, Totals, inspect};
 pub use open::{Checkpoint, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
-pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};
+pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, SPECIAL_TOKENS, TokenizerFiles, Vocabulary};

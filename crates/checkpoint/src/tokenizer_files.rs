@@ -1,6 +1,12 @@
 //! What a checkpoint says about text: vocabulary, chat template, special tokens and generation defaults. Interpreted in
 //! `model/text`; here it is only carried from file to file.
 
+use std::collections::BTreeMap;
+
+/// Names of special tokens besides the beginning and end of sequence (huggingface/transformers:
+/// src/transformers/tokenization_utils_base.py, `SPECIAL_TOKENS_ATTRIBUTES`).
+pub const SPECIAL_TOKENS: [&str; 5] = ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
 /// Where the vocabulary comes from.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Vocabulary {
@@ -72,6 +78,8 @@ pub struct TokenizerFiles {
     pub bos_token: Option<String>,
     /// Text of the end-of-sequence token, as templates use it.
     pub eos_token: Option<String>,
+    /// Text of the other special tokens that templates may name, by the names of [`SPECIAL_TOKENS`].
+    pub special_tokens: BTreeMap<String, String>,
     /// Id of the beginning-of-sequence token (`config.json`).
     pub bos_token_id: Option<u32>,
     /// Sampling defaults.

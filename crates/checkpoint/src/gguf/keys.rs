@@ -54,6 +54,8 @@ pub(super) const BITNET_TOP_K: &str = "bitnet.generation.top_k";
 pub(super) const BITNET_DO_SAMPLE: &str = "bitnet.generation.do_sample";
 pub(super) const BITNET_BOS_TOKEN: &str = "bitnet.tokenizer.bos_token";
 pub(super) const BITNET_EOS_TOKEN: &str = "bitnet.tokenizer.eos_token";
+/// Before the name of another special token.
+pub(super) const BITNET_SPECIAL_TOKENS: &str = "bitnet.tokenizer.";
 
 pub(super) const HUGGING_FACE_JSON: &str = "tokenizer.huggingface.json";
 pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";

@@ -202,6 +202,9 @@ pub(super) fn put_tokenizer(out: &mut MetadataBytes, files: &TokenizerFiles, n_v
     ] {
         text.iter().for_each(|text| out.string(key, text));
     }
+    for (name, text) in &files.special_tokens {
+        out.string(&format!("{}{name}", keys::BITNET_SPECIAL_TOKENS), text);
+    }
     put_generation(out, &files.generation);
     Ok(missed)
 }

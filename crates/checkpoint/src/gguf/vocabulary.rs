@@ -1,11 +1,13 @@
 //! GGUF metadata to [`TokenizerFiles`]: `tokenizer.huggingface.json` when it is there, since it says everything; else the
 //! `tokenizer.ggml.*` arrays as stored. Nothing is interpreted here, but for one chat template that is known to be wrong.
 
+use std::collections::BTreeMap;
+
 use super::keys;
 use super::kv::Metadata;
 use crate::error::CheckpointError;
 use crate::limits;
-use crate::tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};
+use crate::tokenizer_files::{GenerationDefaults, GgufVocabulary, SPECIAL_TOKENS, TokenizerFiles, Vocabulary};
 
 /// Control tokens that end a turn, by the names the published families give them. GGUF has one key for one end token; llama.cpp
 /// ends at these as well (src/llama-vocab.cpp, "special_eog_ids").
@@ -45,6 +47,16 @@ pub(super) fn read(metadata: &Metadata, n_vocab: usize) -> Result<TokenizerFiles
     };
     let bos_token = text_of(keys::BITNET_BOS_TOKEN, arrays.bos_token_id)?;
     let eos_token = text_of(keys::BITNET_EOS_TOKEN, arrays.eos_token_id)?;
+    let mut special_tokens = BTreeMap::new();
+    for name in SPECIAL_TOKENS {
+        let id = match name {
+            "unk_token" => arrays.unknown_token_id,
+            "pad_token" => arrays.padding_token_id,
+            _ => None,
+        };
+        let text = text_of(&format!("{}{name}", keys::BITNET_SPECIAL_TOKENS), id)?;
+        special_tokens.extend(text.map(|text| (name.to_owned(), text)));
+    }
     let bos_token_id = arrays.bos_token_id;
     let generation = generation(metadata, &arrays, n_vocab)?;
     let vocabulary = match metadata.string(keys::HUGGING_FACE_JSON)? {
@@ -63,7 +75,7 @@ pub(super) fn read(metadata: &Metadata, n_vocab: usize) -> Result<TokenizerFiles
     };
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let (chat_template, chat_template_remark) = (owned(chat_template), owned(chat_template_remark));
-    Ok(TokenizerFiles { vocabulary, chat_template, chat_template_remark, bos_token, eos_token, bos_token_id, generation })
+    Ok(TokenizerFiles { vocabulary, chat_template, chat_template_remark, bos_token, eos_token, special_tokens, bos_token_id, generation })
 }
 
 /// Whether `template` is the one that Microsoft's converter puts into every file (microsoft/BitNet:utils/convert-ms-to-gguf-bitnet.py),

@@ -245,6 +245,7 @@ fn tokenizer_json_template_and_generation_come_back_equal() {
         chat_template: Some("{{ bos_token }}ü".into()),
         bos_token: Some("<s>".into()),
         eos_token: Some("</s>".into()),
+        special_tokens: [("pad_token".into(), "ab".into())].into(),
         bos_token_id: Some(3),
         generation: GenerationDefaults {
             eos_token_ids: vec![4, 2],
@@ -292,6 +293,7 @@ fn gguf_vocabulary_comes_back_equal() {
     let files = TokenizerFiles {
         bos_token: Some("▁t1".into()),
         eos_token: Some("▁t2".into()),
+        special_tokens: [("unk_token".into(), "▁t0".into())].into(),
         bos_token_id: Some(1),
         generation: GenerationDefaults { eos_token_ids: vec![2], ..GenerationDefaults::default() },
         vocabulary: Vocabulary::Gguf(vocabulary),

@@ -221,6 +221,15 @@ fn text_files_are_carried() {
         (read.bos_token.as_deref(), read.eos_token.as_deref(), read.chat_template.as_deref()),
         (Some("<s>"), Some("</s>"), Some("d"))
     );
+    write("special_tokens_map.json", r#"{"bos_token": "<old>", "pad_token": {"content": "<pad>"}, "additional_special_tokens": ["<x>"]}"#);
+    let read = files().expect("opens");
+    assert_eq!((read.bos_token.as_deref(), read.special_tokens["pad_token"].as_str()), (Some("<old>"), "<pad>"), "an older folder");
+    write("tokenizer_config.json", r#"{"bos_token": "<s>", "unk_token": "<unk>", "added_tokens_decoder": {}, "chat_template": "d"}"#);
+    let read = files().expect("opens");
+    assert_eq!(read.bos_token.as_deref(), Some("<s>"));
+    assert_eq!(read.special_tokens, [("pad_token".into(), "<pad>".into()), ("unk_token".into(), "<unk>".into())].into());
+    write("chat_template.json", r#"{"chat_template": "json"}"#);
+    assert_eq!(files().expect("opens").chat_template.as_deref(), Some("json"));
     write("chat_template.jinja", "file");
     assert_eq!(files().expect("opens").chat_template.as_deref(), Some("file"));
     for (name, text) in [

@@ -147,14 +147,14 @@ fn encode(
 /// The model's chat template.
 pub(super) fn load_template(checkpoint: &Checkpoint, terminal: &Terminal) -> anyhow::Result<ChatTemplate> {
     let files = checkpoint.tokenizer_files();
-    let Some(source) = &files.chat_template else {
+    let Some(template) = ChatTemplate::load(files)? else {
         let what = "this model has no chat template: it continues texts and does not converse";
         return Err(Misuse::new(what, "`bitnet run PROMPT` continues a text").into());
     };
     if let Some(remark) = &files.chat_template_remark {
         terminal.note(remark);
     }
-    Ok(ChatTemplate::compile(source, files.bos_token.as_deref(), files.eos_token.as_deref())?)
+    Ok(template)
 }
 
 fn report(model: &str, prompt: &[TokenId], generated: &Generated, (seed, device): (u64, serde_json::Value)) -> serde_json::Value {

@@ -6,9 +6,11 @@
 //! environment follows huggingface/transformers `utils/chat_template_utils.py`: `trim_blocks`, `lstrip_blocks`, Python's methods,
 //! `tojson` as `json.dumps`, `raise_exception`, `strftime_now`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
+use bitnet_checkpoint::TokenizerFiles;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Serialize;
@@ -76,8 +78,8 @@ pub struct RenderOptions {
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    /// Special tokens as templates name them: `bos_token`, `pad_token`.
+    special_tokens: BTreeMap<String, String>,
     /// Names that the template reads from outside.
     reads: Vec<String>,
 }
@@ -101,6 +103,23 @@ impl ChatTemplate {
     /// # Errors
     /// `TemplateTooLong`, `Template`, `TemplateFuel`, `TemplateOutput`.
     pub fn compile(source: &str, bos_token: Option<&str>, eos_token: Option<&str>) -> Result<Self, TextError> {
+        let owned = |token: Option<&str>| token.unwrap_or_default().to_string();
+        Self::with_tokens(source, [("bos_token".into(), owned(bos_token)), ("eos_token".into(), owned(eos_token))].into())
+    }
+
+    /// [`Self::compile`]s the template of a checkpoint, if it has one, with all the special tokens that it names.
+    ///
+    /// # Errors
+    /// Those of [`Self::compile`].
+    pub fn load(files: &TokenizerFiles) -> Result<Option<Self>, TextError> {
+        let Some(source) = &files.chat_template else { return Ok(None) };
+        let mut tokens = files.special_tokens.clone();
+        tokens.insert("bos_token".into(), files.bos_token.clone().unwrap_or_default());
+        tokens.insert("eos_token".into(), files.eos_token.clone().unwrap_or_default());
+        Self::with_tokens(source, tokens).map(Some)
+    }
+
+    fn with_tokens(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TextError> {
         if source.len() > limits::TEMPLATE_SOURCE_BYTES_MAX {
             return Err(TextError::TemplateTooLong { got: source.len(), limit: limits::TEMPLATE_SOURCE_BYTES_MAX });
         }
@@ -113,8 +132,7 @@ impl ChatTemplate {
             let reads = template.undeclared_variables(false).into_iter().collect();
             Ok((environment, reads))
         })?;
-        let text = |token: Option<&str>| token.unwrap_or_default().to_string();
-        let compiled = Self { environment, bos_token: text(bos_token), eos_token: text(eos_token), reads };
+        let compiled = Self { environment, special_tokens, reads };
         let options = RenderOptions { add_generation_prompt: true, now_unix_seconds: Some(0), ..RenderOptions::default() };
         match compiled.render(&[Message::new("user", "Hello")], &options) {
             Ok(_) | Err(TextError::TemplateRefused { .. }) => Ok(compiled),
@@ -170,7 +188,9 @@ impl ChatTemplate {
     }
 
     fn context(&self, messages: &[Message], options: &RenderOptions) -> Result<serde_json::Map<String, Json>, TextError> {
-        let mut context = options.arguments.clone();
+        let mut context: serde_json::Map<String, Json> =
+            self.special_tokens.iter().map(|(name, text)| (name.clone(), text.clone().into())).collect();
+        context.extend(options.arguments.clone());
         let mut turns = Vec::with_capacity(messages.len());
         for message in messages {
             if let Some(name) = message.fields.keys().find(|name| ["role", "content"].contains(&name.as_str())) {
@@ -184,8 +204,6 @@ impl ChatTemplate {
         }
         context.insert("messages".into(), turns.into());
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
-        context.insert("bos_token".into(), self.bos_token.clone().into());
-        context.insert("eos_token".into(), self.eos_token.clone().into());
         // As transformers passes them: templates ask `tools is none` or `tools is not none`.
         context.insert("tools".into(), options.tools.clone().unwrap_or_default());
         context.insert("documents".into(), Json::Null);

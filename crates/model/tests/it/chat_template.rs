@@ -95,8 +95,7 @@ fn prompted() -> RenderOptions {
 #[test]
 fn tales_template_renders_and_encodes_with_one_bos() {
     let files = tales_files();
-    let template =
-        ChatTemplate::compile(files.chat_template.as_deref().unwrap(), files.bos_token.as_deref(), files.eos_token.as_deref()).unwrap();
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
     let prompt = template.render(&chat()[1..], &prompted()).unwrap();
     assert_eq!(prompt, "<|begin_of_text|>User: Hi!<|eot_id|>Assistant: Hello.<|eot_id|>User: Why?<|eot_id|>Assistant:");
     let tokens = TALES.encode_chat(&prompt).unwrap();
@@ -343,4 +342,16 @@ fn constants_print_as_in_python_wherever_they_stand() {
         "[True, None] {'a': 1, 'b': [\"it's\"]} (1, 'x') (1,)"
     );
     assert_eq!(render("{{ messages[0] }}"), "{'role': 'system', 'content': 'Be brief.'}");
+}
+
+#[test]
+fn template_reads_every_special_token_of_the_checkpoint() {
+    let mut files = tales_files();
+    files.chat_template =
+        Some("{{ bos_token }}{{ pad_token }}{{ unk_token is defined }}{% if name is defined %}{{ name }}{% endif %}".into());
+    files.special_tokens = [("pad_token".into(), "<pad>".into())].into();
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render(&chat(), &prompted()).unwrap(), "<|begin_of_text|><pad>False");
+    files.chat_template = None;
+    assert!(ChatTemplate::load(&files).unwrap().is_none());
 }
