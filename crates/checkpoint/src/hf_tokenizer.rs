@@ -100,7 +100,12 @@ fn generation_json(text: &TokenizerFiles) -> Map<String, Value> {
     if let Some(top_k) = generation.top_k {
         keys.insert("top_k".into(), json!(top_k));
     }
-    for (key, value) in [("temperature", generation.temperature), ("top_p", generation.top_p)] {
+    for (key, value) in [
+        ("temperature", generation.temperature),
+        ("top_p", generation.top_p),
+        ("min_p", generation.min_p),
+        ("repetition_penalty", generation.repetition_penalty),
+    ] {
         if let Some(value) = value {
             keys.insert(key.into(), crate::hf_config::shortest(value));
         }
@@ -116,6 +121,8 @@ fn generation(fields: &Fields, config: &HfConfig) -> Result<GenerationDefaults, 
         temperature: number("temperature")?,
         top_p: number("top_p")?,
         top_k: fields.id("top_k")?,
+        min_p: number("min_p")?,
+        repetition_penalty: number("repetition_penalty")?,
         do_sample: fields.flag("do_sample")?,
     })
 }

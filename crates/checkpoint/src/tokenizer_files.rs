@@ -61,6 +61,10 @@ pub struct GenerationDefaults {
     pub top_p: Option<f32>,
     /// Number of candidates.
     pub top_k: Option<u32>,
+    /// Least probability, relative to the most likely candidate.
+    pub min_p: Option<f32>,
+    /// Divisor of the logits of tokens that occurred.
+    pub repetition_penalty: Option<f32>,
     /// Whether the authors sample at all.
     pub do_sample: Option<bool>,
 }

@@ -99,10 +99,13 @@ fn generation(metadata: &Metadata, arrays: &GgufVocabulary, n_vocab: usize) -> R
             ids
         }
     };
+    let number = |key| metadata.float(key).map(|value| value.map(|value| value as f32));
     Ok(GenerationDefaults {
         eos_token_ids,
-        temperature: metadata.float(keys::BITNET_TEMPERATURE)?.map(|value| value as f32),
-        top_p: metadata.float(keys::BITNET_TOP_P)?.map(|value| value as f32),
+        temperature: number(keys::BITNET_TEMPERATURE)?,
+        top_p: number(keys::BITNET_TOP_P)?,
+        min_p: number(keys::BITNET_MIN_P)?,
+        repetition_penalty: number(keys::BITNET_REPETITION_PENALTY)?,
         top_k: metadata.integer(keys::BITNET_TOP_K)?,
         do_sample: metadata.bool(keys::BITNET_DO_SAMPLE)?,
     })

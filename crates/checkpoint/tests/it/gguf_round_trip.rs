@@ -252,6 +252,8 @@ fn tokenizer_json_template_and_generation_come_back_equal() {
             temperature: Some(0.7),
             top_p: Some(0.95),
             top_k: Some(20),
+            min_p: Some(0.05),
+            repetition_penalty: Some(1.1),
             do_sample: Some(true),
         },
         ..TokenizerFiles::default()

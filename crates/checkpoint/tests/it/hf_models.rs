@@ -209,7 +209,10 @@ fn text_files_are_carried() {
     let files = || Checkpoint::open(folder.path()).map(|checkpoint| checkpoint.tokenizer_files().clone());
     SmallModel::packed(None).write(folder.path());
     assert_eq!(files().expect("opens").generation.eos_token_ids, [2], "config.json, where nothing else says it");
-    write("generation_config.json", r#"{"eos_token_id": [3, 0], "temperature": 0.5, "top_k": 7, "do_sample": true}"#);
+    write(
+        "generation_config.json",
+        r#"{"eos_token_id": [3, 0], "temperature": 0.5, "top_k": 7, "do_sample": true, "min_p": 0.25, "repetition_penalty": 1.5}"#,
+    );
     write(
         "tokenizer_config.json",
         r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}"#,
@@ -217,6 +220,7 @@ fn text_files_are_carried() {
     let read = files().expect("opens");
     assert_eq!(read.generation.eos_token_ids, [3, 0]);
     assert_eq!((read.generation.temperature, read.generation.top_k, read.generation.do_sample), (Some(0.5), Some(7), Some(true)));
+    assert_eq!((read.generation.min_p, read.generation.repetition_penalty), (Some(0.25), Some(1.5)));
     assert_eq!(
         (read.bos_token.as_deref(), read.eos_token.as_deref(), read.chat_template.as_deref()),
         (Some("<s>"), Some("</s>"), Some("d"))
