@@ -19,7 +19,7 @@ use crate::arguments::{DeviceArguments, GlobalArguments, ModelArguments, Samplin
 use crate::generation::{GenerationOptions, generate};
 use crate::interrupt::Interrupt;
 use crate::open::{load_session, open_checkpoint, require_text_model};
-use crate::terminal::{Output, Style, Terminal};
+use crate::terminal::{Output, Terminal, is_reader_left};
 
 const HELP: &str = "\
 /help        this list
@@ -106,12 +106,7 @@ impl Chat<'_> {
                 }
                 Line::End => break,
             };
-            let next = match line.trim() {
-                "" => Next::Continue,
-                command if command.starts_with('/') => self.command(command, input.is_terminal())?,
-                text => self.reply(text)?,
-            };
-            if next == Next::Leave {
+            if self.take(line.trim(), input.is_terminal())? == Next::Leave {
                 break;
             }
         }
@@ -119,24 +114,35 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// A wrong command is told to a person, and an error in a pipe: nobody would see it there.
-    fn command(&mut self, command: &str, is_terminal: bool) -> anyhow::Result<Next> {
+    /// Does what a line says. What goes wrong is told to a person, who can go on; in a pipe, where nobody would see it, it is an error.
+    fn take(&mut self, line: &str, is_terminal: bool) -> anyhow::Result<Next> {
+        let outcome = match line {
+            "" => Ok(Next::Continue),
+            command if command.starts_with('/') => self.command(command),
+            text => self.reply(text),
+        };
+        match outcome {
+            Err(error) if is_terminal && !is_reader_left(&error) => {
+                self.conversation.drop_unanswered();
+                crate::failure::report(&error, self.terminal, &mut std::io::stderr().lock())?;
+                Ok(Next::Continue)
+            }
+            other => other,
+        }
+    }
+
+    fn command(&mut self, command: &str) -> anyhow::Result<Next> {
         let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        let outcome = match (name, argument.trim()) {
+        match (name, argument.trim()) {
             ("/exit" | "/quit", "") => return Ok(Next::Leave),
-            ("/help", "") => writeln!(Output, "{HELP}").map_err(Into::into),
+            ("/help", "") => writeln!(Output, "{HELP}")?,
             ("/reset", "") => {
                 self.conversation.reset();
                 self.terminal.note("the conversation is forgotten");
-                Ok(())
             }
-            ("/save", path) if !path.is_empty() => self.save(path),
-            ("/save", _) => Err(anyhow::anyhow!("/save needs the name of a file")),
-            _ => Err(anyhow::anyhow!("there is no command `{name}`; /help lists them")),
-        };
-        match outcome {
-            Err(error) if is_terminal => writeln!(std::io::stderr(), "{} {error:#}", self.terminal.on_stderr(Style::Error, "error:"))?,
-            other => other?,
+            ("/save", path) if !path.is_empty() => self.save(path)?,
+            ("/save", _) => anyhow::bail!("/save needs the name of a file"),
+            _ => anyhow::bail!("there is no command `{name}`; /help lists them"),
         }
         Ok(Next::Continue)
     }
@@ -196,5 +202,51 @@ impl Chat<'_> {
             "a shorter message, or a larger --context if the model has one",
         )
         .into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_checkpoint::ModelConfig;
+    use bitnet_model::random::{RandomWeights, small_config};
+    use bitnet_model::reference::ReferenceDevice;
+    use bitnet_model::sampler::SamplingParams;
+    use bitnet_model::text::ChatTemplate;
+    use bitnet_model::{RunnerOptions, TransformerRunner};
+
+    use super::*;
+
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}.{% endfor %}";
+
+    fn tokenizer() -> Tokenizer {
+        let letters: serde_json::Map<_, _> =
+            ('a'..='z').chain(['.']).zip(0..).map(|(letter, id)| (letter.to_string(), json!(id))).collect();
+        Tokenizer::from_json(json!({"model": {"type": "BPE", "vocab": letters, "merges": []}}).to_string().as_bytes()).expect("valid")
+    }
+
+    /// A chat of a random model of 27 letters with `n_context` tokens.
+    fn with_chat(n_context: usize, test: impl FnOnce(&mut Chat<'_>)) {
+        let (tokenizer, interrupt, terminal) = (tokenizer(), Interrupt::default(), Terminal::plain());
+        let weights = RandomWeights::new(ModelConfig { n_vocab: 27, ..small_config() }, 3);
+        let runner = TransformerRunner::load(ReferenceDevice, &weights, RunnerOptions::single_sequence(n_context), &mut |_| {});
+        let sampling = SamplingParams::greedy();
+        let options =
+            GenerationOptions { tokenizer: Some(&tokenizer), eos: &[], sampling, stop: &[], n_tokens_max: 2, interrupt: &interrupt };
+        let conversation = Conversation::new(ChatTemplate::compile(TEMPLATE, None, None).expect("valid"), None);
+        let session = Session::new(Box::new(runner.expect("a small model loads")));
+        test(&mut Chat { tokenizer: &tokenizer, options, conversation, session, json: true, terminal: &terminal });
+    }
+
+    #[test]
+    fn bad_turn_in_a_terminal_is_dropped_and_the_chat_goes_on() {
+        with_chat(32, |chat| {
+            let too_long = "x".repeat(100);
+            assert!(chat.take(&too_long, false).is_err(), "a pipe ends");
+            chat.conversation.drop_unanswered();
+            for (line, n_turns) in [("hello", 1), (too_long.as_str(), 1), ("no token for 7", 1), ("/nothing", 1), ("again", 2)] {
+                assert_eq!(chat.take(line, true).expect("goes on"), Next::Continue, "{line}");
+                assert_eq!(chat.conversation.n_turns(), n_turns, "{line}");
+            }
+        });
     }
 }

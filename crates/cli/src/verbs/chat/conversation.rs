@@ -40,6 +40,11 @@ impl Conversation {
         }
     }
 
+    /// Takes the last question back if it has no reply.
+    pub(super) fn drop_unanswered(&mut self) {
+        self.turns.pop_if(|turn| turn.answer.is_none());
+    }
+
     /// Questions so far.
     pub(super) fn n_turns(&self) -> usize {
         self.turns.len()
