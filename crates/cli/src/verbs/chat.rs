@@ -7,7 +7,7 @@ mod line_input;
 use std::io::Write;
 
 use anyhow::Context;
-use bitnet_model::text::Tokenizer;
+use bitnet_model::text::{TextError, Tokenizer};
 use bitnet_model::{Session, TokenId};
 use clap::Args;
 use serde_json::json;
@@ -16,6 +16,7 @@ use self::conversation::Conversation;
 use self::line_input::{Line, LineInput};
 use super::run::{load_template, note_rates};
 use crate::arguments::{DeviceArguments, GlobalArguments, ModelArguments, SamplingArguments};
+use crate::failure::Misuse;
 use crate::generation::{GenerationOptions, generate};
 use crate::interrupt::Interrupt;
 use crate::open::{load_session, open_checkpoint, require_text_model};
@@ -184,24 +185,44 @@ impl Chat<'_> {
     }
 
     /// The conversation's tokens, without its oldest turns if they do not fit.
-    fn prompt(&self) -> anyhow::Result<Vec<TokenId>> {
+    fn prompt(&mut self) -> anyhow::Result<Vec<TokenId>> {
         let capacity = self.session.runner().limits().context_length;
-        // Room for a short reply at least.
-        let room = (capacity / 4).min(self.options.n_tokens_max).max(1);
-        for n_forgotten in 0..self.conversation.n_turns() {
-            let prompt = self.tokenizer.encode_chat(&self.conversation.render(n_forgotten)?)?;
-            if prompt.len().saturating_add(room) <= capacity {
-                if n_forgotten > 0 {
-                    self.terminal.note(&format!("the conversation outgrows the context: {n_forgotten} oldest turns are left out"));
-                }
-                return Ok(prompt);
+        // What did not fit before does not fit now, since a conversation only grows.
+        let mut n_too_few = self.conversation.n_forgotten();
+        if let Some(prompt) = self.prompt_without(n_too_few, capacity)? {
+            return Ok(prompt);
+        }
+        // The fewest turns to forget, found by halving: rendering and encoding a long conversation takes time.
+        let mut n_enough = self.conversation.n_turns().saturating_sub(1);
+        let Some(mut prompt) = self.prompt_without(n_enough, capacity)? else {
+            let what = format!("the message is longer than the context of {capacity} tokens");
+            return Err(Misuse::new(what, "a shorter message, or a larger --context if the model has one").into());
+        };
+        while n_too_few + 1 < n_enough {
+            let n_forgotten = n_too_few.midpoint(n_enough);
+            match self.prompt_without(n_forgotten, capacity)? {
+                Some(longer) => (prompt, n_enough) = (longer, n_forgotten),
+                None => n_too_few = n_forgotten,
             }
         }
-        Err(crate::failure::Misuse::new(
-            format!("the message is longer than the context of {capacity} tokens"),
-            "a shorter message, or a larger --context if the model has one",
-        )
-        .into())
+        self.conversation.forget(n_enough);
+        self.terminal.note(&format!("the conversation outgrows the context: {n_enough} oldest turns are left out"));
+        Ok(prompt)
+    }
+
+    /// The prompt without the first `n_forgotten` turns, if it fits.
+    fn prompt_without(&self, n_forgotten: usize, capacity: usize) -> anyhow::Result<Option<Vec<TokenId>>> {
+        let encoded = self.conversation.render(n_forgotten).and_then(|prompt| self.tokenizer.encode_chat(&prompt));
+        let is_last = n_forgotten + 1 == self.conversation.n_turns();
+        let prompt = match encoded {
+            Err(TextError::TooManyMessages { .. } | TextError::TemplateOutput { .. } | TextError::TextTooLong { .. }) if !is_last => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        // Room for a short reply at least.
+        let room = (capacity / 4).min(self.options.n_tokens_max).max(1);
+        Ok((prompt.len().saturating_add(room) <= capacity).then_some(prompt))
     }
 }
 
@@ -247,6 +268,25 @@ mod tests {
                 assert_eq!(chat.take(line, true).expect("goes on"), Next::Continue, "{line}");
                 assert_eq!(chat.conversation.n_turns(), n_turns, "{line}");
             }
+        });
+    }
+
+    #[test]
+    fn conversation_of_more_turns_than_a_template_takes_goes_on() {
+        with_chat(32, |chat| {
+            let n_turns = bitnet_model::limits::N_MESSAGES_MAX / 2 + 2;
+            for _ in 0..n_turns {
+                chat.conversation.ask("");
+                chat.conversation.answer("");
+            }
+            chat.take("hello", false).expect("forgets");
+            let n_forgotten = chat.conversation.n_forgotten();
+            assert!(n_forgotten > 2 && n_forgotten < n_turns, "{n_forgotten}");
+            assert!(chat.take(&"x".repeat(100), false).is_err());
+            chat.conversation.drop_unanswered();
+            assert_eq!(chat.conversation.n_forgotten(), n_forgotten, "a message that fits nowhere makes nothing forgotten");
+            chat.take("/reset", false).expect("resets");
+            assert_eq!(chat.conversation.n_forgotten(), 0);
         });
     }
 }
