@@ -31,7 +31,9 @@ Ctrl-C       stop a reply";
 
 /// Talk with a model
 #[derive(Debug, Args)]
-#[command(after_help = "In a conversation, /help lists the commands. Without a terminal, each line of standard input is a turn.")]
+#[command(
+    after_help = "In a conversation, /help lists the commands. Without a terminal, each line of standard input is a turn, unless it is one of the commands."
+)]
 pub(crate) struct ChatArguments {
     #[command(flatten)]
     model: ModelArguments,
@@ -86,6 +88,28 @@ struct Chat<'a> {
     terminal: &'a Terminal,
 }
 
+/// A line that is no turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command<'l> {
+    Help,
+    Reset,
+    Save(&'l str),
+    Exit,
+}
+
+impl<'l> Command<'l> {
+    fn of(line: &'l str) -> Option<Self> {
+        let (name, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (name, argument.trim()) {
+            ("/help", "") => Some(Self::Help),
+            ("/reset", "") => Some(Self::Reset),
+            ("/save", path) => Some(Self::Save(path)),
+            ("/exit" | "/quit", "") => Some(Self::Exit),
+            _ => None,
+        }
+    }
+}
+
 /// What a line led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -117,10 +141,12 @@ impl Chat<'_> {
 
     /// Does what a line says. What goes wrong is told to a person, who can go on; in a pipe, where nobody would see it, it is an error.
     fn take(&mut self, line: &str, is_terminal: bool) -> anyhow::Result<Next> {
-        let outcome = match line {
-            "" => Ok(Next::Continue),
-            command if command.starts_with('/') => self.command(command),
-            text => self.reply(text),
+        let outcome = match Command::of(line) {
+            Some(command) => self.command(command),
+            None if line.is_empty() => Ok(Next::Continue),
+            // A person has mistyped. A pipe has texts, and some begin with a slash.
+            None if is_terminal && line.starts_with('/') => Err(anyhow::anyhow!("there is no such command; /help lists them")),
+            None => self.reply(line),
         };
         match outcome {
             Err(error) if is_terminal && !is_reader_left(&error) => {
@@ -132,18 +158,16 @@ impl Chat<'_> {
         }
     }
 
-    fn command(&mut self, command: &str) -> anyhow::Result<Next> {
-        let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        match (name, argument.trim()) {
-            ("/exit" | "/quit", "") => return Ok(Next::Leave),
-            ("/help", "") => writeln!(Output, "{HELP}")?,
-            ("/reset", "") => {
+    fn command(&mut self, command: Command<'_>) -> anyhow::Result<Next> {
+        match command {
+            Command::Exit => return Ok(Next::Leave),
+            Command::Help => writeln!(Output, "{HELP}")?,
+            Command::Reset => {
                 self.conversation.reset();
                 self.terminal.note("the conversation is forgotten");
             }
-            ("/save", path) if !path.is_empty() => self.save(path)?,
-            ("/save", _) => anyhow::bail!("/save needs the name of a file"),
-            _ => anyhow::bail!("there is no command `{name}`; /help lists them"),
+            Command::Save("") => anyhow::bail!("/save needs the name of a file"),
+            Command::Save(path) => self.save(path)?,
         }
         Ok(Next::Continue)
     }
