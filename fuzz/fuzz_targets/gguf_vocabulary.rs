@@ -2,7 +2,7 @@
 //! line, merges one a line, text. Reading the metadata itself is fuzzed in `gguf`.
 #![no_main]
 
-use bitnet_checkpoint::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};
+use bitnet_checkpoint::{GgufVocabulary, TokenizerFiles, Vocabulary};
 use bitnet_fuzz::{Reader, text, within_budget};
 use bitnet_model::text::Tokenizer;
 use libfuzzer_sys::fuzz_target;
@@ -39,14 +39,7 @@ fuzz_target!(|input: &[u8]| {
         merges: if is_sentence_piece { vec![] } else { lines(merges) },
         tokens,
     };
-    let files = TokenizerFiles {
-        vocabulary: Vocabulary::Gguf(vocabulary),
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        bos_token_id: None,
-        generation: GenerationDefaults::default(),
-    };
+    let files = TokenizerFiles { vocabulary: Vocabulary::Gguf(vocabulary), ..TokenizerFiles::default() };
     within_budget(input, BYTES_PER_INPUT_BYTE, || {
         if let Ok(tokenizer) = Tokenizer::load(&files) {
             text::exercise(&tokenizer, &String::from_utf8_lossy(prompt));

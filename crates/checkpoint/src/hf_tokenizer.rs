@@ -1,10 +1,13 @@
-//! The text side of a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and
-//! `chat_template.jinja`, to [`TokenizerFiles`] and back.
+//! The text side of a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+//! `generation_config.json`, `chat_template.jinja` and `chat_template.json`, to [`TokenizerFiles`] and back.
 //!
 //! Contents are carried, not interpreted; only fixed names inside the folder are opened, each with a cap on its size.
-//! Where `chat_template.jinja` is there, it wins, as in transformers. Source: huggingface/transformers:
+//! Where `chat_template.jinja` is there, it wins, as in transformers, then `chat_template.json`. Special tokens are those of
+//! `tokenizer_config.json`; of the map, which older folders have besides, what it leaves out, or all where it has no
+//! `added_tokens_decoder`, which is how transformers tells the older ones. Source: huggingface/transformers:
 //! src/transformers/tokenization_utils_base.py, src/transformers/generation/configuration_utils.py.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -14,12 +17,14 @@ use crate::hf_config::{HfConfig, eos_value};
 use crate::json::{self, Fields};
 use crate::limits;
 use crate::positioned::read_small_file;
-use crate::tokenizer_files::{GenerationDefaults, TokenizerFiles, Vocabulary};
+use crate::tokenizer_files::{GenerationDefaults, SPECIAL_TOKENS, TokenizerFiles, Vocabulary};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 
 /// Reads the text side of `folder`; `config` gives the token ids that the other files leave out.
 pub(crate) fn read(folder: &Path, config: &HfConfig) -> Result<TokenizerFiles, CheckpointError> {
@@ -35,11 +40,21 @@ pub(crate) fn read(folder: &Path, config: &HfConfig) -> Result<TokenizerFiles, C
     // Configurations written from class defaults name tokens that a small vocabulary does not have; no text can contain them.
     let exists = |id: &u32| (*id as usize) < config.model.n_vocab;
     generation.eos_token_ids.retain(exists);
+    let map = read_object(folder, SPECIAL_TOKENS_MAP)?;
+    let map = Fields::of_file(map.as_ref().unwrap_or(&empty));
+    let (first, second) = if fields.value("added_tokens_decoder").is_some() { (&fields, &map) } else { (&map, &fields) };
+    let special_token = |key: &str| Ok::<_, CheckpointError>(special_token(first, key)?.or(special_token(second, key)?));
+    let mut special_tokens = BTreeMap::new();
+    for key in SPECIAL_TOKENS {
+        special_tokens.extend(special_token(key)?.map(|text| (key.to_owned(), text)));
+    }
     Ok(TokenizerFiles {
         vocabulary,
         chat_template: chat_template(folder, &fields)?,
-        bos_token: special_token(&fields, "bos_token")?,
-        eos_token: special_token(&fields, "eos_token")?,
+        chat_template_remark: None,
+        bos_token: special_token("bos_token")?,
+        eos_token: special_token("eos_token")?,
+        special_tokens,
         bos_token_id: config.bos_token_id.filter(exists),
         generation,
     })
@@ -58,6 +73,7 @@ pub(crate) fn write(text: &TokenizerFiles) -> Vec<(&'static str, Vec<u8>)> {
             tokenizer.insert(key.into(), json!(value));
         }
     }
+    tokenizer.extend(text.special_tokens.iter().map(|(key, value)| (key.clone(), json!(value))));
     if !tokenizer.is_empty() {
         tokenizer.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
         files.push((TOKENIZER_CONFIG, pretty(&tokenizer)));
@@ -84,7 +100,12 @@ fn generation_json(text: &TokenizerFiles) -> Map<String, Value> {
     if let Some(top_k) = generation.top_k {
         keys.insert("top_k".into(), json!(top_k));
     }
-    for (key, value) in [("temperature", generation.temperature), ("top_p", generation.top_p)] {
+    for (key, value) in [
+        ("temperature", generation.temperature),
+        ("top_p", generation.top_p),
+        ("min_p", generation.min_p),
+        ("repetition_penalty", generation.repetition_penalty),
+    ] {
         if let Some(value) = value {
             keys.insert(key.into(), crate::hf_config::shortest(value));
         }
@@ -100,6 +121,8 @@ fn generation(fields: &Fields, config: &HfConfig) -> Result<GenerationDefaults, 
         temperature: number("temperature")?,
         top_p: number("top_p")?,
         top_k: fields.id("top_k")?,
+        min_p: number("min_p")?,
+        repetition_penalty: number("repetition_penalty")?,
         do_sample: fields.flag("do_sample")?,
     })
 }
@@ -111,6 +134,9 @@ fn chat_template(folder: &Path, fields: &Fields) -> Result<Option<String>, Check
         return text.map(Some).map_err(|_| CheckpointError::malformed("Jinja", CHAT_TEMPLATE, "not UTF-8"));
     }
     let key = "chat_template";
+    let file = read_object(folder, CHAT_TEMPLATE_JSON)?;
+    let file = file.as_ref().map(Fields::of_file);
+    let fields = file.as_ref().unwrap_or(fields);
     let wrong = |reason: String| CheckpointError::config(key, reason);
     match fields.value(key) {
         None => Ok(None),

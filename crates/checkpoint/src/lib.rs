@@ -34,4 +34,4 @@ pub use inspect::{Inspection, TensorInspection, TernaryInspection, Totals, inspe
 pub use note::Note;
 pub use open::{Checkpoint, OpenOptions, StoredFormat, TensorInfo};
 pub use tensor::{DenseTensor, DenseType, Tensor};
-pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};
+pub use tokenizer_files::{GenerationDefaults, GgufVocabulary, SPECIAL_TOKENS, TokenizerFiles, Vocabulary};

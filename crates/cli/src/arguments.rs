@@ -216,8 +216,8 @@ pub(crate) struct SamplingArguments {
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Divides the logits of tokens that occurred; 1 does nothing
-    #[arg(long, value_name = "R", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
-    repetition_penalty: f32,
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
     /// Lowers the logits of tokens that were generated
     #[arg(long, value_name = "X", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
     presence_penalty: f32,
@@ -242,8 +242,8 @@ impl SamplingArguments {
             temperature: if greedy { 0.0 } else { self.temperature.or(defaults.temperature).unwrap_or(DEFAULT_TEMPERATURE) },
             top_k: top_k.map(|top_k| top_k as usize),
             top_p: self.top_p.or(defaults.top_p).unwrap_or(DEFAULT_TOP_P),
-            min_p: self.min_p.unwrap_or(0.0),
-            repetition_penalty: self.repetition_penalty,
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             // The standard library's own random keys; short, so that a seed that was liked can be typed again.
@@ -272,8 +272,12 @@ mod tests {
     fn sampling_flags_go_before_the_models_defaults() {
         let model =
             GenerationDefaults { temperature: Some(0.6), top_p: Some(0.9), top_k: Some(50), do_sample: Some(true), ..Default::default() };
+        let model = GenerationDefaults { min_p: Some(0.1), repetition_penalty: Some(1.2), ..model };
         let as_model = params(&["--seed", "7"], &model);
         assert_eq!((as_model.temperature, as_model.top_p, as_model.top_k, as_model.seed), (0.6, 0.9, Some(50), 7));
+        assert_eq!((as_model.min_p, as_model.repetition_penalty), (0.1, 1.2));
+        let none = params(&["--min-p", "0", "--repetition-penalty", "1"], &model);
+        assert_eq!((none.min_p, none.repetition_penalty), (0.0, 1.0));
         let flags = params(&["--temperature", "0.2", "--top-k", "0"], &model);
         assert_eq!((flags.temperature, flags.top_p, flags.top_k), (0.2, 0.9, None));
         assert_eq!(params(&["--greedy"], &model).temperature, 0.0);

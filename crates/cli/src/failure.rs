@@ -44,7 +44,8 @@ pub(crate) fn exit_code(outcome: anyhow::Result<()>, terminal: &Terminal) -> Exi
     }
 }
 
-fn report(error: &anyhow::Error, terminal: &Terminal, out: &mut dyn Write) -> io::Result<()> {
+/// Says what went wrong, why, and what to do.
+pub(crate) fn report(error: &anyhow::Error, terminal: &Terminal, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{} {error}", terminal.on_stderr(Style::Error, "error:"))?;
     let mut said = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

@@ -133,6 +133,10 @@ impl Writer<'_> {
             if self.options.eos.contains(&token) {
                 break Finish::EndOfText;
             }
+            if self.text.stop_tokens.contains(&token) {
+                emit(self.text.finish(), &mut text, show)?;
+                break Finish::StopString;
+            }
             self.history.push(token);
             let stopped = emit(self.text.push(token), &mut text, show)?;
             if stopped {
@@ -206,12 +210,18 @@ fn emit(outcome: StopOutcome, kept: &mut String, show: &mut dyn FnMut(&str) -> i
 struct TextStream<'a> {
     detokenizer: Option<Detokenizer<&'a Tokenizer>>,
     stops: StopStrings,
+    /// Special tokens that are stop strings themselves. They have no text in which those could be found.
+    stop_tokens: Vec<TokenId>,
 }
 
 impl<'a> TextStream<'a> {
     fn new(options: &GenerationOptions<'a>) -> Result<Self, TextError> {
         let detokenizer = options.tokenizer.map(|tokenizer| Detokenizer::after_prompt(tokenizer, SpecialTokens::Skip));
-        Ok(Self { detokenizer, stops: StopStrings::new(options.stop)? })
+        let special = |stop: &String| {
+            options.tokenizer?.special_token(stop).filter(|&token| options.tokenizer.is_some_and(|tokenizer| tokenizer.is_special(token)))
+        };
+        let stop_tokens = options.stop.iter().filter_map(special).collect();
+        Ok(Self { detokenizer, stops: StopStrings::new(options.stop)?, stop_tokens })
     }
 
     fn push(&mut self, token: TokenId) -> StopOutcome {
@@ -282,6 +292,27 @@ mod tests {
             "13 cached after the prompt, and one drawn from the last"
         );
         assert_eq!(run(&mut session(16), &[1, 2, 3], 0, (&[], &interrupt)).finish, Finish::Length);
+    }
+
+    #[test]
+    fn stop_string_that_is_a_special_token_ends_the_text() {
+        let free = run(&mut session(64), &[1, 2, 3], 10, (&[], &Interrupt::default()));
+        let stop_id = free.token_ids[4];
+        let n_before = free.token_ids.iter().position(|&token| token == stop_id).expect("it is there");
+        let vocabulary: serde_json::Map<_, _> = (0..small_config().n_vocab).map(|id| (format!("t{id}"), id.into())).collect();
+        let file = json!({
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+            "added_tokens": [{"id": stop_id.0, "content": format!("t{stop_id}"), "special": true}],
+        });
+        let tokenizer = Tokenizer::from_json(file.to_string().as_bytes()).expect("valid");
+        let (interrupt, stop) = (Interrupt::default(), [format!("t{stop_id}")]);
+        let sampling = SamplingParams::greedy();
+        let options =
+            GenerationOptions { tokenizer: Some(&tokenizer), eos: &[], sampling, stop: &stop, n_tokens_max: 10, interrupt: &interrupt };
+        let stopped = generate(&mut session(64), &ids(&[1, 2, 3]), &options, &Terminal::plain(), &mut |_| Ok(())).expect("generates");
+        assert_eq!((stopped.finish, stopped.token_ids.as_slice()), (Finish::StopString, &free.token_ids[..n_before]));
+        let text: String = stopped.token_ids.iter().map(|id| format!("t{id}")).collect();
+        assert_eq!(stopped.text, text, "what might have become the stop string is shown");
     }
 
     #[test]

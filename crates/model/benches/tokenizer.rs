@@ -58,7 +58,7 @@ fn main() {
     let json = tokenizer_json::from_gguf(&vocabulary).expect("valid");
     let generation = GenerationDefaults::default();
     let vocabulary = Vocabulary::Gguf(vocabulary);
-    let files = TokenizerFiles { vocabulary, chat_template: None, bos_token: None, eos_token: None, bos_token_id: None, generation };
+    let files = TokenizerFiles { vocabulary, generation, ..TokenizerFiles::default() };
     report("gguf", || Tokenizer::load(&files).expect("valid"));
     report("json", || Tokenizer::from_json(&json).expect("valid"));
 }

@@ -52,9 +52,13 @@ pub(super) const BITNET_EOS_IDS: &str = "bitnet.generation.eos_token_ids";
 pub(super) const BITNET_TEMPERATURE: &str = "bitnet.generation.temperature";
 pub(super) const BITNET_TOP_P: &str = "bitnet.generation.top_p";
 pub(super) const BITNET_TOP_K: &str = "bitnet.generation.top_k";
+pub(super) const BITNET_MIN_P: &str = "bitnet.generation.min_p";
+pub(super) const BITNET_REPETITION_PENALTY: &str = "bitnet.generation.repetition_penalty";
 pub(super) const BITNET_DO_SAMPLE: &str = "bitnet.generation.do_sample";
 pub(super) const BITNET_BOS_TOKEN: &str = "bitnet.tokenizer.bos_token";
 pub(super) const BITNET_EOS_TOKEN: &str = "bitnet.tokenizer.eos_token";
+/// Before the name of another special token.
+pub(super) const BITNET_SPECIAL_TOKENS: &str = "bitnet.tokenizer.";
 
 pub(super) const HUGGING_FACE_JSON: &str = "tokenizer.huggingface.json";
 pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";

@@ -205,6 +205,9 @@ pub(super) fn put_tokenizer(out: &mut MetadataBytes, files: &TokenizerFiles, n_v
     ] {
         text.iter().for_each(|text| out.string(key, text));
     }
+    for (name, text) in &files.special_tokens {
+        out.string(&format!("{}{name}", keys::BITNET_SPECIAL_TOKENS), text);
+    }
     put_generation(out, &files.generation);
     Ok(missed)
 }
@@ -249,8 +252,14 @@ fn put_arrays(out: &mut MetadataBytes, vocabulary: &GgufVocabulary) {
 fn put_generation(out: &mut MetadataBytes, generation: &GenerationDefaults) {
     let elements: Vec<u8> = generation.eos_token_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     out.array(keys::BITNET_EOS_IDS, ValueType::U32, generation.eos_token_ids.len(), &elements);
-    generation.temperature.into_iter().for_each(|value| out.f32(keys::BITNET_TEMPERATURE, value));
-    generation.top_p.into_iter().for_each(|value| out.f32(keys::BITNET_TOP_P, value));
+    for (key, value) in [
+        (keys::BITNET_TEMPERATURE, generation.temperature),
+        (keys::BITNET_TOP_P, generation.top_p),
+        (keys::BITNET_MIN_P, generation.min_p),
+        (keys::BITNET_REPETITION_PENALTY, generation.repetition_penalty),
+    ] {
+        value.into_iter().for_each(|value| out.f32(key, value));
+    }
     generation.top_k.into_iter().for_each(|value| out.u32(keys::BITNET_TOP_K, value));
     generation.do_sample.into_iter().for_each(|value| out.bool(keys::BITNET_DO_SAMPLE, value));
 }

@@ -1,15 +1,21 @@
 //! GGUF metadata to [`TokenizerFiles`]: `tokenizer.huggingface.json` when it is there, since it says everything; else the
-//! `tokenizer.ggml.*` arrays as stored. Nothing is interpreted here.
+//! `tokenizer.ggml.*` arrays as stored. Nothing is interpreted here, but for one chat template that is known to be wrong.
+
+use std::collections::BTreeMap;
 
 use super::keys;
 use super::kv::Metadata;
 use crate::error::CheckpointError;
 use crate::limits;
-use crate::tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};
+use crate::tokenizer_files::{GenerationDefaults, GgufVocabulary, SPECIAL_TOKENS, TokenizerFiles, Vocabulary};
 
 /// Control tokens that end a turn, by the names the published families give them. GGUF has one key for one end token; llama.cpp
 /// ends at these as well (src/llama-vocab.cpp, "special_eog_ids").
 const END_OF_TURN: [&str; 5] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<end_of_turn>"];
+/// What bitnet-b1.58-2B-4T was trained on, by the tokenizer_config.json of its Hugging Face repository.
+const BITNET_TEMPLATE: &str = "{% for message in messages %}{{ (bos_token if loop.first else '') + (message['role'] | capitalize) + ': ' + (message['content'] | trim) + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
+const STALE_REMARK: &str =
+    "the chat template in this file (`Human: … BITNETAssistant:`) is not the one that the model was trained on; that one is used";
 /// ggml's type of control tokens.
 const CONTROL: i32 = 3;
 
@@ -41,6 +47,16 @@ pub(super) fn read(metadata: &Metadata, n_vocab: usize) -> Result<TokenizerFiles
     };
     let bos_token = text_of(keys::BITNET_BOS_TOKEN, arrays.bos_token_id)?;
     let eos_token = text_of(keys::BITNET_EOS_TOKEN, arrays.eos_token_id)?;
+    let mut special_tokens = BTreeMap::new();
+    for name in SPECIAL_TOKENS {
+        let id = match name {
+            "unk_token" => arrays.unknown_token_id,
+            "pad_token" => arrays.padding_token_id,
+            _ => None,
+        };
+        let text = text_of(&format!("{}{name}", keys::BITNET_SPECIAL_TOKENS), id)?;
+        special_tokens.extend(text.map(|text| (name.to_owned(), text)));
+    }
     let bos_token_id = arrays.bos_token_id;
     let generation = generation(metadata, &arrays, n_vocab)?;
     let vocabulary = match metadata.string(keys::HUGGING_FACE_JSON)? {
@@ -53,8 +69,19 @@ pub(super) fn read(metadata: &Metadata, n_vocab: usize) -> Result<TokenizerFiles
         None if arrays.model.is_empty() => return Err(CheckpointError::config(keys::TOKENIZER_MODEL, "is missing")),
         None => Vocabulary::Gguf(arrays),
     };
-    let chat_template = metadata.string(keys::CHAT_TEMPLATE)?.map(str::to_owned);
-    Ok(TokenizerFiles { vocabulary, chat_template, bos_token, eos_token, bos_token_id, generation })
+    let (chat_template, chat_template_remark) = match metadata.string(keys::CHAT_TEMPLATE)? {
+        Some(template) if is_stale(template, metadata.string(keys::ARCHITECTURE)?) => (Some(BITNET_TEMPLATE), Some(STALE_REMARK)),
+        template => (template, None),
+    };
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    let (chat_template, chat_template_remark) = (owned(chat_template), owned(chat_template_remark));
+    Ok(TokenizerFiles { vocabulary, chat_template, chat_template_remark, bos_token, eos_token, special_tokens, bos_token_id, generation })
+}
+
+/// Whether `template` is the one that Microsoft's converter puts into every file (microsoft/BitNet:utils/convert-ms-to-gguf-bitnet.py),
+/// its published 2B-4T file among them. No model was trained on it.
+fn is_stale(template: &str, architecture: Option<&str>) -> bool {
+    architecture.is_some_and(|name| name.starts_with("bitnet")) && template.contains("BITNETAssistant")
 }
 
 fn generation(metadata: &Metadata, arrays: &GgufVocabulary, n_vocab: usize) -> Result<GenerationDefaults, CheckpointError> {
@@ -72,10 +99,13 @@ fn generation(metadata: &Metadata, arrays: &GgufVocabulary, n_vocab: usize) -> R
             ids
         }
     };
+    let number = |key| metadata.float(key).map(|value| value.map(|value| value as f32));
     Ok(GenerationDefaults {
         eos_token_ids,
-        temperature: metadata.float(keys::BITNET_TEMPERATURE)?.map(|value| value as f32),
-        top_p: metadata.float(keys::BITNET_TOP_P)?.map(|value| value as f32),
+        temperature: number(keys::BITNET_TEMPERATURE)?,
+        top_p: number(keys::BITNET_TOP_P)?,
+        min_p: number(keys::BITNET_MIN_P)?,
+        repetition_penalty: number(keys::BITNET_REPETITION_PENALTY)?,
         top_k: metadata.integer(keys::BITNET_TOP_K)?,
         do_sample: metadata.bool(keys::BITNET_DO_SAMPLE)?,
     })

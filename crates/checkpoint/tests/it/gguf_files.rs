@@ -334,6 +334,26 @@ fn own_keys_win_over_what_the_architecture_implies() {
 }
 
 #[test]
+fn stale_template_of_microsofts_converter_is_replaced_with_a_remark() {
+    let stale = "{{ bos_token }}{% for m in messages %}Human: {{ m['content'] }}\n\nBITNETAssistant: {% endfor %}";
+    let mut file = tiny_model();
+    file.set_text("tokenizer.chat_template", stale);
+    let source = file.open().expect("valid");
+    let files = source.tokenizer_files();
+    assert!(files.chat_template.as_deref().is_some_and(|template| template.contains("<|eot_id|>") && !template.contains("Human")));
+    assert!(files.chat_template_remark.as_deref().is_some_and(|remark| remark.contains("BITNETAssistant")));
+    let other = tiny_model().open().expect("valid");
+    assert_eq!(
+        (other.tokenizer_files().chat_template.as_deref(), &other.tokenizer_files().chat_template_remark),
+        (Some("{{ messages }}"), &None)
+    );
+    let (type_id, _, pack) = block_packs().swap_remove(1);
+    let mut llama = wide_model("llama", type_id, &pack);
+    llama.set_text("tokenizer.chat_template", stale);
+    assert_eq!(llama.open().expect("valid").tokenizer_files().chat_template.as_deref(), Some(stale));
+}
+
+#[test]
 fn vocabulary_of_300_000_tokens_and_merges_opens_within_250_ms() {
     let n_vocab = 300_000usize;
     let mut file = tiny_model();

@@ -41,14 +41,7 @@ fn config(architecture: Architecture) -> ModelConfig {
 }
 
 fn absent_tokenizer() -> TokenizerFiles {
-    TokenizerFiles {
-        vocabulary: Vocabulary::Absent,
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        bos_token_id: None,
-        generation: GenerationDefaults::default(),
-    }
+    TokenizerFiles::default()
 }
 
 /// A model of trits with scales that every type holds, dense tables and norms.
@@ -255,14 +248,18 @@ fn tokenizer_json_template_and_generation_come_back_equal() {
         chat_template: Some("{{ bos_token }}ü".into()),
         bos_token: Some("<s>".into()),
         eos_token: Some("</s>".into()),
+        special_tokens: [("pad_token".into(), "ab".into())].into(),
         bos_token_id: Some(3),
         generation: GenerationDefaults {
             eos_token_ids: vec![4, 2],
             temperature: Some(0.7),
             top_p: Some(0.95),
             top_k: Some(20),
+            min_p: Some(0.05),
+            repetition_penalty: Some(1.1),
             do_sample: Some(true),
         },
+        ..TokenizerFiles::default()
     };
     let config = config(Architecture::Qwen3);
     let tensors = tensors(&config, tensor_scale);
@@ -301,6 +298,7 @@ fn gguf_vocabulary_comes_back_equal() {
     let files = TokenizerFiles {
         bos_token: Some("▁t1".into()),
         eos_token: Some("▁t2".into()),
+        special_tokens: [("unk_token".into(), "▁t0".into())].into(),
         bos_token_id: Some(1),
         generation: GenerationDefaults { eos_token_ids: vec![2], ..GenerationDefaults::default() },
         vocabulary: Vocabulary::Gguf(vocabulary),

@@ -271,7 +271,10 @@ fn text_files_are_carried() {
     let files = || Checkpoint::open(folder.path()).map(|checkpoint| checkpoint.tokenizer_files().clone());
     SmallModel::packed(None).write(folder.path());
     assert_eq!(files().expect("opens").generation.eos_token_ids, [2], "config.json, where nothing else says it");
-    write("generation_config.json", r#"{"eos_token_id": [3, 0], "temperature": 0.5, "top_k": 7, "do_sample": true}"#);
+    write(
+        "generation_config.json",
+        r#"{"eos_token_id": [3, 0], "temperature": 0.5, "top_k": 7, "do_sample": true, "min_p": 0.25, "repetition_penalty": 1.5}"#,
+    );
     write(
         "tokenizer_config.json",
         r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}"#,
@@ -279,10 +282,20 @@ fn text_files_are_carried() {
     let read = files().expect("opens");
     assert_eq!(read.generation.eos_token_ids, [3, 0]);
     assert_eq!((read.generation.temperature, read.generation.top_k, read.generation.do_sample), (Some(0.5), Some(7), Some(true)));
+    assert_eq!((read.generation.min_p, read.generation.repetition_penalty), (Some(0.25), Some(1.5)));
     assert_eq!(
         (read.bos_token.as_deref(), read.eos_token.as_deref(), read.chat_template.as_deref()),
         (Some("<s>"), Some("</s>"), Some("d"))
     );
+    write("special_tokens_map.json", r#"{"bos_token": "<old>", "pad_token": {"content": "<pad>"}, "additional_special_tokens": ["<x>"]}"#);
+    let read = files().expect("opens");
+    assert_eq!((read.bos_token.as_deref(), read.special_tokens["pad_token"].as_str()), (Some("<old>"), "<pad>"), "an older folder");
+    write("tokenizer_config.json", r#"{"bos_token": "<s>", "unk_token": "<unk>", "added_tokens_decoder": {}, "chat_template": "d"}"#);
+    let read = files().expect("opens");
+    assert_eq!(read.bos_token.as_deref(), Some("<s>"));
+    assert_eq!(read.special_tokens, [("pad_token".into(), "<pad>".into()), ("unk_token".into(), "<unk>".into())].into());
+    write("chat_template.json", r#"{"chat_template": "json"}"#);
+    assert_eq!(files().expect("opens").chat_template.as_deref(), Some("json"));
     write("chat_template.jinja", "file");
     assert_eq!(files().expect("opens").chat_template.as_deref(), Some("file"));
     for (name, text) in [

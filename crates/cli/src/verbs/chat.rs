@@ -7,7 +7,7 @@ mod line_input;
 use std::io::Write;
 
 use anyhow::Context;
-use bitnet_model::text::Tokenizer;
+use bitnet_model::text::{TextError, Tokenizer};
 use bitnet_model::{Session, TokenId};
 use clap::Args;
 use serde_json::json;
@@ -16,10 +16,11 @@ use self::conversation::Conversation;
 use self::line_input::{Line, LineInput};
 use super::run::{load_template, note_rates};
 use crate::arguments::{DeviceArguments, GlobalArguments, ModelArguments, SamplingArguments};
+use crate::failure::Misuse;
 use crate::generation::{GenerationOptions, generate};
 use crate::interrupt::Interrupt;
 use crate::open::{load_session, open_checkpoint, require_text_model};
-use crate::terminal::{Output, Style, Terminal};
+use crate::terminal::{Output, Terminal, is_reader_left};
 
 const HELP: &str = "\
 /help        this list
@@ -30,7 +31,9 @@ Ctrl-C       stop a reply";
 
 /// Talk with a model
 #[derive(Debug, Args)]
-#[command(after_help = "In a conversation, /help lists the commands. Without a terminal, each line of standard input is a turn.")]
+#[command(
+    after_help = "In a conversation, /help lists the commands. Without a terminal, each line of standard input is a turn, unless it is one of the commands."
+)]
 pub(crate) struct ChatArguments {
     #[command(flatten)]
     model: ModelArguments,
@@ -60,7 +63,7 @@ pub(crate) fn perform(arguments: &ChatArguments, global: &GlobalArguments, termi
     let sampling = arguments.sampling.params(&files.generation);
     sampling.validate()?;
     let tokenizer = Tokenizer::load(files)?;
-    let conversation = Conversation::new(load_template(&checkpoint)?, arguments.system.as_deref());
+    let conversation = Conversation::new(load_template(&checkpoint, terminal)?, arguments.system.as_deref());
     let interrupt = Interrupt::install();
     let session = load_session(&checkpoint, &arguments.device, arguments.context, terminal)?;
     let options = GenerationOptions {
@@ -85,6 +88,28 @@ struct Chat<'a> {
     terminal: &'a Terminal,
 }
 
+/// A line that is no turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command<'l> {
+    Help,
+    Reset,
+    Save(&'l str),
+    Exit,
+}
+
+impl<'l> Command<'l> {
+    fn of(line: &'l str) -> Option<Self> {
+        let (name, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (name, argument.trim()) {
+            ("/help", "") => Some(Self::Help),
+            ("/reset", "") => Some(Self::Reset),
+            ("/save", path) => Some(Self::Save(path)),
+            ("/exit" | "/quit", "") => Some(Self::Exit),
+            _ => None,
+        }
+    }
+}
+
 /// What a line led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -106,12 +131,7 @@ impl Chat<'_> {
                 }
                 Line::End => break,
             };
-            let next = match line.trim() {
-                "" => Next::Continue,
-                command if command.starts_with('/') => self.command(command, input.is_terminal())?,
-                text => self.reply(text)?,
-            };
-            if next == Next::Leave {
+            if self.take(line.trim(), input.is_terminal())? == Next::Leave {
                 break;
             }
         }
@@ -119,24 +139,35 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// A wrong command is told to a person, and an error in a pipe: nobody would see it there.
-    fn command(&mut self, command: &str, is_terminal: bool) -> anyhow::Result<Next> {
-        let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        let outcome = match (name, argument.trim()) {
-            ("/exit" | "/quit", "") => return Ok(Next::Leave),
-            ("/help", "") => writeln!(Output, "{HELP}").map_err(Into::into),
-            ("/reset", "") => {
-                self.conversation.reset();
-                self.terminal.note("the conversation is forgotten");
-                Ok(())
-            }
-            ("/save", path) if !path.is_empty() => self.save(path),
-            ("/save", _) => Err(anyhow::anyhow!("/save needs the name of a file")),
-            _ => Err(anyhow::anyhow!("there is no command `{name}`; /help lists them")),
+    /// Does what a line says. What goes wrong is told to a person, who can go on; in a pipe, where nobody would see it, it is an error.
+    fn take(&mut self, line: &str, is_terminal: bool) -> anyhow::Result<Next> {
+        let outcome = match Command::of(line) {
+            Some(command) => self.command(command),
+            None if line.is_empty() => Ok(Next::Continue),
+            // A person has mistyped. A pipe has texts, and some begin with a slash.
+            None if is_terminal && line.starts_with('/') => Err(anyhow::anyhow!("there is no such command; /help lists them")),
+            None => self.reply(line),
         };
         match outcome {
-            Err(error) if is_terminal => writeln!(std::io::stderr(), "{} {error:#}", self.terminal.on_stderr(Style::Error, "error:"))?,
-            other => other?,
+            Err(error) if is_terminal && !is_reader_left(&error) => {
+                self.conversation.drop_unanswered();
+                crate::failure::report(&error, self.terminal, &mut std::io::stderr().lock())?;
+                Ok(Next::Continue)
+            }
+            other => other,
+        }
+    }
+
+    fn command(&mut self, command: Command<'_>) -> anyhow::Result<Next> {
+        match command {
+            Command::Exit => return Ok(Next::Leave),
+            Command::Help => writeln!(Output, "{HELP}")?,
+            Command::Reset => {
+                self.conversation.reset();
+                self.terminal.note("the conversation is forgotten");
+            }
+            Command::Save("") => anyhow::bail!("/save needs the name of a file"),
+            Command::Save(path) => self.save(path)?,
         }
         Ok(Next::Continue)
     }
@@ -178,23 +209,108 @@ impl Chat<'_> {
     }
 
     /// The conversation's tokens, without its oldest turns if they do not fit.
-    fn prompt(&self) -> anyhow::Result<Vec<TokenId>> {
+    fn prompt(&mut self) -> anyhow::Result<Vec<TokenId>> {
         let capacity = self.session.runner().limits().context_length;
-        // Room for a short reply at least.
-        let room = (capacity / 4).min(self.options.n_tokens_max).max(1);
-        for n_forgotten in 0..self.conversation.n_turns() {
-            let prompt = self.tokenizer.encode_chat(&self.conversation.render(n_forgotten)?)?;
-            if prompt.len().saturating_add(room) <= capacity {
-                if n_forgotten > 0 {
-                    self.terminal.note(&format!("the conversation outgrows the context: {n_forgotten} oldest turns are left out"));
-                }
-                return Ok(prompt);
+        // What did not fit before does not fit now, since a conversation only grows.
+        let mut n_too_few = self.conversation.n_forgotten();
+        if let Some(prompt) = self.prompt_without(n_too_few, capacity)? {
+            return Ok(prompt);
+        }
+        // The fewest turns to forget, found by halving: rendering and encoding a long conversation takes time.
+        let mut n_enough = self.conversation.n_turns().saturating_sub(1);
+        let Some(mut prompt) = self.prompt_without(n_enough, capacity)? else {
+            let what = format!("the message is longer than the context of {capacity} tokens");
+            return Err(Misuse::new(what, "a shorter message, or a larger --context if the model has one").into());
+        };
+        while n_too_few + 1 < n_enough {
+            let n_forgotten = n_too_few.midpoint(n_enough);
+            match self.prompt_without(n_forgotten, capacity)? {
+                Some(longer) => (prompt, n_enough) = (longer, n_forgotten),
+                None => n_too_few = n_forgotten,
             }
         }
-        Err(crate::failure::Misuse::new(
-            format!("the message is longer than the context of {capacity} tokens"),
-            "a shorter message, or a larger --context if the model has one",
-        )
-        .into())
+        self.conversation.forget(n_enough);
+        self.terminal.note(&format!("the conversation outgrows the context: {n_enough} oldest turns are left out"));
+        Ok(prompt)
+    }
+
+    /// The prompt without the first `n_forgotten` turns, if it fits.
+    fn prompt_without(&self, n_forgotten: usize, capacity: usize) -> anyhow::Result<Option<Vec<TokenId>>> {
+        let encoded = self.conversation.render(n_forgotten).and_then(|prompt| self.tokenizer.encode_chat(&prompt));
+        let is_last = n_forgotten + 1 == self.conversation.n_turns();
+        let prompt = match encoded {
+            Err(TextError::TooManyMessages { .. } | TextError::TemplateOutput { .. } | TextError::TextTooLong { .. }) if !is_last => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        // Room for a short reply at least.
+        let room = (capacity / 4).min(self.options.n_tokens_max).max(1);
+        Ok((prompt.len().saturating_add(room) <= capacity).then_some(prompt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_checkpoint::ModelConfig;
+    use bitnet_model::random::{RandomWeights, small_config};
+    use bitnet_model::reference::ReferenceDevice;
+    use bitnet_model::sampler::SamplingParams;
+    use bitnet_model::text::ChatTemplate;
+    use bitnet_model::{RunnerOptions, TransformerRunner};
+
+    use super::*;
+
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}.{% endfor %}";
+
+    fn tokenizer() -> Tokenizer {
+        let letters: serde_json::Map<_, _> =
+            ('a'..='z').chain(['.']).zip(0..).map(|(letter, id)| (letter.to_string(), json!(id))).collect();
+        Tokenizer::from_json(json!({"model": {"type": "BPE", "vocab": letters, "merges": []}}).to_string().as_bytes()).expect("valid")
+    }
+
+    /// A chat of a random model of 27 letters with `n_context` tokens.
+    fn with_chat(n_context: usize, test: impl FnOnce(&mut Chat<'_>)) {
+        let (tokenizer, interrupt, terminal) = (tokenizer(), Interrupt::default(), Terminal::plain());
+        let weights = RandomWeights::new(ModelConfig { n_vocab: 27, ..small_config() }, 3);
+        let runner = TransformerRunner::load(ReferenceDevice, &weights, RunnerOptions::single_sequence(n_context), &mut |_| {});
+        let sampling = SamplingParams::greedy();
+        let options =
+            GenerationOptions { tokenizer: Some(&tokenizer), eos: &[], sampling, stop: &[], n_tokens_max: 2, interrupt: &interrupt };
+        let conversation = Conversation::new(ChatTemplate::compile(TEMPLATE, None, None).expect("valid"), None);
+        let session = Session::new(Box::new(runner.expect("a small model loads")));
+        test(&mut Chat { tokenizer: &tokenizer, options, conversation, session, json: true, terminal: &terminal });
+    }
+
+    #[test]
+    fn bad_turn_in_a_terminal_is_dropped_and_the_chat_goes_on() {
+        with_chat(32, |chat| {
+            let too_long = "x".repeat(100);
+            assert!(chat.take(&too_long, false).is_err(), "a pipe ends");
+            chat.conversation.drop_unanswered();
+            for (line, n_turns) in [("hello", 1), (too_long.as_str(), 1), ("no token for 7", 1), ("/nothing", 1), ("again", 2)] {
+                assert_eq!(chat.take(line, true).expect("goes on"), Next::Continue, "{line}");
+                assert_eq!(chat.conversation.n_turns(), n_turns, "{line}");
+            }
+        });
+    }
+
+    #[test]
+    fn conversation_of_more_turns_than_a_template_takes_goes_on() {
+        with_chat(32, |chat| {
+            let n_turns = bitnet_model::limits::N_MESSAGES_MAX / 2 + 2;
+            for _ in 0..n_turns {
+                chat.conversation.ask("");
+                chat.conversation.answer("");
+            }
+            chat.take("hello", false).expect("forgets");
+            let n_forgotten = chat.conversation.n_forgotten();
+            assert!(n_forgotten > 2 && n_forgotten < n_turns, "{n_forgotten}");
+            assert!(chat.take(&"x".repeat(100), false).is_err());
+            chat.conversation.drop_unanswered();
+            assert_eq!(chat.conversation.n_forgotten(), n_forgotten, "a message that fits nowhere makes nothing forgotten");
+            chat.take("/reset", false).expect("resets");
+            assert_eq!(chat.conversation.n_forgotten(), 0);
+        });
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn perform(arguments: &RunArguments, global: &GlobalArguments, termin
         Some(ids) => (load_tokenizer_if_any(&checkpoint)?, parse_ids(ids)?),
         None => {
             let tokenizer = Tokenizer::load(files)?;
-            let prompt = encode(arguments, &checkpoint, &tokenizer, &text)?;
+            let prompt = encode(arguments, &checkpoint, &tokenizer, (&text, terminal))?;
             (Some(tokenizer), prompt)
         }
     };
@@ -128,11 +128,16 @@ fn prompt_text(argument: Option<&str>) -> anyhow::Result<String> {
     if text.is_empty() { Err(Misuse::new("the prompt is empty", help).into()) } else { Ok(text) }
 }
 
-fn encode(arguments: &RunArguments, checkpoint: &Checkpoint, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<TokenId>> {
+fn encode(
+    arguments: &RunArguments,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    (text, terminal): (&str, &Terminal),
+) -> anyhow::Result<Vec<TokenId>> {
     if !arguments.chat {
         return Ok(tokenizer.encode(text, AddSpecial::Yes)?);
     }
-    let template = load_template(checkpoint)?;
+    let template = load_template(checkpoint, terminal)?;
     let system = arguments.system.as_deref().map(|system| Message::new("system", system));
     let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
     let options = RenderOptions { add_generation_prompt: true, now_unix_seconds: clock::now_unix_seconds(), ..RenderOptions::default() };
@@ -140,13 +145,16 @@ fn encode(arguments: &RunArguments, checkpoint: &Checkpoint, tokenizer: &Tokeniz
 }
 
 /// The model's chat template.
-pub(super) fn load_template(checkpoint: &Checkpoint) -> anyhow::Result<ChatTemplate> {
+pub(super) fn load_template(checkpoint: &Checkpoint, terminal: &Terminal) -> anyhow::Result<ChatTemplate> {
     let files = checkpoint.tokenizer_files();
-    let Some(source) = &files.chat_template else {
+    let Some(template) = ChatTemplate::load(files)? else {
         let what = "this model has no chat template: it continues texts and does not converse";
         return Err(Misuse::new(what, "`bitnet run PROMPT` continues a text").into());
     };
-    Ok(ChatTemplate::compile(source, files.bos_token.as_deref(), files.eos_token.as_deref())?)
+    if let Some(remark) = &files.chat_template_remark {
+        terminal.note(remark);
+    }
+    Ok(template)
 }
 
 fn report(model: &str, prompt: &[TokenId], generated: &Generated, (seed, device): (u64, serde_json::Value)) -> serde_json::Value {

@@ -67,10 +67,12 @@ fn conversation_longer_than_the_context_forgets_its_oldest_turns() {
 }
 
 #[test]
-fn wrong_command_in_a_pipe_is_an_error() {
+fn line_of_a_pipe_is_a_command_only_if_there_is_such_a_command() {
     let home = tempfile::tempdir().expect("a temporary folder");
-    let finished = chat(home.path(), &[], "/frobnicate\n");
-    assert_eq!((finished.status, finished.stderr.as_str()), (Some(1), "error: there is no command `/frobnicate`; /help lists them\n"));
+    let flags = ["--json", "-n", "2", "--greedy"];
+    assert_eq!(replies(&chat(home.path(), &flags, "/usr/bin is a folder\n/help me\n/exit now\n")).len(), 3);
+    let finished = chat(home.path(), &[], "/save\n");
+    assert_eq!((finished.status, finished.stderr.as_str()), (Some(1), "error: /save needs the name of a file\n"));
     assert_eq!(chat(home.path(), &[], "/help\n").stdout.lines().count(), 5);
 }
 

@@ -6,16 +6,20 @@
 //! environment follows huggingface/transformers `utils/chat_template_utils.py`: `trim_blocks`, `lstrip_blocks`, Python's methods,
 //! `tojson` as `json.dumps`, `raise_exception`, `strftime_now`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
-use minijinja::value::{Kwargs, Serde, ValueKind};
+use bitnet_checkpoint::TokenizerFiles;
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::limits;
 use crate::text::TextError;
+use crate::text::template_json::tojson;
+use crate::text::template_tags::without_generation_tags;
 use crate::text::template_time::strftime;
 
 const NAME: &str = "chat";
@@ -74,8 +78,8 @@ pub struct RenderOptions {
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    /// Special tokens as templates name them: `bos_token`, `pad_token`.
+    special_tokens: BTreeMap<String, String>,
     /// Names that the template reads from outside.
     reads: Vec<String>,
 }
@@ -99,10 +103,28 @@ impl ChatTemplate {
     /// # Errors
     /// `TemplateTooLong`, `Template`, `TemplateFuel`, `TemplateOutput`.
     pub fn compile(source: &str, bos_token: Option<&str>, eos_token: Option<&str>) -> Result<Self, TextError> {
+        let owned = |token: Option<&str>| token.unwrap_or_default().to_string();
+        Self::with_tokens(source, [("bos_token".into(), owned(bos_token)), ("eos_token".into(), owned(eos_token))].into())
+    }
+
+    /// [`Self::compile`]s the template of a checkpoint, if it has one, with all the special tokens that it names.
+    ///
+    /// # Errors
+    /// Those of [`Self::compile`].
+    pub fn load(files: &TokenizerFiles) -> Result<Option<Self>, TextError> {
+        let Some(source) = &files.chat_template else { return Ok(None) };
+        let mut tokens = files.special_tokens.clone();
+        tokens.insert("bos_token".into(), files.bos_token.clone().unwrap_or_default());
+        tokens.insert("eos_token".into(), files.eos_token.clone().unwrap_or_default());
+        Self::with_tokens(source, tokens).map(Some)
+    }
+
+    fn with_tokens(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TextError> {
         if source.len() > limits::TEMPLATE_SOURCE_BYTES_MAX {
             return Err(TextError::TemplateTooLong { got: source.len(), limit: limits::TEMPLATE_SOURCE_BYTES_MAX });
         }
-        check_operators(source)?;
+        let source = without_generation_tags(source);
+        check_operators(&source)?;
         let (environment, reads) = on_large_stack(limits::TEMPLATE_COMPILE_STACK_BYTES, || {
             let mut environment = environment();
             environment.add_template_owned(NAME, source.to_string()).map_err(|error| text_error(&error, 0))?;
@@ -110,8 +132,7 @@ impl ChatTemplate {
             let reads = template.undeclared_variables(false).into_iter().collect();
             Ok((environment, reads))
         })?;
-        let text = |token: Option<&str>| token.unwrap_or_default().to_string();
-        let compiled = Self { environment, bos_token: text(bos_token), eos_token: text(eos_token), reads };
+        let compiled = Self { environment, special_tokens, reads };
         let options = RenderOptions { add_generation_prompt: true, now_unix_seconds: Some(0), ..RenderOptions::default() };
         match compiled.render(&[Message::new("user", "Hello")], &options) {
             Ok(_) | Err(TextError::TemplateRefused { .. }) => Ok(compiled),
@@ -167,7 +188,9 @@ impl ChatTemplate {
     }
 
     fn context(&self, messages: &[Message], options: &RenderOptions) -> Result<serde_json::Map<String, Json>, TextError> {
-        let mut context = options.arguments.clone();
+        let mut context: serde_json::Map<String, Json> =
+            self.special_tokens.iter().map(|(name, text)| (name.clone(), text.clone().into())).collect();
+        context.extend(options.arguments.clone());
         let mut turns = Vec::with_capacity(messages.len());
         for message in messages {
             if let Some(name) = message.fields.keys().find(|name| ["role", "content"].contains(&name.as_str())) {
@@ -181,11 +204,9 @@ impl ChatTemplate {
         }
         context.insert("messages".into(), turns.into());
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
-        context.insert("bos_token".into(), self.bos_token.clone().into());
-        context.insert("eos_token".into(), self.eos_token.clone().into());
-        if let Some(tools) = &options.tools {
-            context.insert("tools".into(), tools.clone());
-        }
+        // As transformers passes them: templates ask `tools is none` or `tools is not none`.
+        context.insert("tools".into(), options.tools.clone().unwrap_or_default());
+        context.insert("documents".into(), Json::Null);
         Ok(context)
     }
 }
@@ -235,7 +256,6 @@ fn environment() -> Environment<'static> {
     environment.set_recursion_limit(limits::TEMPLATE_RECURSION_MAX);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(python_text);
     if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
@@ -245,56 +265,6 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", tojson);
     environment
-}
-
-/// Constants print as Python's do.
-fn python_text(output: &mut minijinja::Output, state: &mut minijinja::State, value: &Value) -> Result<(), Error> {
-    let constant = match value.kind() {
-        ValueKind::None => "None",
-        ValueKind::Bool if value.is_true() => "True",
-        ValueKind::Bool => "False",
-        _ => return minijinja::escape_formatter(output, state, value),
-    };
-    output.write_str(constant).map_err(Error::from)
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`: no HTML escapes, unlike Jinja's own filter.
-fn tojson(state: &mut minijinja::State, value: &Value, indent: Option<usize>, arguments: Kwargs) -> Result<String, Error> {
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => arguments.get::<Option<usize>>("indent")?,
-    };
-    let _: Option<bool> = arguments.get("ensure_ascii")?;
-    arguments.assert_all_used()?;
-    let mut json = vec![];
-    let wrong = |error: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}"));
-    match indent {
-        Some(indent) => {
-            let spaces = " ".repeat(indent.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter)).map_err(wrong)?;
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, SpacedFormatter)).map_err(wrong)?,
-    }
-    state.consume_fuel(json.len() as u64 / 64)?;
-    String::from_utf8(json).map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson: not UTF-8"))
-}
-
-/// `{"a": 1, "b": [2, 3]}`: a space after commas and colons, as Python writes.
-struct SpacedFormatter;
-
-impl serde_json::ser::Formatter for SpacedFormatter {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 /// A buffer that refuses to grow beyond the bound.

@@ -1,5 +1,5 @@
 //! Decoders: what bytes a token stands for. The components of huggingface/tokenizers (`decoders/*`) rewrite a whole list of token
-//! strings; for the decoders that BPE models publish this comes down to fixed bytes for each token and at most one space to drop
+//! strings; for the decoders that BPE models publish this comes down to fixed bytes for each token and some spaces to drop
 //! at the start of the text, so decoding is a table look-up and can go on token by token.
 //!
 //! One difference is deliberate: bytes that are not UTF-8 become U+FFFD as in `String::from_utf8_lossy`, also where the
@@ -28,8 +28,19 @@ enum Stage {
 #[derive(Debug, PartialEq, Default)]
 pub(super) struct Decoder {
     stages: Vec<Stage>,
-    /// One space at the start of a text is an artefact of encoding.
-    pub(super) drops_first_space: bool,
+    /// Which spaces at the start of a text are artefacts of encoding.
+    pub(super) artificial_spaces: ArtificialSpaces,
+}
+
+/// Spaces at the start of a text that encoding put there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum ArtificialSpaces {
+    #[default]
+    None,
+    /// One, as component `Strip` says.
+    One,
+    /// All of the first token, as component `Metaspace` does it.
+    FirstToken,
 }
 
 impl Decoder {
@@ -50,7 +61,9 @@ impl Decoder {
                 "Metaspace" => {
                     decoder.push_replacement(text_field("decoder", component, "replacement")?, " ")?;
                     let default = if flag(component, "add_prefix_space").unwrap_or(true) { "always" } else { "never" };
-                    decoder.drops_first_space |= component.get("prepend_scheme").and_then(Value::as_str).unwrap_or(default) != "never";
+                    if component.get("prepend_scheme").and_then(Value::as_str).unwrap_or(default) != "never" {
+                        decoder.artificial_spaces = ArtificialSpaces::FirstToken;
+                    }
                 }
                 kind => return Err(TextError::unsupported("decoder", format!("component {kind:?}"))),
             }
@@ -72,7 +85,7 @@ impl Decoder {
         let is_first_space = text_field("decoder", component, "content")? == " " && number("stop") == Some(0);
         match number("start") {
             Some(0) if is_first_space => {}
-            Some(1) if is_first_space => self.drops_first_space = true,
+            Some(1) if is_first_space => self.artificial_spaces = ArtificialSpaces::One,
             _ => return Err(TextError::unsupported("decoder", "a Strip other than of one space at the start")),
         }
         Ok(())
@@ -136,7 +149,7 @@ mod tests {
     fn sentencepiece_token_is_its_bytes() {
         let description = json!({"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
-        assert!(Decoder::new(Some(&description)).unwrap().drops_first_space);
+        assert_eq!(Decoder::new(Some(&description)).unwrap().artificial_spaces, ArtificialSpaces::One);
         assert_eq!(bytes(&description, "▁hi"), b" hi");
         assert_eq!(bytes(&description, "<0xE2>"), [0xE2]);
         assert_eq!(bytes(&description, "<0x+2>"), b"<0x+2>");

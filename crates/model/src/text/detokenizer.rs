@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use crate::TokenId;
 use crate::text::Tokenizer;
+use crate::text::decoder::ArtificialSpaces;
 
 /// What becomes of special tokens such as `<|eot_id|>` in decoded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,20 +24,20 @@ pub struct Detokenizer<T> {
     pending: Vec<u8>,
     /// What the last `push` completed.
     text: String,
-    /// No text yet, so that a SentencePiece vocabulary's artificial first space is still to be dropped.
-    drops_next_space: bool,
+    /// What is still to be dropped: `None` once there was text.
+    artificial_spaces: ArtificialSpaces,
 }
 
 impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
     /// For tokens that are a whole text.
     pub fn new(tokenizer: T, special: SpecialTokens) -> Self {
-        let drops_next_space = tokenizer.drops_first_space();
-        Self { tokenizer, special, pending: vec![], text: String::new(), drops_next_space }
+        let artificial_spaces = tokenizer.artificial_spaces();
+        Self { tokenizer, special, pending: vec![], text: String::new(), artificial_spaces }
     }
 
     /// For tokens that go on from a prompt: a space before the first word is then real.
     pub fn after_prompt(tokenizer: T, special: SpecialTokens) -> Self {
-        Self { drops_next_space: false, ..Self::new(tokenizer, special) }
+        Self { artificial_spaces: ArtificialSpaces::None, ..Self::new(tokenizer, special) }
     }
 
     /// Takes a token and gives the text that is now certain. An id that no token holds (models pad their vocabulary) has no text.
@@ -45,7 +46,15 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
         if self.special == SpecialTokens::Skip && self.tokenizer.is_special(token) {
             return "";
         }
-        self.pending.extend_from_slice(self.tokenizer.token_bytes(token).unwrap_or_default());
+        let bytes = self.tokenizer.token_bytes(token).unwrap_or_default();
+        if self.artificial_spaces == ArtificialSpaces::FirstToken && !bytes.is_empty() {
+            self.artificial_spaces = ArtificialSpaces::None;
+            // Only what stands for a space is dropped; a token with a space of its own (an added one) keeps it.
+            let has_own = self.tokenizer.piece(token).is_some_and(|piece| piece.contains(' '));
+            self.pending.extend(bytes.iter().filter(|&&byte| byte != b' ' || has_own));
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
         let n_done = push_whole_characters(&self.pending, &mut self.text);
         self.pending.drain(..n_done);
         self.without_artificial_space()
@@ -62,9 +71,11 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
     }
 
     fn without_artificial_space(&mut self) -> &str {
-        let drops = self.drops_next_space && self.text.starts_with(' ');
-        self.drops_next_space &= self.text.is_empty();
-        if drops { &self.text[1..] } else { &self.text }
+        if self.artificial_spaces != ArtificialSpaces::One || self.text.is_empty() {
+            return &self.text;
+        }
+        self.artificial_spaces = ArtificialSpaces::None;
+        self.text.strip_prefix(' ').unwrap_or(&self.text)
     }
 }
 
@@ -87,6 +98,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn metaspace_of_the_first_token_is_dropped_and_of_later_ones_is_a_space() {
+        let decoder = serde_json::json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+        let vocabulary = serde_json::json!({"▁▁▁hi": 0, "▁▁you": 1, "▁": 2});
+        let file = serde_json::json!({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "decoder": decoder});
+        let tokenizer = Tokenizer::from_json(file.to_string().as_bytes()).expect("valid");
+        let decode = |ids: &[u32]| tokenizer.decode(&ids.iter().copied().map(TokenId).collect::<Vec<_>>(), SpecialTokens::Keep);
+        assert_eq!((decode(&[0, 1]).as_str(), decode(&[2, 0]).as_str()), ("hi  you", "   hi"));
+    }
 
     proptest! {
         #[test]

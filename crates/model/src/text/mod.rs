@@ -19,6 +19,8 @@ mod post_processor;
 mod pre_tokenizer;
 mod split_pattern;
 mod stop_strings;
+mod template_json;
+mod template_tags;
 mod template_time;
 mod tokenizer;
 mod tokenizer_file;

@@ -13,7 +13,7 @@ use crate::limits;
 use crate::text::TextError;
 use crate::text::added_tokens::{AddedToken, AddedTokens, Piece};
 use crate::text::byte_level;
-use crate::text::decoder::Decoder;
+use crate::text::decoder::{ArtificialSpaces, Decoder};
 use crate::text::detokenizer::{Detokenizer, SpecialTokens};
 use crate::text::merges::{MergeScratch, Merges};
 use crate::text::normalizer::Normalizer;
@@ -45,7 +45,7 @@ pub struct Tokenizer {
     byte_ends: Vec<u32>,
     /// Sorted ids of special tokens.
     special: Vec<TokenId>,
-    drops_first_space: bool,
+    artificial_spaces: ArtificialSpaces,
     bos: Option<TokenId>,
     eos: Vec<TokenId>,
 }
@@ -129,9 +129,9 @@ impl Tokenizer {
         let mut special: Vec<TokenId> = added.iter().filter(|token| token.special).map(|token| token.token).collect();
         special.sort_unstable();
         let added_tokens = AddedTokens::new(&added, &normalizer)?;
-        let drops_first_space = decoder.drops_first_space;
+        let artificial_spaces = decoder.artificial_spaces;
         let (bos, eos) = (None, vec![]);
-        Ok(Self { normalizer, pre_tokenizer, added_tokens, words, surroundings, bytes, byte_ends, special, drops_first_space, bos, eos })
+        Ok(Self { normalizer, pre_tokenizer, added_tokens, words, surroundings, bytes, byte_ends, special, artificial_spaces, bos, eos })
     }
 
     /// Token ids of a text. Special tokens written out in the text are recognised.
@@ -238,9 +238,9 @@ impl Tokenizer {
         self.words.vocabulary.id(text).map(TokenId)
     }
 
-    /// Whether a space at the start of a decoded text was put there by encoding.
-    pub(super) fn drops_first_space(&self) -> bool {
-        self.drops_first_space
+    /// Which spaces at the start of a decoded text were put there by encoding.
+    pub(super) fn artificial_spaces(&self) -> ArtificialSpaces {
+        self.artificial_spaces
     }
 }
 

@@ -95,8 +95,7 @@ fn prompted() -> RenderOptions {
 #[test]
 fn tales_template_renders_and_encodes_with_one_bos() {
     let files = tales_files();
-    let template =
-        ChatTemplate::compile(files.chat_template.as_deref().unwrap(), files.bos_token.as_deref(), files.eos_token.as_deref()).unwrap();
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
     let prompt = template.render(&chat()[1..], &prompted()).unwrap();
     assert_eq!(prompt, "<|begin_of_text|>User: Hi!<|eot_id|>Assistant: Hello.<|eot_id|>User: Why?<|eot_id|>Assistant:");
     let tokens = TALES.encode_chat(&prompt).unwrap();
@@ -287,4 +286,72 @@ fn long_chats_have_the_fuel_they_need() {
     assert!(template.render(&long, &prompted()).unwrap().len() > 2_000_000);
     let many = vec![Message::new("user", ""); bitnet_model::limits::N_MESSAGES_MAX + 1];
     assert!(matches!(template.render(&many, &prompted()), Err(TextError::TooManyMessages { .. })));
+}
+
+#[test]
+fn generation_blocks_render_as_their_contents() {
+    let render = |source: &str| {
+        let options = RenderOptions { add_generation_prompt: false, ..RenderOptions::default() };
+        compile(source).and_then(|template| template.render(&[Message::new("assistant", "Hi")], &options))
+    };
+    let text = render("{% for m in messages %}\n  {% generation %}\n{{ m.content }}|\n  {%- endgeneration -%}  \n{% endfor %}.").unwrap();
+    assert_eq!(text, "Hi|.");
+    // The body is a scope, as in the extension of transformers: what it sets is not seen behind it.
+    let text = render("{% set x = 1 %}{%- generation %}{% set x = 2 %}{{ x }}{% endgeneration +%}\n{{ x }}").unwrap();
+    assert_eq!(text, "2\n1");
+    let kept = "{{ '{% generation %}' }}{{ {'a': {'b': \"%}{% generation %}\"}}.a.b }}{# {% generation %} #}{%- raw -%}{% generation %}{% endraw %}";
+    assert_eq!(render(kept).unwrap(), "{% generation %}%}{% generation %}{% generation %}");
+    assert!(render("{% generation %}x").is_err());
+    assert!(render("{% generation x %}x{% endgeneration %}").is_err());
+}
+
+#[test]
+fn absent_tools_and_documents_are_none() {
+    let template = compile("{{ tools is none }} {{ documents is none }} {{ tools is defined }}").unwrap();
+    assert_eq!(template.render(&chat(), &prompted()).unwrap(), "True True True");
+}
+
+#[test]
+fn tojson_takes_the_arguments_of_json_dumps() {
+    let render = |source: &str| compile(source).and_then(|template| template.render(&chat(), &prompted()));
+    let same = |source: &str, expected: &str| assert_eq!(render(source).unwrap(), expected, "{source}");
+    same("{{ {'b': 1, 'é': [true, none, 2.5]}|tojson }}", r#"{"b": 1, "é": [true, null, 2.5]}"#);
+    same("{{ {'b': 1, 'a': {'d': 1, 'c': 2}}|tojson(sort_keys=true) }}", r#"{"a": {"c": 2, "d": 1}, "b": 1}"#);
+    same("{{ [1, {'a': 2}]|tojson(separators=(',', ':')) }}", r#"[1,{"a":2}]"#);
+    same(r#"{{ 'é😀"\x7f\n'|tojson(ensure_ascii=true) }}"#, r#""\u00e9\ud83d\ude00\"\u007f\n""#);
+    same("{{ [1, [], {'a': {}}]|tojson(indent=2) }}", "[\n  1,\n  [],\n  {\n    \"a\": {}\n  }\n]");
+    same("{{ [1, 2]|tojson(indent='\\t', separators=(';', '=')) }}", "[\n\t1;\n\t2\n]");
+    same("{{ [1, 2]|tojson(indent=0) }}", "[\n1,\n2\n]");
+    same("{{ {'é': 1, 'a': 2}|tojson(true, none, (',', ':'), true) }}", r#"{"a":2,"\u00e9":1}"#);
+    same(
+        "{{ [1e22, 1e16, 123456789012345680.0, 0.0001, 0.00001, -2.0]|tojson }}",
+        "[1e+22, 1e+16, 1.2345678901234568e+17, 0.0001, 1e-05, -2.0]",
+    );
+    assert!(render("{{ 1|tojson(indnt=2) }}").is_err());
+    let nested = "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    assert!(render(&format!("{nested}{{{{ ns.x|tojson }}}}")).is_err());
+    let _ = render(&format!("{nested}{{{{ ns.x }}}}"));
+}
+
+#[test]
+fn constants_print_as_in_python_wherever_they_stand() {
+    let render = |source: &str| compile(source).unwrap().render(&chat(), &prompted()).unwrap();
+    assert_eq!(render("{{ 'a' ~ true ~ none }} {{ true|string }} {{ [true, none]|join(',') }}"), "aTrueNone True True,None");
+    assert_eq!(
+        render("{{ [true, none] }} {{ {'a': 1, 'b': [\"it's\"]} }} {{ (1, 'x') }} {{ (1,) }}"),
+        "[True, None] {'a': 1, 'b': [\"it's\"]} (1, 'x') (1,)"
+    );
+    assert_eq!(render("{{ messages[0] }}"), "{'role': 'system', 'content': 'Be brief.'}");
+}
+
+#[test]
+fn template_reads_every_special_token_of_the_checkpoint() {
+    let mut files = tales_files();
+    files.chat_template =
+        Some("{{ bos_token }}{{ pad_token }}{{ unk_token is defined }}{% if name is defined %}{{ name }}{% endif %}".into());
+    files.special_tokens = [("pad_token".into(), "<pad>".into())].into();
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render(&chat(), &prompted()).unwrap(), "<|begin_of_text|><pad>False");
+    files.chat_template = None;
+    assert!(ChatTemplate::load(&files).unwrap().is_none());
 }

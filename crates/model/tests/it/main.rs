@@ -26,6 +26,7 @@ fn tales_files() -> TokenizerFiles {
         eos_token: text("eos_token"),
         bos_token_id: Some(0),
         generation: GenerationDefaults { eos_token_ids: vec![1, 2], ..GenerationDefaults::default() },
+        ..TokenizerFiles::default()
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) struct Conversation {
     template: ChatTemplate,
     system: Option<Message>,
     turns: Vec<Turn>,
+    n_forgotten: usize,
 }
 
 struct Turn {
@@ -20,12 +21,13 @@ struct Turn {
 impl Conversation {
     /// An empty conversation.
     pub(super) fn new(template: ChatTemplate, system: Option<&str>) -> Self {
-        Self { template, system: system.map(|text| Message::new("system", text)), turns: Vec::new() }
+        Self { template, system: system.map(|text| Message::new("system", text)), turns: Vec::new(), n_forgotten: 0 }
     }
 
     /// Forgets everything but the system message.
     pub(super) fn reset(&mut self) {
         self.turns.clear();
+        self.n_forgotten = 0;
     }
 
     /// The user's next message.
@@ -38,6 +40,21 @@ impl Conversation {
         if let Some(turn) = self.turns.last_mut() {
             turn.answer = Some(Message::new("assistant", text));
         }
+    }
+
+    /// Takes the last question back if it has no reply.
+    pub(super) fn drop_unanswered(&mut self) {
+        self.turns.pop_if(|turn| turn.answer.is_none());
+    }
+
+    /// Turns that later prompts do without; they stay in what is saved.
+    pub(super) fn n_forgotten(&self) -> usize {
+        self.n_forgotten
+    }
+
+    /// Later prompts do without the first `n_turns`.
+    pub(super) fn forget(&mut self, n_turns: usize) {
+        self.n_forgotten = n_turns;
     }
 
     /// Questions so far.

@@ -50,7 +50,7 @@ impl LineInput {
     /// Waits for a line.
     pub(super) fn read(&mut self) -> anyhow::Result<Line> {
         match self {
-            Self::Pipe => read_pipe(),
+            Self::Pipe => read_line(&mut std::io::stdin().lock(), TEXT_BYTES_MAX),
             Self::Terminal { editor, prompt, .. } => match editor.readline(prompt) {
                 Ok(line) => {
                     // A history that cannot grow is no reason to stop.
@@ -75,14 +75,36 @@ impl LineInput {
     }
 }
 
-fn read_pipe() -> anyhow::Result<Line> {
-    let mut line = String::new();
-    let n_bytes = std::io::stdin().lock().take(TEXT_BYTES_MAX as u64).read_line(&mut line).context("cannot read standard input")?;
-    Ok(if n_bytes == 0 { Line::End } else { Line::Text(line) })
+/// A line of at most `limit` bytes. A longer one is refused: cut in two it would be two turns.
+fn read_line(input: &mut dyn BufRead, limit: usize) -> anyhow::Result<Line> {
+    let mut line = Vec::new();
+    input.take(limit as u64 + 1).read_until(b'\n', &mut line).context("cannot read standard input")?;
+    if line.len() > limit {
+        anyhow::bail!("a line of standard input is longer than {limit} bytes");
+    }
+    let line = String::from_utf8(line).context("a line of standard input is not UTF-8")?;
+    Ok(if line.is_empty() { Line::End } else { Line::Text(line) })
 }
 
 fn history_file() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state"))).or_else(|| folder("LOCALAPPDATA"))?;
     Some(state.join("bitnet/chat_history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_over_the_limit_is_refused_and_not_cut() {
+        let mut input: &[u8] = "four\nfi\u{e9}ve\nlast".as_bytes();
+        assert_eq!(read_line(&mut input, 5).expect("fits"), Line::Text("four\n".into()));
+        assert!(read_line(&mut { input }, 4).is_err());
+        assert!(read_line(&mut { input }, 6).is_err(), "the line feed counts");
+        assert_eq!(read_line(&mut input, 7).expect("fits"), Line::Text("fi\u{e9}ve\n".into()));
+        assert_eq!(read_line(&mut input, 4).expect("fits"), Line::Text("last".into()));
+        assert_eq!(read_line(&mut input, 4).expect("ends"), Line::End);
+        assert!(read_line(&mut &b"\xc3\n"[..], 4).is_err());
+    }
 }
