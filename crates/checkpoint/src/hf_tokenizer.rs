@@ -4,7 +4,10 @@
 //! Contents are carried, not interpreted; only fixed names inside the folder are opened, each with a cap on its size.
 //! Where `chat_template.jinja` is there, it wins, as in transformers, then `chat_template.json`. Special tokens are those of
 //! `tokenizer_config.json`; of the map, which older folders have besides, what it leaves out, or all where it has no
-//! `added_tokens_decoder`, which is how transformers tells the older ones. Source: huggingface/transformers:
+//! `added_tokens_decoder`, which is how transformers tells the older ones.
+//!
+//! Not read: `add_bos_token` and `add_eos_token`. What is put around a text is what the post-processor in `tokenizer.json` says, as
+//! in transformers 5, which takes that file as it is; version 4 rebuilt the post-processor from those flags for some classes only. Source: huggingface/transformers:
 //! src/transformers/tokenization_utils_base.py, src/transformers/generation/configuration_utils.py.
 
 use std::collections::BTreeMap;

@@ -66,7 +66,7 @@ impl Message {
 pub struct RenderOptions {
     /// End with what introduces the assistant's turn.
     pub add_generation_prompt: bool,
-    /// The time that `strftime_now` tells, in seconds since 1970, UTC. Without it, templates see no such function.
+    /// The time that `strftime_now` tells, in seconds since 1970, UTC (transformers: local time). Without it, templates see no such function.
     pub now_unix_seconds: Option<i64>,
     /// Tool descriptions, as the request gave them.
     pub tools: Option<Json>,

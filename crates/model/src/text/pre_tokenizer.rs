@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::limits;
 use crate::text::TextError;
+use crate::text::byte_level::push_encoded;
 use crate::text::split_pattern::{SplitPattern, Steps};
 use crate::text::tokenizer_file::{component_sequence, flag, text_field};
 
@@ -60,17 +61,27 @@ pub(super) enum Place {
 /// All stages of a pre-tokenizer.
 pub(super) struct PreTokenizer {
     stages: Vec<Stage>,
+    /// Stages after the byte-level component. They see the byte-level alphabet, in which a byte of a longer character may be a digit.
+    encoded_stages: Vec<Stage>,
     /// Words are then written in the byte-level alphabet.
     pub(super) byte_level: bool,
+}
+
+/// A word, as it is in the text or already in the byte-level alphabet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Word<'w> {
+    Plain(&'w str),
+    Encoded(&'w str),
 }
 
 impl PreTokenizer {
     /// Reads the `pre_tokenizer` field.
     pub(super) fn new(description: Option<&Value>) -> Result<Self, TextError> {
-        let mut pre_tokenizer = Self { stages: vec![], byte_level: false };
+        let mut pre_tokenizer = Self { stages: vec![], encoded_stages: vec![], byte_level: false };
         for component in component_sequence("pre_tokenizer", "pretokenizers", description)? {
-            if pre_tokenizer.byte_level {
-                return Err(TextError::unsupported("pre_tokenizer", "a component after ByteLevel"));
+            let kind = text_field("pre_tokenizer", component, "type")?;
+            if pre_tokenizer.byte_level && !["Digits", "Split"].contains(&kind) {
+                return Err(TextError::unsupported("pre_tokenizer", format!("component {kind:?} after ByteLevel")));
             }
             pre_tokenizer.push(component)?;
         }
@@ -102,7 +113,12 @@ impl PreTokenizer {
             "Metaspace" => metaspace_stage(component)?,
             _ => return Err(TextError::unsupported("pre_tokenizer", format!("component {kind:?}"))),
         };
-        self.stages.push(stage);
+        // The byte-level component splits before it encodes.
+        if self.byte_level && kind != "ByteLevel" {
+            self.encoded_stages.push(stage)
+        } else {
+            self.stages.push(stage)
+        }
         Ok(())
     }
 
@@ -112,9 +128,17 @@ impl PreTokenizer {
         text: &str,
         place: Place,
         steps: &mut Steps,
-        sink: &mut dyn FnMut(&str) -> Result<(), TextError>,
+        sink: &mut dyn FnMut(Word<'_>) -> Result<(), TextError>,
     ) -> Result<(), TextError> {
-        run(&self.stages, text, place, steps, sink)
+        if self.encoded_stages.is_empty() {
+            return run(&self.stages, text, place, steps, &mut |word, _| sink(Word::Plain(word)));
+        }
+        let mut encoded = String::new();
+        run(&self.stages, text, place, steps, &mut |word, steps| {
+            encoded.clear();
+            push_encoded(word, &mut encoded);
+            run(&self.encoded_stages, &encoded, Place::Later, steps, &mut |word, _| sink(Word::Encoded(word)))
+        })
     }
 }
 
@@ -163,10 +187,10 @@ fn run(
     text: &str,
     place: Place,
     steps: &mut Steps,
-    sink: &mut dyn FnMut(&str) -> Result<(), TextError>,
+    sink: &mut dyn FnMut(&str, &mut Steps) -> Result<(), TextError>,
 ) -> Result<(), TextError> {
     let Some((stage, later_stages)) = stages.split_first() else {
-        return if text.is_empty() { Ok(()) } else { sink(text) };
+        return if text.is_empty() { Ok(()) } else { sink(text, steps) };
     };
     match stage {
         Stage::Split { pattern, behavior, invert } => {
@@ -263,6 +287,7 @@ mod tests {
         let mut steps = Steps::for_text(text.len());
         pre_tokenizer
             .words(text, Place::Start, &mut steps, &mut |word| {
+                let (Word::Plain(word) | Word::Encoded(word)) = word;
                 words.push(word.to_string());
                 Ok(())
             })
@@ -289,6 +314,20 @@ mod tests {
         };
         assert_eq!(metaspace("always", true), ["▁Hey", "▁", "▁you"]);
         assert_eq!(metaspace("never", false), ["Hey▁▁you"]);
+    }
+
+    #[test]
+    fn stages_after_byte_level_see_its_alphabet() {
+        // As tiiuae/falcon-7b has them.
+        let falcon = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            {"type": "Digits", "individual_digits": false},
+            {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": false},
+        ]});
+        assert_eq!(words(&falcon, "in 12345, or"), ["in", "Ġ", "123", "45", ",", "Ġor"]);
+        // The second byte of this letter is written as a superscript two, which counts as a digit.
+        assert_eq!(words(&falcon, "xòy"), ["xÃ", "²", "y"]);
     }
 
     #[test]

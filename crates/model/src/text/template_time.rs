@@ -1,5 +1,6 @@
 //! `strftime_now` of chat templates: the conversions that published templates use, of a time the caller passes in, in UTC and in
-//! English. Calendar arithmetic after Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
+//! English. transformers tells local time; we know no time zones, and the same request gives the same prompt wherever it is computed,
+//! so for some hours of a day the date may differ from what transformers writes. Calendar arithmetic after Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
 
 const SECONDS_PER_DAY: i64 = 86_400;
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];

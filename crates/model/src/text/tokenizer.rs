@@ -18,7 +18,7 @@ use crate::text::detokenizer::{Detokenizer, SpecialTokens};
 use crate::text::merges::{MergeScratch, Merges};
 use crate::text::normalizer::Normalizer;
 use crate::text::post_processor::Surroundings;
-use crate::text::pre_tokenizer::{Place, PreTokenizer};
+use crate::text::pre_tokenizer::{Place, PreTokenizer, Word};
 use crate::text::split_pattern::Steps;
 use crate::text::tokenizer_file::{self, AddedTokenEntry, Components, MergeEntry, ModelEntry};
 use crate::text::vocabulary::Vocabulary;
@@ -182,7 +182,7 @@ impl Tokenizer {
                 Piece::Token(token) => tokens.push(token),
                 Piece::Text(range) => {
                     let place = if range.start == 0 { place } else { Place::Later };
-                    let mut encode_word = |word: &str| self.words.encode(word, scratch, tokens);
+                    let mut encode_word = |word: Word<'_>| self.words.encode(word, scratch, tokens);
                     self.pre_tokenizer.words(&normalized[range], place, steps, &mut encode_word)?;
                 }
             }
@@ -286,13 +286,16 @@ impl WordEncoder {
         Ok(Self { vocabulary, merges, ignore_merges, byte_level, byte_tokens, unknown, fuse_unknown })
     }
 
-    fn encode(&self, word: &str, scratch: &mut Scratch, tokens: &mut Vec<TokenId>) -> Result<(), TextError> {
+    fn encode(&self, word: Word<'_>, scratch: &mut Scratch, tokens: &mut Vec<TokenId>) -> Result<(), TextError> {
         let Scratch { encoded, symbols, merge } = scratch;
-        if self.byte_level && (self.ignore_merges || self.byte_tokens.is_none()) {
-            encoded.clear();
-            byte_level::push_encoded(word, encoded);
-        }
-        let written = if self.byte_level { encoded.as_str() } else { word };
+        let written = match word {
+            Word::Plain(word) if self.byte_level && (self.ignore_merges || self.byte_tokens.is_none()) => {
+                encoded.clear();
+                byte_level::push_encoded(word, encoded);
+                encoded.as_str()
+            }
+            Word::Plain(word) | Word::Encoded(word) => word,
+        };
         if self.ignore_merges
             && let Some(id) = self.vocabulary.id(written)
         {
@@ -300,8 +303,13 @@ impl WordEncoder {
             return Ok(());
         }
         symbols.clear();
-        match &self.byte_tokens {
-            Some(byte_tokens) if self.byte_level => symbols.extend(word.bytes().map(|byte| byte_tokens[usize::from(byte)])),
+        match (&self.byte_tokens, word) {
+            (Some(byte_tokens), Word::Plain(word)) if self.byte_level => {
+                symbols.extend(word.bytes().map(|byte| byte_tokens[usize::from(byte)]));
+            }
+            (Some(byte_tokens), Word::Encoded(word)) => {
+                symbols.extend(word.chars().filter_map(byte_level::byte_of).map(|byte| byte_tokens[usize::from(byte)]));
+            }
             _ => self.push_characters(written, symbols)?,
         }
         self.merges.apply(symbols, merge);

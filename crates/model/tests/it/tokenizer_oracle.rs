@@ -129,6 +129,12 @@ fn published_component_shapes_match_the_reference() {
         byte_level(true, true),
         sequence(vec![punctuation, digits(false), byte_level(false, true)]),
         sequence(vec![digits(true), byte_level(true, true)]),
+        sequence(vec![
+            serde_json::json!({"type": "Punctuation", "behavior": "Contiguous"}),
+            byte_level(false, true),
+            digits(false),
+            serde_json::json!({"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": false}),
+        ]),
         sequence(vec![serde_json::json!({"type": "WhitespaceSplit"}), byte_level(false, false)]),
         sequence(vec![serde_json::json!({"type": "Whitespace"}), byte_level(true, false)]),
         sequence(vec![
