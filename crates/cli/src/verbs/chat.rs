@@ -41,7 +41,7 @@ pub(crate) struct ChatArguments {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Most tokens of a reply
-    #[arg(short, long = "n-tokens", value_name = "N", default_value_t = 1024)]
+    #[arg(short, long = "n-tokens", visible_alias = "max-tokens", value_name = "N", default_value_t = 1024)]
     n_tokens: usize,
     /// Tokens of the conversation that are kept in memory, at most the model's context
     #[arg(short, long, value_name = "N", default_value_t = 4096)]

@@ -30,7 +30,7 @@ pub(crate) struct RunArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Most tokens to write
-    #[arg(short, long = "n-tokens", value_name = "N", default_value_t = 256)]
+    #[arg(short, long = "n-tokens", visible_alias = "max-tokens", value_name = "N", default_value_t = 256)]
     n_tokens: usize,
     /// Wrap the prompt in the model's chat template, as a question to answer
     #[arg(long)]
