@@ -21,6 +21,7 @@ mod open;
 mod positioned;
 mod quantise;
 mod safetensors;
+pub mod sentencepiece;
 mod tensor;
 mod tokenizer_files;
 pub mod tokenizer_json;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture};
-use bitnet_checkpoint::{Checkpoint, CheckpointError, Tensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, Tensor, Vocabulary};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::json;
 
@@ -200,6 +200,19 @@ fn paths_that_are_no_model_get_advice() {
     assert!(refused(folder.path()).contains("neither model.safetensors"));
     alone.write(folder.path());
     assert!(Checkpoint::open(&path("model.safetensors")).is_ok(), "a file stands for its folder");
+}
+
+#[test]
+fn tokenizer_model_is_read_where_there_is_no_tokenizer_json() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    SmallModel::packed(None).write(folder.path());
+    // One piece, `a`, of type 1; a BPE model.
+    std::fs::write(folder.path().join("tokenizer.model"), b"\x0a\x05\x0a\x01a\x18\x01\x12\x02\x18\x02").expect("written");
+    let vocabulary = || Checkpoint::open(folder.path()).map(|checkpoint| checkpoint.tokenizer_files().vocabulary.clone());
+    let Vocabulary::Gguf(read) = vocabulary().expect("opens") else { panic!("no vocabulary") };
+    assert_eq!((read.model.as_str(), read.tokens.as_slice()), ("llama", &["a".to_string()][..]));
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    assert_eq!(vocabulary().expect("opens"), Vocabulary::Json(b"{}".to_vec()), "it says everything");
 }
 
 #[test]
