@@ -1,4 +1,4 @@
-//! The text side of a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+//! The text side of a Hugging Face folder: `tokenizer.json`, or `tokenizer.model` where that is absent, `tokenizer_config.json`, `special_tokens_map.json`,
 //! `generation_config.json`, `chat_template.jinja` and `chat_template.json`, to [`TokenizerFiles`] and back.
 //!
 //! Contents are carried, not interpreted; only fixed names inside the folder are opened, each with a cap on its size.
@@ -20,9 +20,11 @@ use crate::hf_config::{HfConfig, eos_value};
 use crate::json::{self, Fields};
 use crate::limits;
 use crate::positioned::read_small_file;
+use crate::sentencepiece;
 use crate::tokenizer_files::{GenerationDefaults, SPECIAL_TOKENS, TokenizerFiles, Vocabulary};
 
 const TOKENIZER: &str = "tokenizer.json";
+const SENTENCEPIECE: &str = "tokenizer.model";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -33,7 +35,7 @@ const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 pub(crate) fn read(folder: &Path, config: &HfConfig) -> Result<TokenizerFiles, CheckpointError> {
     let vocabulary = match read_small_file(&folder.join(TOKENIZER), limits::TOKENIZER_JSON_BYTES_MAX)? {
         Some(bytes) => Vocabulary::Json(bytes),
-        None => Vocabulary::Absent,
+        None => sentencepiece(folder, config.model.n_vocab)?,
     };
     let empty = Map::new();
     let tokenizer_config = read_object(folder, TOKENIZER_CONFIG)?;
@@ -61,6 +63,20 @@ pub(crate) fn read(folder: &Path, config: &HfConfig) -> Result<TokenizerFiles, C
         bos_token_id: config.bos_token_id.filter(exists),
         generation,
     })
+}
+
+/// The vocabulary of a folder without `tokenizer.json`.
+fn sentencepiece(folder: &Path, n_vocab: usize) -> Result<Vocabulary, CheckpointError> {
+    let Some(bytes) = read_small_file(&folder.join(SENTENCEPIECE), limits::SENTENCEPIECE_BYTES_MAX)? else {
+        return Ok(Vocabulary::Absent);
+    };
+    let vocabulary = sentencepiece::read(&bytes)?;
+    match vocabulary.tokens.len() {
+        n_tokens if n_tokens > n_vocab => {
+            Err(CheckpointError::config(SENTENCEPIECE, format!("{n_tokens} tokens, but the embedding has {n_vocab} rows")))
+        }
+        _ => Ok(Vocabulary::Gguf(vocabulary)),
+    }
 }
 
 /// The files to write beside the tensors: name and contents.

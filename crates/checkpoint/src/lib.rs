@@ -22,6 +22,7 @@ mod open;
 mod positioned;
 mod quantise;
 mod safetensors;
+pub mod sentencepiece;
 mod tensor;
 mod tokenizer_files;
 pub mod tokenizer_json;

@@ -20,6 +20,8 @@ pub const N_DIMS_MAX: usize = 4;
 pub const CONFIG_JSON_BYTES_MAX: u64 = 16 << 20;
 /// Longest `tokenizer.json`, in bytes.
 pub const TOKENIZER_JSON_BYTES_MAX: u64 = 256 << 20;
+/// Longest `tokenizer.model`, in bytes.
+pub const SENTENCEPIECE_BYTES_MAX: u64 = 64 << 20;
 /// Longest safetensors header, in bytes.
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Most shards of a sharded checkpoint.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture};
-use bitnet_checkpoint::{Checkpoint, CheckpointError, Tensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, Tensor, Vocabulary};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::json;
 
@@ -262,6 +262,19 @@ fn single_file_goes_before_an_index_as_in_transformers() {
     Checkpoint::open(folder.path()).expect("the single file is complete");
     std::fs::rename(folder.path().join("model.safetensors"), folder.path().join("other.safetensors")).expect("renamed");
     assert!(reason(Checkpoint::open(folder.path())).contains("model-00001-of-00002.safetensors"));
+}
+
+#[test]
+fn tokenizer_model_is_read_where_there_is_no_tokenizer_json() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    SmallModel::packed(None).write(folder.path());
+    // One piece, `a`, of type 1; a BPE model.
+    std::fs::write(folder.path().join("tokenizer.model"), b"\x0a\x05\x0a\x01a\x18\x01\x12\x02\x18\x02").expect("written");
+    let vocabulary = || Checkpoint::open(folder.path()).map(|checkpoint| checkpoint.tokenizer_files().vocabulary.clone());
+    let Vocabulary::Gguf(read) = vocabulary().expect("opens") else { panic!("no vocabulary") };
+    assert_eq!((read.model.as_str(), read.tokens.as_slice()), ("llama", &["a".to_string()][..]));
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    assert_eq!(vocabulary().expect("opens"), Vocabulary::Json(b"{}".to_vec()), "it says everything");
 }
 
 #[test]

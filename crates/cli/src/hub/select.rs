@@ -22,10 +22,11 @@ pub(crate) const SHARD_INDEX: &str = "model.safetensors.index.json";
 const SINGLE_FILE: &str = "model.safetensors";
 
 /// Small files, all optional but the first; whatever is there is taken.
-const TEXT_FILES: [&str; 8] = [
+const TEXT_FILES: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -117,8 +118,17 @@ mod tests {
 
     #[test]
     fn select_takes_a_checkpoint_without_its_pickles() {
-        let names = ["README.md", "config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "tokenizer.json", "x.gguf"];
-        assert_eq!(chosen("a/b", &names).expect("chosen"), ["config.json", "tokenizer.json", "model.safetensors"]);
+        let names = [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "modeling.py",
+            "tokenizer.json",
+            "tokenizer.model",
+            "x.gguf",
+        ];
+        assert_eq!(chosen("a/b", &names).expect("chosen"), ["config.json", "tokenizer.json", "tokenizer.model", "model.safetensors"]);
         let sharded = ["config.json", SHARD_INDEX, "model-1.safetensors", "model-2.safetensors", "other.safetensors"];
         assert_eq!(chosen("a/b", &sharded).expect("chosen"), ["config.json", SHARD_INDEX]);
         let both = ["config.json", SHARD_INDEX, "model-1.safetensors", SINGLE_FILE];
