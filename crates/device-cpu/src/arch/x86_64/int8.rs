@@ -280,16 +280,13 @@ fn unpack(codes: &[[u8; BLOCK_BYTES]], panel: &mut [PanelBlock]) {
     }
 }
 
-/// Four rows × two tokens of one quarter: six loads, eight products, eight sums, fourteen registers.
+/// Four rows × two tokens of one quarter: six loads, eight products, eight sums, thirteen registers.
+#[rustfmt::skip]
 macro_rules! quarter_of_panel {
     ($panel:literal, $x:literal) => {
         concat!(
-            "vmovdqu {x0}, ymmword ptr [{a} + ",
-            $x,
-            "]\n",
-            "vmovdqu {x1}, ymmword ptr [{b} + ",
-            $x,
-            "]\n",
+            "vmovdqu {x0}, ymmword ptr [{a} + ", $x, "]\n",
+            "vmovdqu {x1}, ymmword ptr [{b} + ", $x, "]\n",
             row_of_panel!("{s00}", "{s10}", $panel, " + 0"),
             row_of_panel!("{s01}", "{s11}", $panel, " + 32"),
             row_of_panel!("{s02}", "{s12}", $panel, " + 64"),
@@ -298,25 +295,16 @@ macro_rules! quarter_of_panel {
     };
 }
 
+/// One row of it: its codes meet both tokens.
+#[rustfmt::skip]
 macro_rules! row_of_panel {
     ($first:literal, $second:literal, $panel:literal, $row:literal) => {
         concat!(
-            "vmovdqu {w}, ymmword ptr [{panel} + ",
-            $panel,
-            $row,
-            "]\n",
+            "vmovdqu {w}, ymmword ptr [{panel} + ", $panel, $row, "]\n",
             "vpmaddubsw {t0}, {w}, {x0}\n",
             "vpmaddubsw {t1}, {w}, {x1}\n",
-            "vpaddw ",
-            $first,
-            ", ",
-            $first,
-            ", {t0}\n",
-            "vpaddw ",
-            $second,
-            ", ",
-            $second,
-            ", {t1}\n",
+            "vpaddw ", $first, ", ", $first, ", {t0}\n",
+            "vpaddw ", $second, ", ", $second, ", {t1}\n",
         )
     };
 }
