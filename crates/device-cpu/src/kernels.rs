@@ -28,7 +28,7 @@ pub(crate) const PANEL_BYTES: usize = 32 << 10;
 /// Sums that wait in scratch while a panel is in use, whatever its shape.
 pub(crate) const PANEL_SUMS: usize = 16 << 10;
 const _: () = assert!(PANEL_TILES * TILE_ROWS * DEFERRED_COLUMNS <= PANEL_BYTES);
-const _: () = assert!(PANEL_TOKENS * PANEL_TILES * TILE_ROWS <= PANEL_SUMS);
+const _: () = assert!(PANEL_TOKENS * PANEL_TILES * TILE_ROWS * 8 <= PANEL_SUMS);
 /// Columns of an f32 panel of one tile.
 pub(crate) const FLOAT_PANEL_COLUMNS: usize = 512;
 /// Tokens whose lanes wait in scratch while an f32 panel is in use.
@@ -139,10 +139,8 @@ pub(crate) struct Scratch {
     pub(crate) scores: Vec<f32>,
     /// Unpacked codes, `PANEL_BYTES`: `[PANEL_TILES, quarters, TILE_ROWS, QUARTER_COLUMNS]`.
     pub(crate) panel: Memory<u8>,
-    /// Sums of a panel, `PANEL_SUMS`: `[tokens, PANEL_TILES, TILE_ROWS]`, or as AMX stores them.
+    /// Sums of a panel, `PANEL_SUMS`: `[tokens, PANEL_TILES, TILE_ROWS]`, with eight lanes each (AVX2), or as AMX stores them.
     pub(crate) sums: Memory<i32>,
-    /// Sums of a panel before their lanes are added up, `[PANEL_TOKENS, PANEL_TILES, TILE_ROWS, 8]`.
-    pub(crate) lane_sums: Memory<i32>,
     /// Unpacked weights, `[FLOAT_PANEL_COLUMNS / 8, TILE_ROWS, 8]`.
     pub(crate) float_panel: Memory<f32>,
     /// Lanes of an f32 panel, `[FLOAT_PANEL_TOKENS, TILE_ROWS, LANES]`.
@@ -158,7 +156,6 @@ impl Scratch {
             scores: Vec::new(),
             panel: Memory::zeroed(PANEL_BYTES)?,
             sums: Memory::zeroed(PANEL_SUMS)?,
-            lane_sums: Memory::zeroed(PANEL_TOKENS * PANEL_TILES * TILE_ROWS * 8)?,
             float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,
             lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
         })

@@ -233,7 +233,7 @@ fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<u
     }
     let panels = scratch.panel.as_chunks().0.chunks_exact(blocks.len()).take(tiles.len());
     let is_first = blocks.start == 0;
-    let lanes: &mut [TileLanes] = scratch.lane_sums.as_chunks_mut().0;
+    let lanes: &mut [TileLanes] = scratch.sums.as_chunks_mut().0;
     let pairs = lanes.chunks_mut(TOKENS * PANEL_TILES);
     for (first, lanes) in tokens.clone().step_by(TOKENS).zip(pairs) {
         let n = TOKENS.min(tokens.end - first);
@@ -369,7 +369,7 @@ fn finish_panel(
     scratch: &Scratch,
 ) {
     let first_column = out.range().start;
-    let lanes: &[TileLanes] = scratch.lane_sums.as_chunks().0;
+    let lanes: &[TileLanes] = scratch.sums.as_chunks().0;
     for (token, lanes) in tokens.zip(lanes.chunks_exact(PANEL_TILES)) {
         let row = x.scales[token];
         let out = out.row_mut(token);
