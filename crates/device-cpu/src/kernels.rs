@@ -220,6 +220,11 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().fine_sum(row, activations)
     }
 
+    /// Hints that these bytes are needed soon.
+    fn prefetch(&self, bytes: &[u8]) {
+        self.base().prefetch(bytes);
+    }
+
     /// One logit, as `logits` computes it.
     fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
         self.base().dot_row(x, head, row, scratch)

@@ -1,9 +1,10 @@
 //! The thread pool: `n_threads − 1` workers beside the caller, woken together for one task at a time. Workers spin for some
 //! tens of microseconds between tasks (an operation of a decode step follows the last within that), then park.
 //!
-//! Work is split statically, so that a thread meets the same weights in every step; nothing is allocated per task; a panic in
-//! any thread is carried to the caller after all threads have stopped. It deliberately has no queue, no stealing and no
-//! nesting, and does not decide what a part is: callers name rows or columns.
+//! Work is split statically, so that a thread meets the same weights in every step; of many columns a thread that is done takes
+//! chunks that a slower one has not begun. Nothing is allocated per task; a panic in any thread is carried to the caller after
+//! all threads have stopped. It deliberately has no queue and no nesting, and does not decide what a part is: callers name
+//! rows or columns.
 
 #![allow(unsafe_code)]
 
@@ -18,6 +19,11 @@ use std::thread::JoinHandle;
 
 use crate::error::CpuError;
 use crate::limits::{SPIN_TURNS, THREADS_MAX};
+
+/// How finely a thread's share of many columns is cut.
+const CHUNKS_PER_THREAD: usize = 12;
+/// Chunks are whole multiples of so many granules, so that kernels which work on several granules at once fill them.
+const CHUNK_MULTIPLE: usize = 8;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
@@ -35,7 +41,13 @@ struct Shared {
     parked: Vec<AtomicBool>,
     /// The first panic of a worker.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Chunks begun of each thread's columns, `[n_threads]`.
+    cursors: Vec<Cursor>,
 }
+
+/// A counter on a cache line of its own.
+#[repr(align(64))]
+struct Cursor(AtomicUsize);
 
 // SAFETY: `task` is the only field that is not Sync by itself. The caller writes it while no worker runs (n_running is 0, read
 // with Acquire) and workers read it after an Acquire load of `epoch` that sees the Release store following the write.
@@ -60,6 +72,7 @@ impl Pool {
             stop: AtomicBool::new(false),
             parked: (1..n_threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
+            cursors: (0..n_threads).map(|_| Cursor(AtomicUsize::new(0))).collect(),
         });
         let mut pool = Self { shared, workers: Vec::with_capacity(n_threads - 1) };
         for index in 1..n_threads {
@@ -134,7 +147,8 @@ impl Pool {
         });
     }
 
-    /// Divides the columns of `target` between the threads at multiples of its granule; each gets its columns of all rows.
+    /// Divides the columns of `target` between the threads at multiples of its granule. `task` is called with some columns of all
+    /// rows at a time: each thread takes its own share chunk by chunk, then what is left of the others'.
     pub(crate) fn run_columns<S: Send>(
         &mut self,
         states: &mut [S],
@@ -145,14 +159,21 @@ impl Pool {
         assert!(columns.start <= columns.end && columns.end <= width, "columns {columns:?} are outside rows of {width}");
         let n_rows = values.len() / width;
         let (n_threads, n_granules) = (self.n_threads(), columns.len().div_ceil(granule));
+        let n_chunk = chunk_granules(n_granules, n_threads);
         let base = Shareable(values.as_mut_ptr());
+        let shared = Arc::clone(&self.shared);
+        shared.cursors.iter().for_each(|cursor| cursor.0.store(0, Ordering::Relaxed));
         self.run_with(states, |thread, state| {
-            let part = share(n_granules, thread, n_threads);
-            let (first, end) = (part.start * granule, (part.end * granule).min(columns.len()));
-            if first < end {
-                let range = first..end;
-                let mut view = ColumnsMut { base: base.get(), width, n_rows, offset: columns.start, range, owner: PhantomData };
-                task(state, &mut view);
+            for owner in (thread..n_threads).chain(0..thread) {
+                // No number of a cursor is given twice, so no two calls share a column.
+                let chunks = std::iter::repeat_with(|| shared.cursors[owner].0.fetch_add(1, Ordering::Relaxed));
+                let part = share(n_granules, owner, n_threads);
+                let starts = chunks.map(|chunk| part.start + chunk * n_chunk).take_while(|&start| start < part.end);
+                for start in starts {
+                    let range = start * granule..((start + n_chunk).min(part.end) * granule).min(columns.len());
+                    let mut view = ColumnsMut { base: base.get(), width, n_rows, offset: columns.start, range, owner: PhantomData };
+                    task(state, &mut view);
+                }
             }
         });
     }
@@ -269,6 +290,13 @@ fn share(n_items: usize, part: usize, n_parts: usize) -> Range<usize> {
     n_items * part / n_parts..n_items * (part + 1) / n_parts
 }
 
+/// Granules of a chunk: a thread's whole share, unless that is many chunks' worth.
+fn chunk_granules(n_granules: usize, n_threads: usize) -> usize {
+    let n_share = n_granules.div_ceil(n_threads);
+    let chunk = n_share / CHUNKS_PER_THREAD / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
+    if n_threads == 1 || chunk == 0 { n_share.max(1) } else { chunk }
+}
+
 /// Columns of row-major rows that are to be written: `values[n_rows, width]`, `columns` of each row, cut at multiples of
 /// `granule` from the first.
 pub(crate) struct ColumnTarget<'a> {
@@ -278,7 +306,7 @@ pub(crate) struct ColumnTarget<'a> {
     pub(crate) granule: usize,
 }
 
-/// One thread's columns of all rows.
+/// Some columns of all rows, this thread's alone.
 pub(crate) struct ColumnsMut<'a> {
     base: *mut f32,
     width: usize,
@@ -289,7 +317,7 @@ pub(crate) struct ColumnsMut<'a> {
 }
 
 impl ColumnsMut<'_> {
-    /// This thread's columns, counted from the target's first column.
+    /// The columns, counted from the target's first column.
     pub(crate) fn range(&self) -> Range<usize> {
         self.range.clone()
     }
@@ -299,7 +327,7 @@ impl ColumnsMut<'_> {
         self.n_rows
     }
 
-    /// This thread's columns of one row. Panics if there is no such row.
+    /// The columns of one row. Panics if there is no such row.
     #[inline]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
@@ -359,7 +387,7 @@ mod tests {
 
     #[test]
     fn columns_are_divided_without_gap_or_overlap() {
-        for (n_threads, n_columns, granule) in [(1, 7, 4), (2, 7, 4), (3, 64, 4), (4, 3, 4), (4, 130, 64), (3, 5, 1)] {
+        for (n_threads, n_columns, granule) in [(1, 7, 4), (2, 7, 4), (3, 64, 4), (4, 3, 4), (4, 130, 64), (3, 5, 1), (2, 4 * 8 * 12 * 5 + 3, 4)] {
             let mut pool = Pool::new(n_threads).expect("threads");
             let width = n_columns + 5;
             let mut values = vec![0.0f32; 3 * width];

@@ -63,6 +63,8 @@ impl Kernels for Scalar {
         portable::fine_sum(row, activations)
     }
 
+    fn prefetch(&self, _bytes: &[u8]) {}
+
     fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
         portable::dot_row(x, head, row, scratch)
     }

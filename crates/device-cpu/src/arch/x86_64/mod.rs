@@ -97,6 +97,11 @@ impl Kernels for Avx2 {
         unsafe { screen::fine_sum(row, activations) }
     }
 
+    fn prefetch(&self, bytes: &[u8]) {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { vector::prefetch(bytes) }
+    }
+
     fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { screen::dot_row(x, head, row, scratch) }

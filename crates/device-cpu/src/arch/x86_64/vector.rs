@@ -118,6 +118,13 @@ pub(super) fn prefetch_behind(bytes: &[u8]) {
     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
 }
 
+/// Asks for the cache lines of these bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn prefetch(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast::<i8>()));
+}
+
 /// The sums of four registers of eight integers each.
 #[inline]
 #[target_feature(enable = "avx2")]
