@@ -7,6 +7,7 @@ use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_checkpoint::gguf::{GgufOptions, I2sChoice, I2sLayout};
 use bitnet_checkpoint::{GenerationDefaults, OpenOptions};
 use bitnet_device_cpu::IsaChoice;
+use bitnet_model::device::KvType;
 use bitnet_model::sampler::SamplingParams;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
@@ -139,6 +140,28 @@ pub(crate) struct DeviceChoiceArguments {
     /// Instruction set of the processor, to compare; results are the same
     #[arg(long, value_enum, default_value_t, hide_short_help = true)]
     pub(crate) isa: IsaArgument,
+    /// How keys and values are cached; f32 follows a float32 implementation most closely
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub(crate) kv_cache: KvArgument,
+}
+
+/// How keys and values are cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum KvArgument {
+    /// Rounded to 16-bit floats: half the memory
+    #[default]
+    F16,
+    /// As computed
+    F32,
+}
+
+impl From<KvArgument> for KvType {
+    fn from(argument: KvArgument) -> Self {
+        match argument {
+            KvArgument::F16 => Self::F16,
+            KvArgument::F32 => Self::F32,
+        }
+    }
 }
 
 /// What computes.

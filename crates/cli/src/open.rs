@@ -67,7 +67,8 @@ pub(crate) fn load_session(
     terminal: &Terminal,
 ) -> anyhow::Result<Session> {
     let n_context = n_context.min(source.config().context_length).max(1);
-    Ok(Session::new(load_runner(source, arguments, RunnerOptions::single_sequence(n_context), terminal)?))
+    let options = RunnerOptions { kv_type: arguments.choice.kv_cache.into(), ..RunnerOptions::single_sequence(n_context) };
+    Ok(Session::new(load_runner(source, arguments, options, terminal)?))
 }
 
 /// The options of the processor as a device.

@@ -13,7 +13,7 @@ use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice, RoofMeter, Roofs};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use bitnet_model::device::{Device, Heads, KvLayout, Norm, TableUse};
+use bitnet_model::device::{Device, Heads, KvLayout, KvType, Norm, TableUse};
 use bitnet_model::random::RandomWeights;
 use bitnet_model::rope::RopeTable;
 use bitnet_model::{RunnerOptions, Session, TransformerRunner};
@@ -167,7 +167,7 @@ fn bench_attention(bench: &mut Bench, first_position: usize, m: usize) {
     if !bench.is_wanted(&name) {
         return;
     }
-    let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, n_blocks };
+    let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, n_blocks, kv_type: KvType::F16 };
     let mut cache = bench.device.kv_cache(layout).expect("memory");
     let rope = RopeTable::new(&Rope { theta: 500_000.0, scaling: RopeScaling::None }, head_dim);
     let heads = Heads { n_heads, n_kv_heads, head_dim, qk_norms: None, epsilon: 1e-5 };

@@ -1,26 +1,139 @@
 //! `CpuKvCache`: the paged cache of keys and values, `rope_append` into it and `attention` over it.
 //!
-//! Keys and values of one head of one block lie together, `[n_layers, n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]` each, so
-//! that a block is one linear read for all query heads that share it. Every thread computes a contiguous range of query heads
-//! for all tokens: equal work whatever the tokens' positions. Paging: vLLM (arXiv 2309.06180 §4).
+//! Keys and values of one head of one block lie together, so that a block is one linear read for all query heads that share
+//! it, in rows of sixteen numbers, f32 or IEEE half ([`KvRow`]): a row of values is sixteen neighbouring columns of one token; a row
+//! of keys is one column of all sixteen tokens of the block, so that their scores lie side by side in a register ([`key_row`]).
+//! Every thread computes a contiguous range of query heads for all tokens: equal work whatever the tokens' positions. Paging:
+//! vLLM (arXiv 2309.06180 §4).
 
 use std::ops::Range;
 
 use bitnet_model::batch::{BlockId, Step};
-use bitnet_model::device::{DeviceError, Heads, KvLayout};
+use bitnet_model::device::{DeviceError, Heads, KvLayout, KvType};
 use bitnet_model::limits::BLOCK_TOKENS;
+use bitnet_model::numerics::{self, LANES};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
-use crate::arch::Memory;
+use crate::arch::{Memory, OutOfMemory, Plain};
 use crate::device::CpuVector;
 use crate::hidden::CpuHidden;
 use crate::kernels::{ATTENTION_TOKENS, Kernels, SCORES_SPARE, Scratch};
 use crate::pool::{ColumnTarget, Parts, Pool};
 
+const _: () = assert!(BLOCK_TOKENS == LANES);
+
+/// Sixteen numbers of the cache as they are stored.
+pub(crate) trait KvRow: Plain {
+    /// Every number as f32 (exact).
+    fn widen(&self) -> [f32; LANES];
+    /// Stores sixteen numbers, or fewer and zeros (`numerics::round_to_f16` for a half).
+    fn store(numbers: &[f32]) -> Self;
+    /// Copies one number of another row.
+    fn set(&mut self, lane: usize, from: (&Self, usize));
+}
+
+impl KvRow for [f32; LANES] {
+    #[inline(always)]
+    fn widen(&self) -> [f32; LANES] {
+        *self
+    }
+
+    #[inline(always)]
+    fn store(numbers: &[f32]) -> Self {
+        let mut row = [0.0; LANES];
+        row[..numbers.len()].copy_from_slice(numbers);
+        row
+    }
+
+    #[inline(always)]
+    fn set(&mut self, lane: usize, (from, from_lane): (&Self, usize)) {
+        self[lane] = from[from_lane];
+    }
+}
+
+/// Little-endian IEEE halves.
+pub(crate) type HalfRow = [u8; 2 * LANES];
+
+impl KvRow for HalfRow {
+    #[inline(always)]
+    fn widen(&self) -> [f32; LANES] {
+        let halves = self.as_chunks().0;
+        std::array::from_fn(|lane| f16::from_le_bytes(halves[lane]).to_f32())
+    }
+
+    #[inline(always)]
+    fn store(numbers: &[f32]) -> Self {
+        let mut clamped = [0.0f32; LANES];
+        clamped.iter_mut().zip(numbers).for_each(|(clamped, &number)| *clamped = numerics::clamp_to_f16(number));
+        let mut halves = [f16::ZERO; LANES];
+        halves.convert_from_f32_slice(&clamped);
+        let mut row = [0; 2 * LANES];
+        row.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+        row
+    }
+
+    #[inline(always)]
+    fn set(&mut self, lane: usize, (from, from_lane): (&Self, usize)) {
+        self.as_chunks_mut::<2>().0[lane] = from.as_chunks().0[from_lane];
+    }
+}
+
+/// Where column `column` of a head lies among its `[head_dim padded]` rows of keys: the order in which `numerics::dot` adds up,
+/// lane by lane and the lanes by its tree, so that a kernel reads the rows one after another.
+#[inline(always)]
+fn key_row(column: usize, n_chunks: usize) -> usize {
+    LANE_ORDER[column % LANES] * n_chunks + column / LANES
+}
+
+/// The lanes of `numerics::sum_lanes` in the order of its leaves: the four bits of a number reversed (its own inverse).
+pub(crate) const LANE_ORDER: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
+
 /// Keys and values of all layers.
 pub struct CpuKvCache {
     layout: KvLayout,
-    keys: Memory<f32>,
-    values: Memory<f32>,
+    rows: KvRows,
+}
+
+/// The numbers of a cache.
+pub(crate) enum KvRows {
+    F32(KvStore<[f32; LANES]>),
+    F16(KvStore<HalfRow>),
+}
+
+/// `[n_layers, n_blocks, n_kv_heads, BLOCK_TOKENS · n_chunks]` rows each of keys and values, n_chunks = head_dim / 16, rounded up.
+pub(crate) struct KvStore<R: Plain> {
+    keys: Memory<R>,
+    values: Memory<R>,
+}
+
+impl<R: KvRow> KvStore<R> {
+    fn new(n_rows: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self { keys: Memory::zeroed(n_rows)?, values: Memory::zeroed(n_rows)? })
+    }
+
+    /// Stores one token's key and value of one head, `[head_dim]` each, in its slot of a block.
+    fn append(&mut self, rows: Range<usize>, slot: usize, (key, value): (&[f32], &[f32])) {
+        let n_chunks = rows.len() / BLOCK_TOKENS;
+        let (keys, values) = (&mut self.keys[rows.clone()], &mut self.values[rows]);
+        for (chunk, numbers) in key.chunks(LANES).enumerate() {
+            let stored = R::store(numbers);
+            for lane in 0..numbers.len() {
+                keys[key_row(chunk * LANES + lane, n_chunks)].set(slot, (&stored, lane));
+            }
+        }
+        for (row, numbers) in values[slot * n_chunks..].iter_mut().zip(value.chunks(LANES)) {
+            *row = R::store(numbers);
+        }
+    }
+}
+
+/// The key of one token of a block, `[head_dim]`, gathered from its rows.
+pub(crate) fn gather_key<R: KvRow>(keys: &[R], slot: usize, key: &mut [f32]) {
+    let n_chunks = keys.len() / BLOCK_TOKENS;
+    for (column, number) in key.iter_mut().enumerate() {
+        *number = keys[key_row(column, n_chunks)].widen()[slot];
+    }
 }
 
 /// Everything that attention reads.
@@ -55,31 +168,39 @@ impl AttentionStep<'_> {
         &self.qkv.values()[start + heads.start * dim..start + heads.end * dim]
     }
 
-    /// Keys of one block of a token's sequence, `[BLOCK_TOKENS, head_dim]`.
+    /// Keys of one block of a token's sequence, `[head_dim padded]` rows of its tokens.
     #[inline]
-    pub(crate) fn keys(&self, token: usize, block: usize, kv_head: usize) -> &[f32] {
-        &self.cache.keys[self.block_range(token, block, kv_head)]
+    pub(crate) fn keys<'a, R: KvRow>(&self, store: &'a KvStore<R>, (token, block, kv_head): (usize, usize, usize)) -> &'a [R] {
+        &store.keys[self.block_rows(token, block, kv_head)]
     }
 
-    /// Values of one block of a token's sequence, `[BLOCK_TOKENS, head_dim]`.
+    /// Values of one block of a token's sequence, `[BLOCK_TOKENS, n_chunks]`.
     #[inline]
-    pub(crate) fn values(&self, token: usize, block: usize, kv_head: usize) -> &[f32] {
-        &self.cache.values[self.block_range(token, block, kv_head)]
+    pub(crate) fn values<'a, R: KvRow>(&self, store: &'a KvStore<R>, (token, block, kv_head): (usize, usize, usize)) -> &'a [R] {
+        &store.values[self.block_rows(token, block, kv_head)]
     }
 
-    fn block_range(&self, token: usize, block: usize, kv_head: usize) -> Range<usize> {
+    fn block_rows(&self, token: usize, block: usize, kv_head: usize) -> Range<usize> {
         let block = self.step.block_tables[self.step.sequences[token]][block];
-        self.cache.block_range(self.layer, block, kv_head)
+        self.cache.block_rows(self.layer, block, kv_head)
     }
 }
 
 impl CpuKvCache {
     pub(crate) fn new(layout: KvLayout) -> Result<Self, DeviceError> {
         let refused = |size_bytes| DeviceError::OutOfMemory { what: "key-value cache", size_bytes };
-        let dims = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim];
-        let len = dims.into_iter().try_fold(1usize, usize::checked_mul).ok_or_else(|| refused(usize::MAX))?;
-        let zeros = || Memory::zeroed(len).map_err(|memory| refused(memory.size_bytes));
-        Ok(Self { layout, keys: zeros()?, values: zeros()? })
+        let dims = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim.div_ceil(LANES)];
+        let n_rows = dims.into_iter().try_fold(1usize, usize::checked_mul).ok_or_else(|| refused(usize::MAX))?;
+        let rows = match layout.kv_type {
+            KvType::F32 => KvStore::new(n_rows).map(KvRows::F32),
+            KvType::F16 => KvStore::new(n_rows).map(KvRows::F16),
+        };
+        Ok(Self { layout, rows: rows.map_err(|memory| refused(memory.size_bytes))? })
+    }
+
+    /// The numbers, by type.
+    pub(crate) fn rows(&self) -> &KvRows {
+        &self.rows
     }
 
     /// Longest sequence that the cache can hold.
@@ -88,21 +209,23 @@ impl CpuKvCache {
     }
 
     /// Where one head's rows of a block lie.
-    fn block_range(&self, layer: usize, block: BlockId, kv_head: usize) -> Range<usize> {
+    fn block_rows(&self, layer: usize, block: BlockId, kv_head: usize) -> Range<usize> {
         let layout = &self.layout;
         assert!(layer < layout.n_layers && (block.0 as usize) < layout.n_blocks && kv_head < layout.n_kv_heads, "a block of the cache");
-        let size = BLOCK_TOKENS * layout.head_dim;
+        let size = BLOCK_TOKENS * layout.head_dim.div_ceil(LANES);
         let start = ((layer * layout.n_blocks + block.0 as usize) * layout.n_kv_heads + kv_head) * size;
         start..start + size
     }
 
-    /// Copies one token's key and value rows `[n_kv_heads · head_dim]` into their slot.
+    /// Stores one token's key and value rows `[n_kv_heads · head_dim]` in their slot.
     fn append(&mut self, layer: usize, (block, slot): (BlockId, usize), keys: &[f32], values: &[f32]) {
         let dim = self.layout.head_dim;
-        for (kv_head, (key, value)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
-            let start = self.block_range(layer, block, kv_head).start + slot * dim;
-            self.keys[start..start + dim].copy_from_slice(key);
-            self.values[start..start + dim].copy_from_slice(value);
+        for (kv_head, head) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+            let range = self.block_rows(layer, block, kv_head);
+            match &mut self.rows {
+                KvRows::F32(store) => store.append(range, slot, head),
+                KvRows::F16(store) => store.append(range, slot, head),
+            }
         }
     }
 }
@@ -156,8 +279,10 @@ pub(crate) fn attention(
     let longest = step.step.positions.iter().max().map_or(0, |position| position + 1);
     assert!(longest <= step.cache.n_positions_max(), "positions lie in the cache");
     let n_scores = ATTENTION_TOKENS * step.heads_per_kv_head() * (step.cache.n_positions_max() + SCORES_SPARE);
-    for scratch in scratch.iter_mut().filter(|scratch| scratch.scores.len() < n_scores) {
-        scratch.scores.resize(n_scores, 0.0);
+    for scratch in scratch.iter_mut() {
+        scratch.scores.resize(scratch.scores.len().max(n_scores), 0.0);
+        scratch.queries.resize(scratch.queries.len().max(ATTENTION_TOKENS * step.heads_per_kv_head() * dim), 0.0);
+        scratch.row.resize(scratch.row.len().max(dim), 0.0);
     }
     out.set_rows(step.qkv.n_rows());
     let (columns, width) = (0..out.width(), out.width());

@@ -36,6 +36,15 @@ pub struct DeviceDescription {
     pub n_threads: usize,
 }
 
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// As computed.
+    F32,
+    /// Rounded to IEEE halves (`numerics::round_to_f16`): half the memory and traffic, 11 bits.
+    F16,
+}
+
 /// Size of a paged KV cache: keys and values of `n_blocks` × `BLOCK_TOKENS` tokens in every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvLayout {
@@ -47,6 +56,8 @@ pub struct KvLayout {
     pub head_dim: usize,
     /// Blocks, shared by all layers: block b holds the same tokens in each.
     pub n_blocks: usize,
+    /// How the numbers are stored.
+    pub kv_type: KvType,
 }
 
 /// What a table is for.

@@ -8,6 +8,8 @@
 //! What it does not do: choose what is computed (that is the walk), or run in parallel (that is the device). No sum is ever
 //! split across threads or tokens.
 
+use half::f16;
+
 /// Interleaved partial sums: two AVX2 registers, one AVX-512 register, four NEON registers.
 pub const LANES: usize = 16;
 
@@ -117,7 +119,8 @@ const EXP_MAX: f32 = 88.376_26;
 pub fn exp(x: f32) -> f32 {
     let x = if x < EXP_MIN { EXP_MIN } else { x };
     let x = if x > EXP_MAX { EXP_MAX } else { x };
-    let n = (x * LOG2_E + ROUND_TO_INTEGER) - ROUND_TO_INTEGER;
+    let rounded = x * LOG2_E + ROUND_TO_INTEGER;
+    let n = rounded - ROUND_TO_INTEGER;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -126,8 +129,10 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5.000_000_3e-1;
     let mantissa = (p * (r * r) + r) + 1.0;
-    // |n| <= 127 by the clamps (NaN converts to 0 and stays NaN through the mantissa), so the exponent field cannot wrap.
-    mantissa * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // The low bits of `rounded` are n (a conversion would keep compilers from using vectors), and |n| <= 127 by the clamps, so the
+    // exponent field cannot wrap. NaN gives any power of two and stays NaN through the mantissa.
+    let exponent = rounded.to_bits().wrapping_sub(ROUND_TO_INTEGER.to_bits()).wrapping_add(127);
+    mantissa * f32::from_bits(exponent << 23)
 }
 
 /// x · sigmoid(x).
@@ -157,6 +162,22 @@ pub fn rotate_half(head: &mut [f32], cos: &[f32], sin: &[f32]) {
         high[pair] = y * cos[pair] + x * sin[pair];
     }
 }
+
+/// What an IEEE half keeps of a key or value: nearest, ties to even; what is too large becomes the largest half, NaN stays.
+#[inline(always)]
+pub fn round_to_f16(x: f32) -> f16 {
+    f16::from_f32(clamp_to_f16(x))
+}
+
+/// What is too large for a half becomes the largest; NaN stays.
+#[inline(always)]
+pub fn clamp_to_f16(x: f32) -> f32 {
+    let x = if x > F16_MAX { F16_MAX } else { x };
+    if x < -F16_MAX { -F16_MAX } else { x }
+}
+
+/// Largest finite IEEE half.
+const F16_MAX: f32 = 65_504.0;
 
 /// scores[j] = (query · keys[j]) · scale for the rows of one KV block: `keys[n, head_dim]`, `scores[n]`.
 #[inline(always)]
@@ -279,6 +300,15 @@ mod tests {
         let inverse_sum = softmax_numerators(&mut scores);
         let total: f32 = scores.iter().map(|score| score * inverse_sum).sum();
         assert!((total - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn halves_are_nearest_and_never_infinite() {
+        assert_eq!(round_to_f16(1.0 + 1.0 / 2048.0).to_f32(), 1.0, "a tie goes to the even");
+        assert_eq!(round_to_f16(1.0 + 3.0 / 2048.0).to_f32(), 1.0 + 2.0 / 1024.0);
+        assert_eq!(round_to_f16(1e9).to_f32(), F16_MAX);
+        assert_eq!(round_to_f16(f32::NEG_INFINITY).to_f32(), -F16_MAX);
+        assert!(round_to_f16(f32::NAN).is_nan());
     }
 
     #[test]

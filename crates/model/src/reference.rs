@@ -6,7 +6,7 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_ternary::{TernaryMatrix, matmul, quantise};
 
 use crate::batch::{BestLogits, BlockId, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norm, TableUse};
+use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, KvType, Norm, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::numerics;
 use crate::token::TokenId;
@@ -242,8 +242,13 @@ impl Device for ReferenceDevice {
             for kv_head in 0..heads.n_kv_heads {
                 let start = cache.block_start(layer, block, kv_head) + slot * dim;
                 let (key, value) = ((heads.n_heads + kv_head) * dim, (n_rotated + kv_head) * dim);
-                cache.keys[start..start + dim].copy_from_slice(&row[key..key + dim]);
-                cache.values[start..start + dim].copy_from_slice(&row[value..value + dim]);
+                let stored = |&number: &f32| match cache.layout.kv_type {
+                    KvType::F32 => number,
+                    KvType::F16 => numerics::round_to_f16(number).to_f32(),
+                };
+                for (numbers, column) in [(&mut cache.keys, key), (&mut cache.values, value)] {
+                    numbers.splice(start..start + dim, row[column..column + dim].iter().map(stored));
+                }
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use bitnet_checkpoint::ModelConfig;
 use thiserror::Error;
 
 use crate::batch::{Batch, BatchError, BatchLimits, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, KvLayout};
+use crate::device::{Device, DeviceDescription, DeviceError, KvLayout, KvType};
 use crate::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use crate::rope::RopeTable;
 use crate::token::TokenId;
@@ -64,12 +64,14 @@ pub struct RunnerOptions {
     pub n_tokens_max: usize,
     /// Tokens the KV cache holds, over all sequences; rounded up to whole blocks.
     pub n_cached_tokens: usize,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
 }
 
 impl RunnerOptions {
-    /// Room for one sequence of `context_length` tokens.
+    /// Room for one sequence of `context_length` tokens, keys and values as computed.
     pub fn single_sequence(context_length: usize) -> Self {
-        Self { n_tokens_max: STEP_TOKENS_MAX, n_cached_tokens: context_length }
+        Self { n_tokens_max: STEP_TOKENS_MAX, n_cached_tokens: context_length, kv_type: KvType::F32 }
     }
 }
 
@@ -92,7 +94,13 @@ impl<D: Device> TransformerRunner<D> {
     ) -> Result<Self, LoadError> {
         let config = source.config().clone();
         let n_blocks = options.n_cached_tokens.div_ceil(BLOCK_TOKENS);
-        let layout = KvLayout { n_layers: config.n_layers, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim, n_blocks };
+        let layout = KvLayout {
+            n_layers: config.n_layers,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            n_blocks,
+            kv_type: options.kv_type,
+        };
         let limits = BatchLimits {
             n_tokens_max: options.n_tokens_max,
             n_vocab: config.n_vocab,

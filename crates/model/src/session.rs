@@ -150,7 +150,7 @@ mod tests {
 
     fn session(last_token_pooling: bool) -> Session {
         let config = ModelConfig { context_length: 40, last_token_pooling, ..small_config() };
-        let options = RunnerOptions { n_tokens_max: 8, n_cached_tokens: 64 };
+        let options = RunnerOptions { n_tokens_max: 8, ..RunnerOptions::single_sequence(64) };
         let runner = TransformerRunner::load(ReferenceDevice, &RandomWeights::new(config, 1), options, &mut |_| {});
         Session::new(Box::new(runner.expect("a random model loads")))
     }

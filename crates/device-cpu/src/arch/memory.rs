@@ -19,6 +19,7 @@ impl Plain for u8 {}
 impl Plain for i8 {}
 impl Plain for i32 {}
 impl Plain for f32 {}
+impl<T: Plain, const N: usize> Plain for [T; N] {}
 
 /// The system has no such amount of memory left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::numerics;
 use bitnet_ternary::quantise;
 
-use crate::attention::AttentionStep;
+use crate::attention::{AttentionStep, KvRow, KvRows, KvStore, gather_key};
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
@@ -155,30 +155,51 @@ pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>
 /// Attention of all tokens for one thread's query heads.
 #[inline(always)]
 pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    match step.cache.rows() {
+        KvRows::F32(store) => attention_over(step, store, out, scratch),
+        KvRows::F16(store) => attention_over(step, store, out, scratch),
+    }
+}
+
+#[inline(always)]
+fn attention_over<R: KvRow>(step: &AttentionStep<'_>, store: &KvStore<R>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let dim = step.head_dim();
     let columns = out.range();
     for token in 0..out.n_rows() {
-        let scores = &mut scratch.scores[..step.n_positions(token)];
+        let buffers = (&mut scratch.scores[..step.n_positions(token)], &mut scratch.row[..dim]);
         for head in columns.start / dim..columns.end / dim {
-            let kv_head = head / step.heads_per_kv_head();
             let start = head * dim - columns.start;
-            attend(step, (token, head, kv_head), scores, &mut out.row_mut(token)[start..start + dim]);
+            attend(step, store, (token, head), (buffers.0, buffers.1, &mut out.row_mut(token)[start..start + dim]));
         }
     }
 }
 
-/// One query head of one token.
+/// One query head of one token. `row` is a buffer for a key or value.
 #[inline(always)]
-fn attend(step: &AttentionStep<'_>, (token, head, kv_head): (usize, usize, usize), scores: &mut [f32], out: &mut [f32]) {
-    let query = step.queries(token, head..head + 1);
+fn attend<R: KvRow>(
+    step: &AttentionStep<'_>,
+    store: &KvStore<R>,
+    (token, head): (usize, usize),
+    (scores, row, out): (&mut [f32], &mut [f32], &mut [f32]),
+) {
+    let (query, kv_head) = (step.queries(token, head..head + 1), head / step.heads_per_kv_head());
     let scale = 1.0 / (query.len() as f32).sqrt();
     for (block, scores) in scores.chunks_mut(BLOCK_TOKENS).enumerate() {
-        numerics::score_block(query, step.keys(token, block, kv_head), scale, scores);
+        let keys = step.keys(store, (token, block, kv_head));
+        for (slot, score) in scores.iter_mut().enumerate() {
+            gather_key(keys, slot, row);
+            numerics::score_block(query, row, scale, std::slice::from_mut(score));
+        }
     }
     let inverse_sum = numerics::softmax_numerators(scores);
     out.fill(0.0);
     for (block, weights) in scores.chunks(BLOCK_TOKENS).enumerate() {
-        numerics::accumulate_block(weights, step.values(token, block, kv_head), out);
+        let values = step.values(store, (token, block, kv_head));
+        for (weight, value) in weights.iter().zip(values.chunks_exact(values.len() / BLOCK_TOKENS)) {
+            let numbers = value.iter().flat_map(KvRow::widen);
+            row.iter_mut().zip(numbers).for_each(|(number, stored)| *number = stored);
+            numerics::accumulate_block(std::slice::from_ref(weight), row, out);
+        }
     }
     out.iter_mut().for_each(|value| *value *= inverse_sum);
 }

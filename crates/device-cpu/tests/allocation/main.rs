@@ -11,7 +11,7 @@ use bitnet_checkpoint::{DenseTensor, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use bitnet_model::device::{Device, Heads, KvLayout, Norm, TableUse};
+use bitnet_model::device::{Device, Heads, KvLayout, KvType, Norm, TableUse};
 use bitnet_model::rope::RopeTable;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -65,7 +65,7 @@ impl Fixture {
         let mut device = CpuDevice::new(CpuOptions { n_threads: Some(3), ..CpuOptions::default() }).expect("a device");
         let values: Vec<f32> = (0..VOCABULARY * WIDTH).map(|i| (i % 17) as f32 - 8.0).collect();
         let table = DenseTensor::from_f32(vec![VOCABULARY, WIDTH], &values).expect("shape");
-        let layout = KvLayout { n_layers: 1, n_kv_heads: HEADS.1, head_dim: HEADS.2, n_blocks: 4 };
+        let layout = KvLayout { n_layers: 1, n_kv_heads: HEADS.1, head_dim: HEADS.2, n_blocks: 4, kv_type: KvType::F16 };
         let hidden = |device: &mut CpuDevice, width| device.hidden(8, width).expect("memory");
         Self {
             table: device.table(&Tensor::Dense(table), TableUse::Head).expect("memory"),

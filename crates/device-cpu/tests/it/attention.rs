@@ -3,7 +3,7 @@
 use bitnet_checkpoint::config::{Rope, RopeScaling};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows, Step};
-use bitnet_model::device::{Device, Heads, KvLayout};
+use bitnet_model::device::{Device, Heads, KvLayout, KvType};
 use bitnet_model::rope::RopeTable;
 
 use crate::support::{Noise, assert_equal_on_all, devices, upload};
@@ -42,10 +42,10 @@ fn steps(plan: &[&[(usize, usize)]], head_dim: usize) -> Vec<Step> {
 }
 
 /// Rotated rows and attention outputs of every step in both layers.
-fn attended<D: Device>(device: &mut D, shape: Shape, steps: &[Step]) -> Vec<f32> {
+fn attended<D: Device>(device: &mut D, (shape, kv_type): (Shape, KvType), steps: &[Step]) -> Vec<f32> {
     let Shape { n_heads, n_kv_heads, head_dim, qk_norm } = shape;
     let mut noise = Noise(31);
-    let layout = KvLayout { n_layers: N_LAYERS, n_kv_heads, head_dim, n_blocks: N_BLOCKS };
+    let layout = KvLayout { n_layers: N_LAYERS, n_kv_heads, head_dim, n_blocks: N_BLOCKS, kv_type };
     let mut cache = device.kv_cache(layout).expect("memory");
     let norms = [noise.floats(head_dim), noise.floats(head_dim)].map(|norm| device.vector(&norm).expect("memory"));
     let qk_norms = qk_norm.then_some((&norms[0], &norms[1]));
@@ -90,7 +90,9 @@ fn attention_of_every_shape_equals_reference() {
     ];
     for shape in shapes {
         let steps = steps(&plan, shape.head_dim);
-        assert_equal_on_all!(devices, |device: &mut _| attended(device, shape, &steps), "{shape:?}");
+        for kv_type in [KvType::F32, KvType::F16] {
+            assert_equal_on_all!(devices, |device: &mut _| attended(device, (shape, kv_type), &steps), "{shape:?} {kv_type:?}");
+        }
     }
 }
 
@@ -100,6 +102,6 @@ fn attention_does_not_depend_on_how_a_prompt_is_split() {
     let mut devices = devices(&[2]);
     for plan in [&[&[(0, 40)][..]][..], &[&[(0, 13)], &[(0, 20)], &[(0, 7)]], &[&[(0, 39)], &[(0, 1)]]] {
         let steps = steps(plan, shape.head_dim);
-        assert_equal_on_all!(devices, |device: &mut _| attended(device, shape, &steps), "{plan:?}");
+        assert_equal_on_all!(devices, |device: &mut _| attended(device, (shape, KvType::F16), &steps), "{plan:?}");
     }
 }

@@ -6,14 +6,14 @@ use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, Rope
 
 use super::assert_same;
 use crate::batch::{Batch, BatchSequence, BlockId, Rows};
-use crate::device::Device;
+use crate::device::{Device, KvType};
 use crate::limits::BLOCK_TOKENS;
 use crate::random::RandomWeights;
 use crate::reference::ReferenceDevice;
 use crate::runner::{Runner, RunnerOptions, TransformerRunner};
 use crate::token::TokenId;
 
-const OPTIONS: RunnerOptions = RunnerOptions { n_tokens_max: 64, n_cached_tokens: 512 };
+const OPTIONS: RunnerOptions = RunnerOptions { n_tokens_max: 64, n_cached_tokens: 512, kv_type: KvType::F16 };
 const N_TOKENS: usize = 41;
 
 /// Runs whole models on devices made by `make` and compares every output row with the reference.

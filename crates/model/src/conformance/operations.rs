@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::assert_same;
 use crate::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use crate::device::{Device, Heads, KvLayout, Norm, TableUse};
+use crate::device::{Device, Heads, KvLayout, KvType, Norm, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::reference::ReferenceDevice;
 use crate::rope::RopeTable;
@@ -153,8 +153,8 @@ type Lengths = &'static [(usize, usize)];
 fn check_attention<D: Device>(device: &mut D) {
     let batches: [Lengths; 4] = [&[(0, 1)], &[(0, 37)], &[(5, 1), (40, 1), (0, 1)], &[(0, 5), (31, 3), (15, 2), (64, 1)]];
     for (n_heads, n_kv_heads, head_dim) in [(1, 1, 2), (4, 2, 64), (5, 1, 128), (6, 3, 100), (3, 3, 20)] {
-        for qk_norm in [false, true] {
-            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm };
+        for (qk_norm, kv_type) in [(false, KvType::F32), (true, KvType::F32), (false, KvType::F16)] {
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm, kv_type };
             batches.iter().for_each(|lengths| check_attention_case(device, shape, lengths));
         }
     }
@@ -174,17 +174,18 @@ struct AttentionShape {
     n_kv_heads: usize,
     head_dim: usize,
     qk_norm: bool,
+    kv_type: KvType,
 }
 
 /// Fills each sequence's past in an earlier step, then runs the batch: rows after `rope_append`, and after `attention`, in layer 1 of 2.
 fn attention_outputs<D: Device>(device: &mut D, shape: AttentionShape, lengths: Lengths) -> [Vec<f32>; 2] {
-    let AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm } = shape;
+    let AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm, kv_type } = shape;
     let width = (n_heads + 2 * n_kv_heads) * head_dim;
     let rope = RopeTable::new(&ROPE, head_dim);
     let past = attention_batch(lengths, true);
     let present = attention_batch(lengths, false);
     let run = |device: &mut D| {
-        let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, n_blocks: N_BLOCKS };
+        let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, n_blocks: N_BLOCKS, kv_type };
         let mut cache = device.kv_cache(layout)?;
         let norms = [device.vector(&random_values(head_dim, 31))?, device.vector(&random_values(head_dim, 32))?];
         let qk_norms = qk_norm.then_some((&norms[0], &norms[1]));

@@ -119,7 +119,8 @@ impl Bench {
         let n_context = arguments.n_prompt.max(arguments.n_generate).max(1);
         let n_cached_tokens = n_sequences * workload::blocks_of_a_sequence(n_context) * BLOCK_TOKENS;
         let n_tokens_max = STEP_TOKENS_MAX.max(n_sequences);
-        let runner = load_runner(&measured, device, RunnerOptions { n_tokens_max, n_cached_tokens }, terminal)?;
+        let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: arguments.device.kv_cache.into() };
+        let runner = load_runner(&measured, device, options, terminal)?;
         let meter = match arguments.device.device {
             DeviceChoice::Reference => None,
             DeviceChoice::Auto | DeviceChoice::Cpu => Some((CpuDevice::new(cpu_options(device))?, RoofMeter::new()?)),

@@ -14,7 +14,7 @@ mod vector;
 
 use std::arch::is_aarch64_feature_detected;
 
-use crate::arch::{Scalar, eight};
+use crate::arch::{Scalar, eight, sixteen};
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
@@ -94,7 +94,7 @@ impl Kernels for Neon {
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-        eight::attention(*self, step, out, scratch);
+        sixteen::attention(*self, step, out, scratch);
     }
 
     fn argmax(&self, values: &[f32]) -> usize {

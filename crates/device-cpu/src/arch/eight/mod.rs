@@ -5,10 +5,8 @@
 //! inside the target-feature functions of each instruction set; the idea of generic kernels over a vector trait is BurntSushi/memchr's
 //! (`src/vector.rs`). Not here: integers, whose instructions differ too much to be named alike.
 
-mod attention;
 mod float;
 
-pub(super) use attention::attention;
 pub(super) use float::{linear, logits};
 
 use crate::tile::TILE_ROWS;

@@ -1,7 +1,7 @@
 //! The float kernels of `arch/eight`, compiled for AVX2 and F16C.
 
 use super::Avx2;
-use crate::arch::eight;
+use crate::arch::{eight, sixteen};
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Scratch, Store};
 use crate::pool::ColumnsMut;
@@ -24,5 +24,5 @@ pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>
 /// Attention over the paged cache.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-    eight::attention(Avx2(()), step, out, scratch);
+    sixteen::attention(Avx2(()), step, out, scratch);
 }

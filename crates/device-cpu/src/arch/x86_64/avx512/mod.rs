@@ -1,11 +1,12 @@
 //! Kernels of processors with AVX-512 VNNI: `vnni` for int8 products, 512-bit floats for attention and float products, AVX2 for
 //! what is not worth 512 bits.
 
-mod attention;
 mod float;
+mod lanes;
 mod vector;
 
 use super::vnni::{self, Avx512Vnni};
+use crate::arch::sixteen;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
@@ -38,7 +39,7 @@ impl Kernels for Avx512Vnni {
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx512Vnni exists only where the features were detected.
-        unsafe { attention::attention(step, out, scratch) }
+        unsafe { attention(*self, step, out, scratch) }
     }
 
     fn products(&self, n_rounds: usize) -> u64 {
@@ -51,6 +52,11 @@ impl Kernels for Avx512Vnni {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn linear_int8(v: Avx512Vnni, product: (Int8Rows<'_>, &Tiles, Store), out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     vnni::int8::linear::<_, 2, 2, 6>(v, product, out, scratch);
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+fn attention(v: Avx512Vnni, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    sixteen::attention(v, step, out, scratch);
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]

@@ -51,6 +51,14 @@ pub(super) fn load_f32_bytes(bytes: &[u8; 64]) -> __m512 {
     unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
 }
 
+/// 16 little-endian IEEE halves as f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn widen_f16(bytes: &[u8; 32]) -> __m512 {
+    // SAFETY: a reference to 32 bytes is readable for 32 bytes; the load is unaligned.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
+}
+
 /// Asks for the cache line that lies `distance` bytes behind the first of these, as far as the L2 cache.
 #[inline]
 #[target_feature(enable = "avx512f")]

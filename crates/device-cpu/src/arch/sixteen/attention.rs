@@ -1,0 +1,270 @@
+//! Attention over the paged cache: a block of keys or values is read into L1 once for several tokens of a sequence and all
+//! query heads that share it.
+//!
+//! A tile of scores is a block's sixteen keys side by side × up to four query heads, summed column by column in the order of
+//! `numerics::dot` (the cache's keys lie in that order), so no register is ever added up across its lanes. Outputs are summed
+//! position by position, each column by itself, as `numerics::accumulate_block` does. Heads that are not whole rows are left
+//! to `portable`. Idea: FlashAttention's reuse of blocks (arXiv 2205.14135) without its rescaling, which would change the order
+//! of summation.
+
+use std::ops::Range;
+
+use bitnet_model::limits::BLOCK_TOKENS;
+use bitnet_model::numerics::{self, LANES};
+
+use super::{LoadRow, Sixteen};
+use crate::arch::portable;
+use crate::attention::{AttentionStep, KvRows, KvStore, LANE_ORDER};
+use crate::kernels::{ATTENTION_TOKENS, SCORES_SPARE, Scratch};
+use crate::pool::ColumnsMut;
+
+/// Levels of the tree that adds the lanes up.
+const LEVELS: usize = LANES.ilog2() as usize;
+
+/// Tokens of one sequence and query heads of one key head, computed together.
+struct Unit {
+    tokens: Range<usize>,
+    heads: Range<usize>,
+    kv_head: usize,
+}
+
+/// Attention of all tokens for one thread's query heads.
+#[inline(always)]
+pub(in crate::arch) fn attention<I: Sixteen>(isa: I, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    if !step.head_dim().is_multiple_of(LANES) {
+        return portable::attention(step, out, scratch);
+    }
+    match step.cache.rows() {
+        KvRows::F32(store) => attention_over(isa, (step, store), out, scratch),
+        KvRows::F16(store) => attention_over(isa, (step, store), out, scratch),
+    }
+}
+
+#[inline(always)]
+fn attention_over<I: Sixteen, R: LoadRow>(
+    isa: I,
+    (step, store): (&AttentionStep<'_>, &KvStore<R>),
+    out: &mut ColumnsMut<'_>,
+    scratch: &mut Scratch,
+) {
+    let (dim, shared) = (step.head_dim(), step.heads_per_kv_head());
+    let columns = out.range();
+    let all_heads = columns.start / dim..columns.end / dim;
+    for kv_head in all_heads.start / shared..all_heads.end.div_ceil(shared) {
+        let heads = all_heads.start.max(kv_head * shared)..all_heads.end.min((kv_head + 1) * shared);
+        let mut first = 0;
+        while first < out.n_rows() {
+            let same = |&token: &usize| step.step.sequences[token] == step.step.sequences[first];
+            let n_tokens = (first..out.n_rows()).take(ATTENTION_TOKENS).take_while(same).count();
+            let unit = Unit { tokens: first..first + n_tokens, heads: heads.clone(), kv_head };
+            attend(isa, (step, store), &unit, (scratch, out));
+            first += n_tokens;
+        }
+    }
+}
+
+/// Scores are `[tokens, heads, stride]`: one for each position, then the inverse sum in the last place.
+#[inline(always)]
+fn attend<I: Sixteen, R: LoadRow>(
+    isa: I,
+    (step, store): (&AttentionStep<'_>, &KvStore<R>),
+    unit: &Unit,
+    (scratch, out): (&mut Scratch, &mut ColumnsMut<'_>),
+) {
+    let (dim, n_heads) = (step.head_dim(), unit.heads.len());
+    let longest = unit.tokens.clone().map(|token| step.n_positions(token)).max().unwrap_or(0);
+    let n_blocks = longest.div_ceil(BLOCK_TOKENS);
+    let stride = n_blocks * BLOCK_TOKENS + SCORES_SPARE;
+    let token_stride = n_heads * stride;
+    let (scores, queries) = (&mut scratch.scores[..unit.tokens.len() * token_stride], &mut scratch.queries[..]);
+    for (token, ordered) in unit.tokens.clone().zip(queries.chunks_exact_mut(n_heads * dim)) {
+        order_queries(step.queries(token, unit.heads.clone()), dim, ordered);
+    }
+    for block in 0..n_blocks {
+        let keys = step.keys(store, (unit.tokens.start, block, unit.kv_head));
+        let tokens = unit.tokens.clone().zip(queries.chunks_exact(n_heads * dim)).zip(scores.chunks_exact_mut(token_stride));
+        for ((_, queries), scores) in tokens.filter(|((token, _), _)| block * BLOCK_TOKENS < step.n_positions(*token)) {
+            score_block(isa, queries, keys, (scores, stride, block * BLOCK_TOKENS));
+        }
+    }
+    let first_column = unit.heads.start * dim - out.range().start;
+    for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact_mut(token_stride)) {
+        for scores in scores.chunks_exact_mut(stride) {
+            scores[stride - 1] = softmax_numerators(isa, &mut scores[..step.n_positions(token)]);
+        }
+        out.row_mut(token)[first_column..first_column + n_heads * dim].fill(0.0);
+    }
+    for block in 0..n_blocks {
+        let values = step.values(store, (unit.tokens.start, block, unit.kv_head));
+        for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
+            let first = block * BLOCK_TOKENS;
+            let positions = first..step.n_positions(token).clamp(first, first + BLOCK_TOKENS);
+            let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
+            accumulate_block(isa, (scores, stride, positions), values, out);
+        }
+    }
+    for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
+        let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
+        for (out, scores) in out.chunks_exact_mut(dim).zip(scores.chunks_exact(stride)) {
+            out.iter_mut().for_each(|value| *value *= scores[stride - 1]);
+        }
+    }
+}
+
+/// The next heads that make a tile: four, two or one.
+#[inline(always)]
+fn tile_heads(n_left: usize) -> usize {
+    if n_left >= 4 { 4 } else { n_left.min(2) }
+}
+
+/// Queries `[heads, dim]` tile by tile as `[dim, heads of the tile]`, columns in the order of the cache's keys.
+#[inline(always)]
+fn order_queries(queries: &[f32], dim: usize, ordered: &mut [f32]) {
+    let (mut queries, mut ordered) = (queries, ordered);
+    while !queries.is_empty() {
+        let n_heads = tile_heads(queries.len() / dim);
+        let (tile, rest) = queries.split_at(n_heads * dim);
+        let (ordered_tile, ordered_rest) = ordered.split_at_mut(n_heads * dim);
+        match n_heads {
+            4 => order_tile::<4>(tile, ordered_tile.as_chunks_mut().0),
+            2 => order_tile::<2>(tile, ordered_tile.as_chunks_mut().0),
+            _ => order_tile::<1>(tile, ordered_tile.as_chunks_mut().0),
+        }
+        (queries, ordered) = (rest, ordered_rest);
+    }
+}
+
+#[inline(always)]
+fn order_tile<const Q: usize>(queries: &[f32], ordered: &mut [[f32; Q]]) {
+    let n_chunks = ordered.len() / LANES;
+    let (queries, _) = queries.as_chunks::<LANES>();
+    for (ordered, lane) in ordered.chunks_exact_mut(n_chunks).zip(LANE_ORDER) {
+        for (chunk, ordered) in ordered.iter_mut().enumerate() {
+            for (head, query) in ordered.iter_mut().enumerate() {
+                *query = queries[head * n_chunks + chunk][lane];
+            }
+        }
+    }
+}
+
+/// Scores of the query heads of one token against a block of keys, positions past the last included (they are never read).
+#[inline(always)]
+fn score_block<I: Sixteen, R: LoadRow>(isa: I, queries: &[f32], keys: &[R], (scores, stride, first): (&mut [f32], usize, usize)) {
+    let dim = keys.len();
+    let (mut queries, mut scores) = (queries, scores);
+    while !queries.is_empty() {
+        let n_heads = tile_heads(queries.len() / dim);
+        let (tile, rest) = queries.split_at(n_heads * dim);
+        match n_heads {
+            4 => score_heads::<I, R, 4>(isa, tile, keys, (scores, stride, first)),
+            2 => score_heads::<I, R, 2>(isa, tile, keys, (scores, stride, first)),
+            _ => score_heads::<I, R, 1>(isa, tile, keys, (scores, stride, first)),
+        }
+        (queries, scores) = (rest, &mut scores[n_heads * stride..]);
+    }
+}
+
+#[inline(always)]
+fn score_heads<I: Sixteen, R: LoadRow, const Q: usize>(
+    isa: I,
+    queries: &[f32],
+    keys: &[R],
+    (scores, stride, first): (&mut [f32], usize, usize),
+) {
+    let scale = isa.splat(1.0 / (keys.len() as f32).sqrt());
+    let products = score_tile::<I, R, Q>(isa, queries.as_chunks().0, keys);
+    for (scores, products) in scores.chunks_exact_mut(stride).zip(products) {
+        if let Some(scores) = scores[first..].first_chunk_mut() {
+            isa.store(scores, isa.mul(products, scale));
+        }
+    }
+}
+
+/// `numerics::dot` of Q queries with sixteen keys: each lane's sum in turn, and the tree as soon as two are there.
+#[inline(always)]
+fn score_tile<I: Sixteen, R: LoadRow, const Q: usize>(isa: I, queries: &[[f32; Q]], keys: &[R]) -> [I::Row; Q] {
+    let n_chunks = keys.len() / LANES;
+    let mut waiting = [[isa.splat(0.0); Q]; LEVELS];
+    for (lane, (queries, keys)) in queries.chunks_exact(n_chunks).zip(keys.chunks_exact(n_chunks)).enumerate() {
+        let mut sums = [isa.splat(0.0); Q];
+        for (queries, key) in queries.iter().zip(keys) {
+            let key = key.load(isa);
+            for (sum, &query) in sums.iter_mut().zip(queries) {
+                *sum = isa.add(*sum, isa.mul(isa.splat(query), key));
+            }
+        }
+        let n_merged = lane.trailing_ones() as usize;
+        for waiting in &waiting[..n_merged] {
+            for (sum, &waiting) in sums.iter_mut().zip(waiting) {
+                *sum = isa.add(waiting, *sum);
+            }
+        }
+        if n_merged == LEVELS {
+            return sums;
+        }
+        waiting[n_merged] = sums;
+    }
+    waiting[0]
+}
+
+/// `numerics::softmax_numerators`: the maximum is the same in any order, save the sign of a zero, which the subtraction drops.
+#[inline(always)]
+fn softmax_numerators<I: Sixteen>(isa: I, scores: &mut [f32]) -> f32 {
+    let (chunks, tail) = scores.as_chunks::<LANES>();
+    let mut largest = isa.splat(f32::NEG_INFINITY);
+    for chunk in chunks {
+        largest = isa.larger(largest, isa.load(chunk));
+    }
+    let mut lanes = [0.0; LANES];
+    isa.store(&mut lanes, largest);
+    let largest = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |largest, &score| if score > largest { score } else { largest });
+    for score in scores.iter_mut() {
+        *score = numerics::exp(*score - largest);
+    }
+    1.0 / numerics::sum(scores)
+}
+
+/// out[head] += Σ over positions of weight · value, positions ascending.
+#[inline(always)]
+fn accumulate_block<I: Sixteen, R: LoadRow>(
+    isa: I,
+    (scores, stride, positions): (&[f32], usize, Range<usize>),
+    values: &[R],
+    out: &mut [f32],
+) {
+    let n_chunks = values.len() / BLOCK_TOKENS;
+    let values = &values[..positions.len() * n_chunks];
+    let (mut scores, mut out) = (scores, out.as_chunks_mut().0);
+    while !out.is_empty() {
+        let n_heads = tile_heads(out.len() / n_chunks);
+        let (tile, rest) = out.split_at_mut(n_heads * n_chunks);
+        let weights = |head: usize| &scores[head * stride..][positions.clone()];
+        match n_heads {
+            4 => accumulate_heads(isa, [weights(0), weights(1), weights(2), weights(3)], values, tile),
+            2 => accumulate_heads(isa, [weights(0), weights(1)], values, tile),
+            _ => accumulate_heads(isa, [weights(0)], values, tile),
+        }
+        (scores, out) = (&scores[n_heads * stride..], rest);
+    }
+}
+
+/// `values` is `[positions, n_chunks]`, `out` `[Q, n_chunks]`.
+#[inline(always)]
+fn accumulate_heads<I: Sixteen, R: LoadRow, const Q: usize>(isa: I, weights: [&[f32]; Q], values: &[R], out: &mut [[f32; LANES]]) {
+    let n_chunks = out.len() / Q;
+    for chunk in 0..n_chunks {
+        let mut sums = [isa.splat(0.0); Q];
+        for (sum, out) in sums.iter_mut().zip(out.chunks_exact(n_chunks)) {
+            *sum = isa.load(&out[chunk]);
+        }
+        for (position, values) in values.chunks_exact(n_chunks).enumerate() {
+            let value = values[chunk].load(isa);
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                *sum = isa.add(*sum, isa.mul(isa.splat(weights[position]), value));
+            }
+        }
+        for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(n_chunks)) {
+            isa.store(&mut out[chunk], sum);
+        }
+    }
+}
