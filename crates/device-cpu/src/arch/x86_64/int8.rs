@@ -21,7 +21,7 @@ const DEFERRED_BLOCKS: usize = DEFERRED_COLUMNS / BLOCK_COLUMNS;
 /// From this many tokens on a panel pays.
 const PANEL_FROM: usize = 3;
 /// Bytes of activations that a block of tokens may take of the L2 cache.
-const TOKEN_BLOCK_BYTES: usize = 256 << 10;
+const TOKEN_BLOCK_BYTES: usize = 352 << 10;
 /// Tokens that share the weights in registers.
 const TOKENS: usize = 2;
 
@@ -36,8 +36,10 @@ pub(super) fn linear(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut C
     }
     let n_tokens = out.n_rows();
     let in_cache = (TOKEN_BLOCK_BYTES / x.stride / TOKENS * TOKENS).clamp(8 * TOKENS, PANEL_TOKENS);
-    for first in (0..n_tokens).step_by(in_cache) {
-        let tokens = first..n_tokens.min(first + in_cache);
+    // Blocks of equal size: a short last one would unpack a panel for a few tokens.
+    let block = n_tokens.div_ceil(n_tokens.div_ceil(in_cache).max(1)).next_multiple_of(TOKENS).max(TOKENS);
+    for first in (0..n_tokens).step_by(block) {
+        let tokens = first..n_tokens.min(first + block);
         if weights.n_groups() == 1 && tokens.len() >= PANEL_FROM {
             panels(x, weights, (tokens, store), out, scratch);
         } else {
