@@ -345,21 +345,30 @@ fn ranked_merges(vocabulary: &Vocabulary, entries: &[MergeEntry<'_>]) -> Result<
     let mut merges = Merges::with_capacity(entries.len());
     let mut joined = String::new();
     let mut expected = 0;
-    for (rank, MergeEntry { left, right }) in entries.iter().enumerate() {
-        joined.clear();
-        joined.push_str(left);
-        joined.push_str(right);
-        let id = |text: &str| {
-            let unknown = || TextError::malformed("model.merges", format!("merge {rank} names {text:?}, which is not a token"));
-            vocabulary.id(text).ok_or_else(unknown)
-        };
-        // Vocabularies list tokens in the order in which they were merged: looking at the next one saves most look-ups.
-        let merged = if vocabulary.text(expected) == Some(&joined) { expected } else { id(&joined)? };
-        merges.push(id(left)?, id(right)?, merged)?;
-        expected = merged + 1;
+    for (index, entries) in entries.chunks(MERGES_AT_ONCE).enumerate() {
+        let lefts: [&str; MERGES_AT_ONCE] = std::array::from_fn(|index| entries.get(index).map_or("", |entry| &*entry.left));
+        let rights: [&str; MERGES_AT_ONCE] = std::array::from_fn(|index| entries.get(index).map_or("", |entry| &*entry.right));
+        let (lefts, rights) = (vocabulary.ids(lefts), vocabulary.ids(rights));
+        for (within, ((MergeEntry { left, right }, left_id), right_id)) in entries.iter().zip(lefts).zip(rights).enumerate() {
+            joined.clear();
+            joined.push_str(left);
+            joined.push_str(right);
+            let known = |id: Option<u32>, text: &str| {
+                let rank = index * MERGES_AT_ONCE + within;
+                id.ok_or_else(|| TextError::malformed("model.merges", format!("merge {rank} names {text:?}, which is not a token")))
+            };
+            // Vocabularies list tokens in the order in which they were merged: looking at the next one saves most look-ups.
+            let is_expected = vocabulary.text(expected) == Some(&joined);
+            let merged = known(if is_expected { Some(expected) } else { vocabulary.id(&joined) }, &joined)?;
+            merges.push(known(left_id, left)?, known(right_id, right)?, merged)?;
+            expected = merged + 1;
+        }
     }
     Ok(merges)
 }
+
+/// Merges whose tokens are looked up together.
+const MERGES_AT_ONCE: usize = 16;
 
 /// The token of each byte, if all 256 are there.
 fn byte_tokens(vocabulary: &Vocabulary, text_of: impl Fn(u8) -> String) -> Option<Box<[u32; 256]>> {
