@@ -2,7 +2,7 @@
 //! loaded, uploaded and dropped one projection at a time, so memory never holds a model twice.
 
 use bitnet_checkpoint::config::ActivationPolicy;
-use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, Tensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, StoredTable, Tensor};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
@@ -14,6 +14,8 @@ pub trait WeightSource {
     fn config(&self) -> &ModelConfig;
     /// A tensor by canonical name, in the shape that `ModelConfig::expected_tensors` gives.
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError>;
+    /// An embedding or head by canonical name; dense rows are read when they are needed.
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError>;
 }
 
 impl WeightSource for Checkpoint {
@@ -23,6 +25,10 @@ impl WeightSource for Checkpoint {
 
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
         Checkpoint::load(self, name)
+    }
+
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError> {
+        Checkpoint::table(self, name)
     }
 }
 
@@ -77,7 +83,7 @@ impl<D: Device> Weights<D> {
         let config = source.config();
         let is_head = config.tied_head && !config.last_token_pooling;
         let table_use = if is_head { TableUse::Head } else { TableUse::Embedding };
-        let embedding = device.table(&source.load("model.embed_tokens.weight")?, table_use)?;
+        let embedding = device.table(source.table("model.embed_tokens.weight")?, table_use)?;
         let mut layers = Vec::with_capacity(config.n_layers);
         for layer in 0..config.n_layers {
             let mut loader = Loader { device, source, prefix: format!("model.layers.{layer}.") };
@@ -87,7 +93,7 @@ impl<D: Device> Weights<D> {
         let mut loader = Loader { device, source, prefix: String::new() };
         let final_norm = Norm { weight: loader.vector("model.norm")?, epsilon: config.rms_norm_eps };
         let has_head = !config.tied_head && !config.last_token_pooling;
-        let head = if has_head { Some(device.table(&source.load("lm_head.weight")?, TableUse::Head)?) } else { None };
+        let head = if has_head { Some(device.table(source.table("lm_head.weight")?, TableUse::Head)?) } else { None };
         Ok(Self { embedding, layers, final_norm, head })
     }
 }

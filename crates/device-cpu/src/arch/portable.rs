@@ -12,8 +12,8 @@ use bitnet_ternary::quantise;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
-use crate::table::DenseRows;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
 /// `quantise::absmax` of one row, with its sums and zero padding.
@@ -138,7 +138,7 @@ fn unpack_trits(tile: &[[u8; BLOCK_BYTES]], row: usize, trits: &mut [f32]) {
 
 /// Products with one thread's rows of a dense table.
 #[inline(always)]
-pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let columns = out.range();
     if scratch.row.len() < table.k {
         scratch.row.resize(table.k, 0.0);
@@ -255,7 +255,7 @@ pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUM
 
 /// One exact logit.
 #[inline(always)]
-pub(super) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+pub(super) fn dot_row(x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
     if scratch.row.len() < head.k {
         scratch.row.resize(head.k, 0.0);
     }
