@@ -11,6 +11,9 @@ pub enum CheckpointError {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    /// A file that was opened is not what it was.
+    #[error("{} was changed while it was in use", path.display())]
+    Changed { path: PathBuf },
     /// Nothing at that path is a model.
     #[error("{} is not a model: {reason}", path.display())]
     NotAModel { path: PathBuf, reason: String },

@@ -38,5 +38,3 @@ pub const GGUF_N_KEYS_MAX: u64 = 1 << 16;
 pub const GGUF_NAME_BYTES_MAX: u64 = 1 << 12;
 /// Largest GGUF alignment, in bytes.
 pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 20;
-/// Most bytes of a tensor's file form that are decoded at a time when a dense type is expanded.
-pub const GGUF_CHUNK_BYTES: usize = 1 << 20;

@@ -14,6 +14,7 @@ use crate::json::shown;
 use crate::note::Note;
 use crate::positioned::PositionedFile;
 use crate::quantise;
+use crate::rows::StoredTable;
 use crate::safetensors::source::HfSource;
 use crate::tensor::Tensor;
 use crate::tokenizer_files::TokenizerFiles;
@@ -147,6 +148,21 @@ impl Checkpoint {
             Source::Folder(source) => source.load(*index),
             Source::Gguf(source) => canonical(name, source.load(name)?),
         }
+    }
+
+    /// An embedding or head by its canonical name. Dense ones stay where they are; only as many rows are read as it takes to see that
+    /// they are not ternary.
+    pub fn table(&self, name: &str) -> Result<StoredTable, CheckpointError> {
+        let index = self.index.get(name).ok_or_else(|| CheckpointError::MissingTensor { name: name.to_owned() })?;
+        let rows = match &self.source {
+            Source::Folder(source) => source.rows(*index)?,
+            Source::Gguf(source) => source.rows(name)?,
+        };
+        let Some(rows) = rows else { return self.load(name).map(StoredTable::from) };
+        Ok(match quantise::pack_if_ternary(name, &*rows)? {
+            Some(matrix) => StoredTable::Ternary(matrix),
+            None => StoredTable::Dense(rows),
+        })
     }
 
     /// The name of the format, for people.

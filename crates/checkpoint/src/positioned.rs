@@ -1,11 +1,13 @@
 //! Files read by position: a length is checked against the file before a buffer of that length exists, and no read moves a
 //! cursor, so any number of threads may load tensors from one open file.
 //!
-//! Nothing is mapped: a file that shrinks meanwhile is an error, not a SIGBUS. Pipes and devices are refused before they are
-//! opened, because opening one can hang.
+//! Nothing is mapped: a file that shrinks meanwhile is an error, not a SIGBUS. So is one that was written to since it was opened, as
+//! far as its length and time say: what is read belongs to one version of it. Pipes and devices are refused before they are opened,
+//! because opening one can hang.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::CheckpointError;
 
@@ -15,6 +17,8 @@ pub(crate) struct PositionedFile {
     file: File,
     path: PathBuf,
     size_bytes: u64,
+    /// When it was last written to, when opened; where the system keeps that.
+    modified: Option<SystemTime>,
 }
 
 impl PositionedFile {
@@ -28,8 +32,8 @@ impl PositionedFile {
             Err(error) => return Err(io(error)),
         }
         let file = File::open(path).map_err(io)?;
-        let size_bytes = file.metadata().map_err(io)?.len();
-        Ok(Some(Self { file, path: path.to_owned(), size_bytes }))
+        let metadata = file.metadata().map_err(io)?;
+        Ok(Some(Self { file, path: path.to_owned(), size_bytes: metadata.len(), modified: metadata.modified().ok() }))
     }
 
     /// Length when opened.
@@ -48,8 +52,16 @@ impl PositionedFile {
         let length =
             usize::try_from(size_bytes).ok().filter(|_| inside).ok_or_else(|| self.io(std::io::ErrorKind::UnexpectedEof.into()))?;
         let mut bytes = vec![0; length];
-        read_exact_at(&self.file, &mut bytes, offset).map_err(|source| self.io(source))?;
+        self.read_into(offset, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// As many bytes from `offset` as `bytes` has room for. Allocates nothing unless it fails.
+    pub(crate) fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        read_exact_at(&self.file, bytes, offset).map_err(|source| self.io(source))?;
+        let metadata = self.file.metadata().map_err(|source| self.io(source))?;
+        let is_same = metadata.len() == self.size_bytes && metadata.modified().ok() == self.modified;
+        if is_same { Ok(()) } else { Err(CheckpointError::Changed { path: self.path.clone() }) }
     }
 
     fn io(&self, source: std::io::Error) -> CheckpointError {
@@ -102,6 +114,20 @@ mod tests {
         }
         std::fs::write(&path, [7; 4]).expect("truncated");
         assert!(matches!(file.read_at(0, 10), Err(CheckpointError::Io { .. })), "a file that shrank");
+        assert!(matches!(file.read_at(0, 4), Err(CheckpointError::Changed { .. })), "what is left of it");
+    }
+
+    #[test]
+    fn file_that_was_written_to_is_an_error() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("ten");
+        std::fs::write(&path, [7; 10]).expect("written");
+        let file = PositionedFile::open(&path).expect("opens").expect("is there");
+        assert_eq!(file.read_at(0, 10).expect("unchanged"), [7; 10]);
+        let writer = File::options().write(true).open(&path).expect("writable");
+        writer.set_modified(SystemTime::now() + std::time::Duration::from_secs(1)).expect("a new time");
+        let error = file.read_at(0, 10).expect_err("changed");
+        assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
     }
 
     #[test]

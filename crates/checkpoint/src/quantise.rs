@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use bitnet_ternary::{Scales, TernaryMatrix, quantise};
 
 use crate::error::CheckpointError;
-use crate::tensor::{DenseTensor, Tensor};
+use crate::rows::RowSource;
+use crate::tensor::{DenseTensor, Tensor, widen};
 
 /// Groupings along a row that detection and conversion know, coarse to fine.
 const GROUP_SIZES: [usize; 4] = [256, 128, 64, 32];
@@ -34,13 +35,19 @@ pub(crate) fn absmean(name: &str, dense: &DenseTensor) -> Result<TernaryMatrix, 
 /// Packs a tensor whose every weight is −s, 0 or +s, s shared by the tensor, a row, or 256 to 32 neighbouring columns: the
 /// coarsest of these that holds. Exact: s is the stored magnitude. Error `NotTernary` says what was seen instead.
 pub(crate) fn pack_exact(name: &str, dense: &DenseTensor) -> Result<TernaryMatrix, CheckpointError> {
-    let [n_rows, n_cols] = matrix_shape(name, dense)?;
+    matrix_shape(name, dense)?;
+    pack_rows(name, dense)
+}
+
+/// [`pack_exact`] of rows that are read one after the other, no further than the first that is not ternary.
+fn pack_rows(name: &str, rows: &dyn RowSource) -> Result<TernaryMatrix, CheckpointError> {
+    let (n_rows, n_cols) = (rows.n_rows(), rows.n_cols());
     let group_size = GROUP_SIZES.into_iter().rev().find(|&size| n_cols.is_multiple_of(size)).unwrap_or(n_cols);
-    let mut scales = Vec::with_capacity(n_rows * (n_cols / group_size));
-    let mut codes = Vec::with_capacity(n_rows * TernaryMatrix::row_bytes(n_cols));
-    let mut values = vec![0.0f32; n_cols];
+    let (mut scales, mut codes) = (Vec::new(), Vec::new());
+    let (mut bytes, mut values) = (vec![0u8; rows.row_bytes()], vec![0.0f32; n_cols]);
     for row in 0..n_rows {
-        dense.read_f32(row * n_cols..(row + 1) * n_cols, &mut values);
+        rows.read_rows(row..row + 1, &mut bytes)?;
+        widen(rows.dtype(), &bytes, &mut values);
         for group in values.chunks(group_size) {
             let scale = group_scale(group).ok_or_else(|| not_ternary(name, row, &values, group_size))?;
             scales.push(scale);
@@ -54,9 +61,17 @@ pub(crate) fn pack_exact(name: &str, dense: &DenseTensor) -> Result<TernaryMatri
 
 /// An embedding or a head: packed if it is exactly ternary, else as it is.
 pub(crate) fn pack_table(name: &str, dense: DenseTensor) -> Result<Tensor, CheckpointError> {
-    match pack_exact(name, &dense) {
-        Ok(matrix) => Ok(Tensor::Ternary(matrix)),
-        Err(CheckpointError::NotTernary { .. }) => Ok(Tensor::Dense(dense)),
+    Ok(match pack_if_ternary(name, &dense)? {
+        Some(matrix) => Tensor::Ternary(matrix),
+        None => Tensor::Dense(dense),
+    })
+}
+
+/// Rows of an embedding or a head, packed. `None` if they are not exactly ternary.
+pub(crate) fn pack_if_ternary(name: &str, rows: &dyn RowSource) -> Result<Option<TernaryMatrix>, CheckpointError> {
+    match pack_rows(name, rows) {
+        Ok(matrix) => Ok(Some(matrix)),
+        Err(CheckpointError::NotTernary { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

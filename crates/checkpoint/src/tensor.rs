@@ -59,6 +59,11 @@ impl DenseTensor {
         &self.bytes
     }
 
+    /// The elements alone.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.bytes.len() / self.dtype.size_bytes()
@@ -69,23 +74,7 @@ impl DenseTensor {
         assert_eq!(range.len(), values.len(), "read_f32 needs a buffer of the range's length");
         let size = self.dtype.size_bytes();
         let bytes = &self.bytes[range.start * size..range.end * size];
-        match self.dtype {
-            DenseType::F32 => {
-                for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *value = f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
-                }
-            }
-            DenseType::F16 => {
-                for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *value = f16::from_le_bytes([chunk[0], chunk[1]]).to_f32();
-                }
-            }
-            DenseType::Bf16 => {
-                for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *value = bf16::from_le_bytes([chunk[0], chunk[1]]).to_f32();
-                }
-            }
-        }
+        widen(self.dtype, bytes, values);
     }
 
     /// All elements as f32.
@@ -93,6 +82,21 @@ impl DenseTensor {
         let mut values = vec![0.0; self.n_elements()];
         self.read_f32(0..values.len(), &mut values);
         values
+    }
+}
+
+/// Little-endian elements as f32, exactly.
+pub(crate) fn widen(dtype: DenseType, bytes: &[u8], values: &mut [f32]) {
+    match dtype {
+        DenseType::F32 => convert(bytes, values, f32::from_le_bytes),
+        DenseType::F16 => convert(bytes, values, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        DenseType::Bf16 => convert(bytes, values, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+    }
+}
+
+fn convert<const SIZE: usize>(bytes: &[u8], values: &mut [f32], number: impl Fn([u8; SIZE]) -> f32) {
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<SIZE>().0) {
+        *value = number(*bytes);
     }
 }
 

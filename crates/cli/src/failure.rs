@@ -106,6 +106,9 @@ fn device_help(error: &DeviceError) -> Option<&'static str> {
         DeviceError::OutOfMemory { .. } => {
             Some("ask for fewer tokens (-n, -p, --context), or take a smaller model; `bitnet inspect` shows what one needs")
         }
+        DeviceError::TableUnreadable { .. } => {
+            Some("the model's file was changed, cut or became unreachable while it was in use: start again")
+        }
         _ => None,
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn load_session(
 
 /// The options of the processor as a device.
 pub(crate) fn cpu_options(arguments: &DeviceArguments) -> CpuOptions {
-    CpuOptions { n_threads: arguments.threads.map(usize::from), isa: arguments.choice.isa.into() }
+    CpuOptions { n_threads: arguments.threads.map(usize::from), isa: arguments.choice.isa.into(), ..CpuOptions::default() }
 }
 
 /// Loads `source` onto the device that `arguments` name.

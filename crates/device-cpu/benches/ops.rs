@@ -94,7 +94,7 @@ fn random_rows(device: &mut CpuDevice, m: usize, width: usize) -> <CpuDevice as 
     };
     let values: Vec<f32> = (0..width * 8).map(|_| next()).collect();
     let table = DenseTensor::from_f32(vec![8, width], &values).expect("shape");
-    let table = device.table(&Tensor::Dense(table), TableUse::Embedding).expect("memory");
+    let table = device.table(Tensor::Dense(table).into(), TableUse::Embedding).expect("memory");
     let mut rows = device.hidden(m, width).expect("memory");
     let token_ids: Vec<TokenId> = (0..m as u32).map(|i| TokenId(i % 8)).collect();
     device.embed(&table, &token_ids, &mut rows).expect("embed");
@@ -147,7 +147,7 @@ fn bench_head(bench: &mut Bench, dtype: DenseType) {
     };
     let bytes = (0..n * k).flat_map(|_| next()).collect();
     let table = DenseTensor::from_bytes(vec![n, k], dtype, bytes).expect("shape");
-    let mut table = bench.device.table(&Tensor::Dense(table), TableUse::Head).expect("memory");
+    let mut table = bench.device.table(Tensor::Dense(table).into(), TableUse::Head).expect("memory");
     for m in [1, 2, 8] {
         let x = random_rows(&mut bench.device, m, k);
         let mut out = bench.device.hidden(m, n).expect("memory");
@@ -252,8 +252,10 @@ fn choices(words: &[String]) -> Vec<(IsaChoice, usize)> {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     for (isa, n_threads) in choices(&words) {
-        let Ok(device) = CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }) else { continue };
-        ["0.7b", "2b4t", "8b"].into_iter().for_each(|shape| bench_model(shape, CpuOptions { n_threads: Some(n_threads), isa }, &words));
+        let Ok(device) = CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa, ..CpuOptions::default() }) else { continue };
+        ["0.7b", "2b4t", "8b"]
+            .into_iter()
+            .for_each(|shape| bench_model(shape, CpuOptions { n_threads: Some(n_threads), isa, ..CpuOptions::default() }, &words));
         let meter = RoofMeter::new().expect("512 MiB");
         let mut bench = Bench { device, meter, words: words.clone() };
         for shape in [("qkv", 3840, 2560), ("o", 2560, 2560), ("gate_up", 13_824, 2560), ("down", 2560, 6912)] {

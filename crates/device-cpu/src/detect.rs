@@ -10,7 +10,7 @@ use crate::arch::Scalar;
 use crate::arch::{Amx, Avx2, Avx512Vnni, AvxVnni};
 use crate::error::CpuError;
 use crate::kernels::Kernels;
-use crate::limits::THREADS_MAX;
+use crate::limits::{RESIDENT_TABLE_BYTES_MAX, THREADS_MAX};
 
 /// Which instruction set to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,12 +84,21 @@ impl IsaChoice {
 }
 
 /// How a device is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuOptions {
     /// Threads that compute; by default as many as the process may run on (affinity and cgroup quota included).
     pub n_threads: Option<usize>,
     /// Instruction set.
     pub isa: IsaChoice,
+    /// A dense embedding or head of at most this many bytes is kept in memory. Rows of larger ones are read from where they are stored
+    /// whenever a step needs them.
+    pub resident_table_bytes_max: usize,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self { n_threads: None, isa: IsaChoice::default(), resident_table_bytes_max: RESIDENT_TABLE_BYTES_MAX }
+    }
 }
 
 impl CpuOptions {

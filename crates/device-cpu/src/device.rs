@@ -2,7 +2,7 @@
 //!
 //! This file only checks handles and hands work to the file of each operation; kernels are under `arch/`.
 
-use bitnet_checkpoint::Tensor;
+use bitnet_checkpoint::StoredTable;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{BestLogits, Step};
@@ -28,6 +28,8 @@ pub struct CpuDevice {
     scratch: Vec<Scratch>,
     /// Rows that `logits` pads, kept between steps.
     padded: Vec<f32>,
+    /// Dense tables up to this size are kept in memory.
+    resident_table_bytes_max: usize,
 }
 
 /// f32 vector `[n]`.
@@ -47,7 +49,8 @@ impl CpuDevice {
         let n_threads = options.threads()?;
         let scratch: Result<Vec<Scratch>, _> = (0..n_threads).map(|_| Scratch::new()).collect();
         let scratch = scratch.map_err(|memory| CpuError::OutOfMemory { what: "scratch buffers", size_bytes: memory.size_bytes })?;
-        Ok(Self { kernels, pool: Pool::new(n_threads)?, scratch, padded: Vec::new() })
+        let resident_table_bytes_max = options.resident_table_bytes_max;
+        Ok(Self { kernels, pool: Pool::new(n_threads)?, scratch, padded: Vec::new(), resident_table_bytes_max })
     }
 
     /// Kernels, threads and their buffers, for measuring.
@@ -85,8 +88,8 @@ impl Device for CpuDevice {
         Ok(CpuLinear { tiles, policy })
     }
 
-    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<CpuTable, DeviceError> {
-        CpuTable::new((rows, table_use), (&mut self.pool, &mut self.scratch), &*self.kernels)
+    fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<CpuTable, DeviceError> {
+        CpuTable::new((rows, table_use), self.resident_table_bytes_max, (&mut self.pool, &mut self.scratch), &*self.kernels)
     }
 
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<CpuHidden, DeviceError> {
@@ -103,8 +106,7 @@ impl Device for CpuDevice {
     }
 
     fn embed(&mut self, table: &CpuTable, token_ids: &[TokenId], x: &mut CpuHidden) -> Result<(), DeviceError> {
-        table.embed(token_ids, x);
-        Ok(())
+        table.embed(token_ids, x, &mut self.scratch[0].rows)
     }
 
     fn norm_quantize(&mut self, x: &CpuHidden, norms: &[Norm<CpuVector>], out: &mut CpuActivations) -> Result<(), DeviceError> {
@@ -192,8 +194,7 @@ impl Device for CpuDevice {
         wanted: &[Option<BestLogits>],
         out: &mut CpuHidden,
     ) -> Result<(), DeviceError> {
-        head.logits((x, wanted), (out, &mut self.padded), (&mut self.pool, &mut self.scratch), &*self.kernels);
-        Ok(())
+        head.logits((x, wanted), (out, &mut self.padded), (&mut self.pool, &mut self.scratch), &*self.kernels)
     }
 
     fn argmax(&mut self, logits: &CpuHidden, out: &mut Vec<TokenId>) -> Result<(), DeviceError> {

@@ -5,12 +5,13 @@
 //! operations that call it.
 
 use bitnet_checkpoint::config::Activation;
+use bitnet_model::device::DeviceError;
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::attention::AttentionStep;
 use crate::pool::ColumnsMut;
+use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, Candidates, FINE_BYTES, RowBound, ScreenRowMut};
-use crate::table::DenseRows;
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
 
 /// Most columns whose codes are summed in one 16-bit lane: a pair of codes 0..=2 times ±127 is at most 508 in magnitude, and
@@ -133,6 +134,10 @@ pub(crate) struct Scratch {
     pub(crate) row: Vec<f32>,
     /// Codes of a row of a head under way.
     pub(crate) codes: Vec<u8>,
+    /// Rows of a table that are not kept in memory.
+    pub(crate) rows: Vec<u8>,
+    /// Why this thread could not do its part.
+    pub(crate) failure: Option<DeviceError>,
     /// Rows of a head that may hold the best logits.
     pub(crate) candidates: Candidates,
     /// Attention scores of `ATTENTION_TOKENS` tokens of the query heads that share a key head.
@@ -154,6 +159,8 @@ impl Scratch {
         Ok(Self {
             row: Vec::new(),
             codes: Vec::new(),
+            rows: Vec::new(),
+            failure: None,
             candidates: Candidates::default(),
             scores: Vec::new(),
             queries: Vec::new(),
@@ -163,6 +170,24 @@ impl Scratch {
             lanes: Memory::zeroed(FLOAT_PANEL_TOKENS * TILE_ROWS * bitnet_model::numerics::LANES)?,
         })
     }
+}
+
+impl Scratch {
+    /// Calls `part` with the buffer for rows and the rest, and keeps why it failed for [`first_failure`].
+    pub(crate) fn with_rows(&mut self, part: impl FnOnce(&mut [u8], &mut Self) -> Result<(), DeviceError>) {
+        let mut rows = std::mem::take(&mut self.rows);
+        let outcome = part(&mut rows, self);
+        self.rows = rows;
+        if let Err(failure) = outcome {
+            self.failure = Some(failure);
+        }
+    }
+}
+
+/// Ends an operation whose parts can fail: with why the first of them did.
+pub(crate) fn first_failure(scratch: &mut [Scratch]) -> Result<(), DeviceError> {
+    let failures = scratch.iter_mut().filter_map(|scratch| scratch.failure.take());
+    failures.reduce(|first, _| first).map_or(Ok(()), Err)
 }
 
 /// The kernels of one instruction set.
@@ -204,7 +229,7 @@ pub(crate) trait Kernels: Send + Sync {
     }
 
     /// `x · tableᵀ` for one thread's rows of a dense table.
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         self.base().logits(x, table, out, scratch);
     }
 
@@ -229,7 +254,7 @@ pub(crate) trait Kernels: Send + Sync {
     }
 
     /// One logit, as `logits` computes it.
-    fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+    fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
         self.base().dot_row(x, head, row, scratch)
     }
 

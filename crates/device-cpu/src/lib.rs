@@ -17,6 +17,7 @@ pub mod limits;
 mod linear;
 mod pool;
 mod roof;
+mod rows;
 mod screen;
 mod table;
 mod tile;

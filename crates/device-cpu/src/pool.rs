@@ -327,6 +327,12 @@ impl ColumnsMut<'_> {
         self.n_rows
     }
 
+    /// Some of these columns, alone. Panics if they are not among them.
+    pub(crate) fn part(&mut self, range: Range<usize>) -> ColumnsMut<'_> {
+        assert!(self.range.start <= range.start && range.end <= self.range.end, "columns {range:?} of {:?}", self.range);
+        ColumnsMut { range, owner: PhantomData, ..*self }
+    }
+
     /// The columns of one row. Panics if there is no such row.
     #[inline]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {

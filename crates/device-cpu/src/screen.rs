@@ -18,13 +18,14 @@
 use std::ops::Range;
 
 use bitnet_model::batch::BestLogits;
+use bitnet_model::device::DeviceError;
 use bitnet_model::numerics::LANES;
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::hidden::CpuHidden;
-use crate::kernels::{F32Rows, Int8RowMut, Kernels, RowScale, Scratch};
+use crate::kernels::{F32Rows, Int8RowMut, Kernels, RowScale, Scratch, first_failure};
 use crate::pool::{ColumnTarget, ColumnsMut, Parts, Pool};
-use crate::table::DenseRows;
+use crate::rows::DenseTable;
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
 
 /// Columns of one unit of the coarse plane: 32 bytes of two 4-bit codes, columns j and j + 32.
@@ -105,42 +106,72 @@ fn rounding(k: usize) -> f32 {
     (k / LANES + 64) as f32 * f32::EPSILON
 }
 
+/// What one thread fills of a screen: the codes of its tiles and the bounds of their rows.
+struct PlanesMut<'a> {
+    coarse: &'a mut [u8],
+    fine: &'a mut [u8],
+    bounds: &'a mut [RowBound],
+}
+
+impl PlanesMut<'_> {
+    /// From `rows` of the head, the first of which begins a tile.
+    fn fill(
+        self,
+        (head, rows, buffer): (&DenseTable, Range<usize>, &mut [u8]),
+        scratch: &mut Scratch,
+        kernels: &dyn Kernels,
+    ) -> Result<(), DeviceError> {
+        let n_blocks = head.k().div_ceil(BLOCK_COLUMNS);
+        let (tile_bytes, fine_bytes) = (n_blocks * 2 * COARSE_BYTES, n_blocks * FINE_BYTES);
+        scratch.row.resize(scratch.row.len().max(head.k()), 0.0);
+        let values = &mut scratch.row[..head.k()];
+        for block in head.blocks(rows.clone()) {
+            let stored = head.read(block.clone(), buffer)?;
+            for row in block {
+                stored.read(row, values);
+                let index = row - rows.start;
+                let coarse = &mut self.coarse[index / TILE_ROWS * tile_bytes..][..tile_bytes];
+                let fine = &mut self.fine[index * fine_bytes..][..fine_bytes];
+                let out = ScreenRowMut { coarse, row_in_tile: index % TILE_ROWS, fine };
+                self.bounds[index] = kernels.screen_row(values, out, &mut scratch.codes);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Screen {
     /// Reads a head once, all threads at once; nothing for a head with numbers that are not finite.
     pub(crate) fn new(
-        head: &DenseRows,
+        head: &DenseTable,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
         kernels: &dyn Kernels,
-    ) -> Result<Option<Self>, OutOfMemory> {
-        let (n_tiles, n_blocks) = (head.n.div_ceil(TILE_ROWS), head.k.div_ceil(BLOCK_COLUMNS));
+    ) -> Result<Option<Self>, DeviceError> {
+        let refused = |memory: OutOfMemory| DeviceError::OutOfMemory { what: "screen of a head", size_bytes: memory.size_bytes };
+        let (n_tiles, n_blocks) = (head.n().div_ceil(TILE_ROWS), head.k().div_ceil(BLOCK_COLUMNS));
         let (tile_bytes, fine_bytes) = (n_blocks * 2 * COARSE_BYTES, n_blocks * FINE_BYTES);
-        let mut coarse = Memory::zeroed(n_tiles * tile_bytes)?;
-        let mut fine = Memory::zeroed(n_tiles * TILE_ROWS * fine_bytes)?;
+        let mut coarse = Memory::zeroed(n_tiles * tile_bytes).map_err(refused)?;
+        let mut fine = Memory::zeroed(n_tiles * TILE_ROWS * fine_bytes).map_err(refused)?;
         let mut bounds = vec![RowBound::default(); n_tiles * TILE_ROWS];
         let (mut coarse_left, mut fine_left, mut bounds_left) = (&mut coarse[..], &mut fine[..], &mut bounds[..]);
         let parts = Parts::new(n_tiles, pool.n_threads(), |tiles| {
             let coarse = coarse_left.split_off_mut(..tiles.len() * tile_bytes).expect("tiles sum up to n_tiles");
             let fine = fine_left.split_off_mut(..tiles.len() * TILE_ROWS * fine_bytes).expect("tiles sum up to n_tiles");
             let bounds = bounds_left.split_off_mut(..tiles.len() * TILE_ROWS).expect("tiles sum up to n_tiles");
-            (tiles, coarse, fine, bounds)
+            (tiles, PlanesMut { coarse, fine, bounds })
         });
-        pool.run_parts(scratch, parts, |scratch, (tiles, coarse, fine, bounds)| {
-            scratch.row.resize(scratch.row.len().max(head.k), 0.0);
-            let rows = fine.chunks_exact_mut(fine_bytes).zip(bounds).enumerate();
-            for (index, (fine, bound)) in rows.take_while(|(index, _)| tiles.start * TILE_ROWS + index < head.n) {
-                let values = &mut scratch.row[..head.k];
-                head.read(tiles.start * TILE_ROWS + index, values);
-                let coarse = &mut coarse[index / TILE_ROWS * tile_bytes..][..tile_bytes];
-                *bound = kernels.screen_row(values, ScreenRowMut { coarse, row_in_tile: index % TILE_ROWS, fine }, &mut scratch.codes);
-            }
+        pool.run_parts(scratch, parts, |scratch, (tiles, planes)| {
+            let rows = tiles.start * TILE_ROWS..head.n().min(tiles.end * TILE_ROWS);
+            scratch.with_rows(|buffer, scratch| planes.fill((head, rows, buffer), scratch, kernels));
         });
-        bounds.truncate(head.n);
+        first_failure(scratch)?;
+        bounds.truncate(head.n());
         let is_finite = bounds.iter().all(|bound| bound.norm.is_finite() && bound.coarse_error.is_finite() && bound.fine_error.is_finite());
         let (tokens, quantized, quarter_sums) = (vec![], vec![], vec![]);
         // Room for every row, so that no step allocates.
-        let n_rows_of_part = head.n / pool.n_threads() + 1;
+        let n_rows_of_part = head.n() / pool.n_threads() + 1;
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.reserve(n_rows_of_part));
-        let (best, survivors) = (Candidates(Vec::with_capacity(head.n)), Candidates(Vec::with_capacity(head.n)));
+        let (best, survivors) = (Candidates(Vec::with_capacity(head.n())), Candidates(Vec::with_capacity(head.n())));
         Ok(is_finite.then_some(Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, best, survivors }))
     }
 
@@ -289,7 +320,7 @@ impl Candidates {
 
 /// Logits of one head for some tokens, the best of each exact.
 pub(crate) struct Screening<'a> {
-    pub(crate) head: &'a DenseRows,
+    pub(crate) head: &'a DenseTable,
     pub(crate) x: F32Rows<'a>,
     pub(crate) kernels: &'a dyn Kernels,
 }
@@ -303,17 +334,17 @@ impl Screening<'_> {
         (hidden, wanted): (&CpuHidden, &[Option<BestLogits>]),
         out: &mut CpuHidden,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
-    ) -> bool {
+    ) -> Result<bool, DeviceError> {
         if !screen.prepare(hidden, self.kernels) {
-            return false;
+            return Ok(false);
         }
-        let n = self.head.n;
+        let n = self.head.n();
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         pool.run_columns(scratch, target, |_, columns| screen.read_coarse(columns, self.kernels));
         for (token, (logits, &wanted)) in out.values_mut().chunks_exact_mut(n).zip(wanted.iter().flatten()).enumerate() {
-            self.refine(screen, (token, wanted), logits, (pool, scratch));
+            self.refine(screen, (token, wanted), logits, (pool, scratch))?;
         }
-        true
+        Ok(true)
     }
 
     fn refine(
@@ -322,28 +353,29 @@ impl Screening<'_> {
         (token, wanted): (usize, BestLogits),
         logits: &mut [f32],
         (pool, scratch): (&mut Pool, &mut [Scratch]),
-    ) {
+    ) -> Result<(), DeviceError> {
         let wanted = BestLogits { n: wanted.n.clamp(1, logits.len()), ..wanted };
         // The coarse best, made exact, bound from below what is wanted.
         let (mut best, mut survivors) = (std::mem::take(&mut screen.best), std::mem::take(&mut screen.survivors));
         self.find_best(&mut best, (logits, wanted.n), (pool, scratch));
-        self.make_exact(token, &mut best.0, (pool, scratch));
+        self.make_exact(token, &mut best.0, (pool, scratch))?;
         let threshold = best.threshold(wanted);
         // Rows that may reach it are looked at more closely; the others are out.
         self.find_survivors(&mut survivors, (screen, token, threshold), logits, (pool, scratch));
         // The best of those, made exact, raise the bound.
         best.0.clone_from(&survivors.0);
         best.keep_best(wanted.n);
-        self.make_exact(token, &mut best.0, (pool, scratch));
+        self.make_exact(token, &mut best.0, (pool, scratch))?;
         let threshold = best.threshold(wanted).max(threshold);
-        let (bounds, token_bound, rounding) = (&screen.bounds, &screen.tokens[token], rounding(self.head.k));
+        let (bounds, token_bound, rounding) = (&screen.bounds, &screen.tokens[token], rounding(self.head.k()));
         survivors.0.retain(|survivor| {
             let bound = &bounds[survivor.row as usize];
             survivor.logit + token_bound.radius(bound, bound.fine_error, rounding) >= threshold
         });
-        self.make_exact(token, &mut survivors.0, (pool, scratch));
+        self.make_exact(token, &mut survivors.0, (pool, scratch))?;
         survivors.0.iter().for_each(|survivor| logits[survivor.row as usize] = survivor.logit);
         (screen.best, screen.survivors) = (best, survivors);
+        Ok(())
     }
 
     /// The `n` largest of all logits.
@@ -365,7 +397,7 @@ impl Screening<'_> {
         logits: &mut [f32],
         (pool, scratch): (&mut Pool, &mut [Scratch]),
     ) {
-        let (token_bound, rounding) = (&screen.tokens[token], rounding(self.head.k));
+        let (token_bound, rounding) = (&screen.tokens[token], rounding(self.head.k()));
         let mut rest = logits;
         let parts = Parts::new(rest.len(), pool.n_threads(), |rows| {
             let part = rest.split_off_mut(..rows.len()).expect("rows sum up to all");
@@ -399,13 +431,24 @@ impl Screening<'_> {
     }
 
     /// Replaces what the planes say by the exact logit.
-    fn make_exact(&self, token: usize, candidates: &mut [Candidate], (pool, scratch): (&mut Pool, &mut [Scratch])) {
+    fn make_exact(
+        &self,
+        token: usize,
+        candidates: &mut [Candidate],
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+    ) -> Result<(), DeviceError> {
         let mut rest = candidates;
         let parts = Parts::new(rest.len(), pool.n_threads(), |range| rest.split_off_mut(..range.len()).expect("they sum up"));
         pool.run_parts(scratch, parts, |scratch, candidates| {
-            for candidate in candidates {
-                candidate.logit = self.kernels.dot_row(self.x.row(token), self.head, candidate.row as usize, scratch);
-            }
+            scratch.with_rows(|buffer, scratch| {
+                candidates.iter_mut().try_for_each(|candidate| {
+                    let row = candidate.row as usize;
+                    let stored = self.head.read(row..row + 1, buffer)?;
+                    candidate.logit = self.kernels.dot_row(self.x.row(token), &stored, row, scratch);
+                    Ok(())
+                })
+            });
         });
+        first_failure(scratch)
     }
 }

@@ -1,17 +1,17 @@
-//! `CpuTable`: an embedding or head `[n_vocab, k]`, dense in its stored precision (two bytes stay two bytes) or ternary, with
-//! `embed` and `logits`.
+//! `CpuTable`: an embedding or head `[n_vocab, k]`, dense in its stored precision (two bytes stay two bytes, wherever they are) or
+//! ternary, with `embed` and `logits`.
 
-use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
+use bitnet_checkpoint::StoredTable;
 use bitnet_model::TokenId;
 use bitnet_model::batch::BestLogits;
 use bitnet_model::device::{DeviceError, TableUse};
 use bitnet_model::numerics::LANES;
-use half::{bf16, f16};
 
-use crate::arch::{Memory, OutOfMemory};
+use crate::arch::OutOfMemory;
 use crate::hidden::CpuHidden;
-use crate::kernels::{F32Rows, Kernels, Scratch};
+use crate::kernels::{F32Rows, Kernels, Scratch, Store, first_failure};
 use crate::pool::{ColumnTarget, Parts, Pool};
+use crate::rows::DenseTable;
 use crate::screen::{Screen, Screening};
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
@@ -26,73 +26,39 @@ pub struct CpuTable {
 }
 
 enum TableRows {
-    Dense(DenseRows),
+    Dense(DenseTable),
     Ternary(Tiles),
 }
 
-/// Dense rows `[n, k]`, little-endian, in stored precision.
-pub(crate) struct DenseRows {
-    pub(crate) bytes: Memory<u8>,
-    pub(crate) dtype: DenseType,
-    pub(crate) n: usize,
-    pub(crate) k: usize,
-}
-
-impl DenseRows {
-    /// Bytes of one row.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.k * self.dtype.size_bytes()
-    }
-
-    /// One row as stored.
-    #[inline]
-    pub(crate) fn row(&self, row: usize) -> &[u8] {
-        let row_bytes = self.row_bytes();
-        &self.bytes[row * row_bytes..(row + 1) * row_bytes]
-    }
-
-    /// One row as f32 (exact), into `values[k]`.
-    #[inline(always)]
-    pub(crate) fn read(&self, row: usize, values: &mut [f32]) {
-        assert_eq!(values.len(), self.k, "a buffer of one row");
-        let bytes = self.row(row);
-        match self.dtype {
-            DenseType::F32 => convert(bytes, values, f32::from_le_bytes),
-            DenseType::F16 => convert(bytes, values, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            DenseType::Bf16 => convert(bytes, values, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-        }
-    }
-}
-
-#[inline(always)]
-fn convert<const SIZE: usize>(bytes: &[u8], values: &mut [f32], number: impl Fn([u8; SIZE]) -> f32) {
-    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<SIZE>().0) {
-        *value = number(*bytes);
-    }
-}
-
 impl CpuTable {
+    /// Takes a table; a dense one is kept in memory if it has at most `resident_bytes_max`.
     pub(crate) fn new(
-        (rows, table_use): (&Tensor, TableUse),
+        (rows, table_use): (StoredTable, TableUse),
+        resident_bytes_max: usize,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
         kernels: &dyn Kernels,
     ) -> Result<Self, DeviceError> {
-        let refused = |memory: OutOfMemory| DeviceError::OutOfMemory { what: "table", size_bytes: memory.size_bytes };
-        let rows = match rows {
-            Tensor::Ternary(matrix) => TableRows::Ternary(Tiles::new(matrix, pool, scratch).map_err(refused)?),
-            Tensor::Dense(dense) => TableRows::Dense(dense_rows(dense, refused)?),
-        };
-        let screen = match (&rows, table_use) {
-            (TableRows::Dense(dense), TableUse::Head) => Screen::new(dense, (pool, scratch), kernels).map_err(refused)?,
-            _ => None,
-        };
-        Ok(Self { rows, screen })
+        match rows {
+            StoredTable::Ternary(matrix) => {
+                let refused = |memory: OutOfMemory| DeviceError::OutOfMemory { what: "table", size_bytes: memory.size_bytes };
+                let tiles = Tiles::new(&matrix, pool, scratch).map_err(refused)?;
+                Ok(Self { rows: TableRows::Ternary(tiles), screen: None })
+            }
+            StoredTable::Dense(source) => {
+                let dense = DenseTable::new(source, resident_bytes_max, scratch)?;
+                let screen = match table_use {
+                    TableUse::Head => Screen::new(&dense, (pool, scratch), kernels)?,
+                    TableUse::Embedding => None,
+                };
+                Ok(Self { rows: TableRows::Dense(dense), screen })
+            }
+        }
     }
 
     /// Rows and columns.
     fn shape(&self) -> (usize, usize) {
         match &self.rows {
-            TableRows::Dense(dense) => (dense.n, dense.k),
+            TableRows::Dense(dense) => (dense.n(), dense.k()),
             TableRows::Ternary(tiles) => (tiles.n(), tiles.k()),
         }
     }
@@ -101,13 +67,13 @@ impl CpuTable {
     pub(crate) fn screened_bytes(&self) -> u64 {
         match (&self.rows, &self.screen) {
             (_, Some(screen)) => screen.read_bytes(),
-            (TableRows::Dense(dense), None) => dense.bytes.len() as u64,
+            (TableRows::Dense(dense), None) => dense.size_bytes(),
             (TableRows::Ternary(tiles), None) => tiles.size_bytes(),
         }
     }
 
-    /// `x[i] = table[token_ids[i]]`.
-    pub(crate) fn embed(&self, token_ids: &[TokenId], x: &mut CpuHidden) {
+    /// `x[i] = table[token_ids[i]]`. `buffer` is that of the first thread.
+    pub(crate) fn embed(&self, token_ids: &[TokenId], x: &mut CpuHidden, buffer: &mut [u8]) -> Result<(), DeviceError> {
         let (n, k) = self.shape();
         assert_eq!(x.width(), k, "hidden rows are as wide as the table");
         x.set_rows(token_ids.len());
@@ -115,7 +81,7 @@ impl CpuTable {
             let row = token_id.index();
             assert!(row < n, "token {token_id} of {n}");
             match &self.rows {
-                TableRows::Dense(dense) => dense.read(row, values),
+                TableRows::Dense(dense) => dense.read(row..row + 1, buffer)?.read(row, values),
                 TableRows::Ternary(tiles) => {
                     for (column, value) in values.iter_mut().enumerate() {
                         *value = f32::from(tiles.trit(row, column)) * tiles.scale(row, column);
@@ -123,6 +89,7 @@ impl CpuTable {
                 }
             }
         }
+        Ok(())
     }
 
     /// `out[r, v] = x[r] · table[v]`, or −∞ where that is proved not to be wanted. `padded` is a buffer that is kept between calls.
@@ -132,7 +99,7 @@ impl CpuTable {
         (out, padded): (&mut CpuHidden, &mut Vec<f32>),
         (pool, scratch): (&mut Pool, &mut [Scratch]),
         kernels: &dyn Kernels,
-    ) {
+    ) -> Result<(), DeviceError> {
         let (n, k) = self.shape();
         assert_eq!((x.width(), out.width()), (k, n), "hidden rows and logits fit the head");
         out.set_rows(x.n_rows());
@@ -144,19 +111,26 @@ impl CpuTable {
             && wanted.iter().all(|wanted| wanted.is_some_and(|best| best.n <= n / WORTH_SCREENING))
         {
             let screening = Screening { head, x: rows, kernels };
-            if screening.run(screen, (x, wanted), out, (pool, scratch)) {
-                return;
+            if screening.run(screen, (x, wanted), out, (pool, scratch))? {
+                return Ok(());
             }
         }
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         match &self.rows {
             TableRows::Dense(dense) => pool.run_columns(scratch, target, |scratch, columns| {
-                kernels.logits(rows, dense, columns, scratch);
+                scratch.with_rows(|buffer, scratch| {
+                    dense.blocks(columns.range()).try_for_each(|block| {
+                        let table = dense.read(block.clone(), buffer)?;
+                        kernels.logits(rows, &table, &mut columns.part(block), scratch);
+                        Ok(())
+                    })
+                });
             }),
             TableRows::Ternary(tiles) => pool.run_columns(scratch, target, |scratch, columns| {
-                kernels.linear_f32(rows, tiles, crate::kernels::Store::Write, columns, scratch);
+                kernels.linear_f32(rows, tiles, Store::Write, columns, scratch);
             }),
         }
+        first_failure(scratch)
     }
 }
 
@@ -180,17 +154,4 @@ fn pad_rows<'a>(x: &'a CpuHidden, granule: usize, padded: &'a mut Vec<f32>, (poo
         }
     });
     F32Rows { values: padded, stride }
-}
-
-fn dense_rows(dense: &DenseTensor, refused: impl Fn(OutOfMemory) -> DeviceError) -> Result<DenseRows, DeviceError> {
-    let &[n, k] = dense.shape() else {
-        let reason = format!("expected 2 dimensions, got {:?}", dense.shape());
-        return Err(DeviceError::Unsupported { what: "a table", reason });
-    };
-    if k == 0 || n == 0 {
-        return Err(DeviceError::Unsupported { what: "a table", reason: format!("expected rows and columns, got {n} x {k}") });
-    }
-    let mut bytes = Memory::zeroed(dense.bytes().len()).map_err(refused)?;
-    bytes.copy_from_slice(dense.bytes());
-    Ok(DenseRows { bytes, dtype: dense.dtype(), n, k })
 }

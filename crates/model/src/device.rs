@@ -6,8 +6,8 @@
 //!
 //! It deliberately has no general tensor algebra: an operation exists because the walk needs it fused.
 
-use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_checkpoint::{CheckpointError, StoredTable};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
@@ -21,8 +21,17 @@ pub enum DeviceError {
     OutOfMemory { what: &'static str, size_bytes: usize },
     #[error("the device cannot hold {what}: {reason}")]
     Unsupported { what: &'static str, reason: String },
+    #[error("rows of a table could not be read: {reason}")]
+    TableUnreadable { reason: String },
     #[error("the device failed: {reason}")]
     Failed { reason: String },
+}
+
+impl DeviceError {
+    /// A table whose rows are read when they are needed, and now cannot be.
+    pub fn unreadable(error: &CheckpointError) -> Self {
+        Self::TableUnreadable { reason: error.to_string() }
+    }
 }
 
 /// What a device says of itself, for people and benchmarks.
@@ -116,8 +125,9 @@ pub trait Device: Send {
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, DeviceError>;
     /// Uploads a linear layer. `policy` says what it will be multiplied with.
     fn linear(&mut self, weights: &TernaryMatrix, policy: ActivationPolicy) -> Result<Self::Linear, DeviceError>;
-    /// Uploads an embedding or head `[n_vocab, k]`.
-    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<Self::Table, DeviceError>;
+    /// Takes an embedding or head `[n_vocab, k]`. Dense rows may stay where they are and be read as they are needed; an operation on
+    /// such a table can fail with `TableUnreadable`.
+    fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<Self::Table, DeviceError>;
     /// Makes room for `[n_rows_max, width]`.
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<Self::Hidden, DeviceError>;
     /// Makes room for `[n_rows_max, width_max]`; the width in use is that of the last `norm_quantize`.

@@ -1,8 +1,11 @@
 //! Random ternary models of published shapes: honest work for a speed test, since values do not change speed; they say nothing
 //! of quality. Weights come from a counter-based generator, so a shape and a seed always give the same model.
 
-use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, Rope, RopeScaling, TensorRole};
-use bitnet_checkpoint::{CheckpointError, DenseTensor, DenseType, ModelConfig, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, ExpectedTensor, Rope, RopeScaling, TensorRole};
+use bitnet_checkpoint::{CheckpointError, DenseTensor, DenseType, ModelConfig, RowSource, StoredTable, Tensor, read_all};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use half::bf16;
 
@@ -46,9 +49,17 @@ impl RandomWeights {
         Some(Self { config, group_size, ternary_tables: group_size.is_some(), seed })
     }
 
+    /// What a tensor is, and a number of its own to draw it with.
+    fn expected(&self, name: &str) -> Result<(ExpectedTensor, u64), CheckpointError> {
+        let mut tensors = self.config.expected_tensors().into_iter().zip(0u64..);
+        let found = tensors.find(|(expected, _)| expected.name == name);
+        let (expected, index) = found.ok_or_else(|| CheckpointError::MissingTensor { name: name.to_string() })?;
+        Ok((expected, index << 32))
+    }
+
     fn matrix(&self, n_rows: usize, n_cols: usize, stream: u64) -> Result<TernaryMatrix, bitnet_ternary::MatrixError> {
         let table = four_trits_of_a_byte();
-        let mut counter = Counter { state: self.seed ^ stream };
+        let mut counter = Counter::new(self.seed ^ stream, 0);
         let row_bytes = TernaryMatrix::row_bytes(n_cols);
         let mut codes = vec![0u8; n_rows * row_bytes];
         for chunk in codes.chunks_mut(8) {
@@ -73,13 +84,7 @@ impl WeightSource for RandomWeights {
     }
 
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
-        let tensors = self.config.expected_tensors();
-        let (index, expected) = tensors
-            .iter()
-            .enumerate()
-            .find(|(_, expected)| expected.name == name)
-            .ok_or_else(|| CheckpointError::MissingTensor { name: name.to_string() })?;
-        let stream = (index as u64) << 32;
+        let (expected, stream) = self.expected(name)?;
         let ternary = |n_rows, n_cols| {
             let matrix = self.matrix(n_rows, n_cols, stream);
             matrix.map(Tensor::Ternary).map_err(|source| CheckpointError::Matrix { name: name.to_string(), source })
@@ -88,26 +93,71 @@ impl WeightSource for RandomWeights {
             (TensorRole::Linear, &[n_rows, n_cols]) => return ternary(n_rows, n_cols),
             (TensorRole::Table, &[n_rows, n_cols]) if self.ternary_tables => return ternary(n_rows, n_cols),
             (TensorRole::Vector, &[n]) => bf16::ONE.to_le_bytes().repeat(n),
-            (_, shape) => random_bf16(shape.iter().product(), self.seed ^ stream),
+            (_, shape) => {
+                let n_cols = shape.last().copied().unwrap_or(1);
+                let rows = RandomRows { seed: self.seed ^ stream, n_rows: shape.iter().product::<usize>() / n_cols, n_cols };
+                read_all(&rows)?.into_bytes()
+            }
         };
-        DenseTensor::from_bytes(expected.shape.clone(), DenseType::Bf16, bytes)
+        DenseTensor::from_bytes(expected.shape, DenseType::Bf16, bytes)
             .map(Tensor::Dense)
             .ok_or_else(|| CheckpointError::tensor(name, "random bytes do not fill the shape"))
     }
-}
 
-/// bfloat16 values of magnitude 1/64 to 1/16: sign, two mantissa-and-exponent bits at random.
-fn random_bf16(n: usize, seed: u64) -> Vec<u8> {
-    let mut counter = Counter { state: seed };
-    let mut bytes = vec![0u8; n * 2];
-    for chunk in bytes.chunks_mut(8) {
-        let random = counter.next().to_le_bytes();
-        for (pair, random) in chunk.chunks_exact_mut(2).zip(random.chunks_exact(2)) {
-            pair[0] = random[0];
-            pair[1] = (random[1] & 0x80) | 0x3c | (random[1] & 1);
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError> {
+        let (expected, stream) = self.expected(name)?;
+        match expected.shape.as_slice() {
+            &[n_rows, n_cols] if !self.ternary_tables => {
+                Ok(StoredTable::Dense(Arc::new(RandomRows { seed: self.seed ^ stream, n_rows, n_cols })))
+            }
+            _ => self.load(name).map(StoredTable::from),
         }
     }
-    bytes
+}
+
+/// bfloat16 rows of magnitude 1/64 to 1/16, sign and two mantissa-and-exponent bits at random, made whenever they are read: which
+/// takes about as long as to read them from a cached file.
+#[derive(Debug)]
+struct RandomRows {
+    seed: u64,
+    n_rows: usize,
+    n_cols: usize,
+}
+
+impl RowSource for RandomRows {
+    fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    fn dtype(&self) -> DenseType {
+        DenseType::Bf16
+    }
+
+    fn read_rows(&self, rows: Range<usize>, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        assert!(rows.end <= self.n_rows, "rows {rows:?} of {}", self.n_rows);
+        assert_eq!(bytes.len(), rows.len() * self.row_bytes(), "a buffer of the rows' size");
+        // One draw makes four numbers. The first may belong to the row before.
+        let (first, skipped) = (rows.start * self.n_cols / 4, rows.start * self.n_cols % 4);
+        let mut counter = Counter::new(self.seed, first as u64);
+        let (begin, rest) = bytes.split_at_mut(((4 - skipped) % 4 * 2).min(bytes.len()));
+        if !begin.is_empty() {
+            let values = four_bf16(counter.next());
+            begin.copy_from_slice(&values[2 * skipped..][..begin.len()]);
+        }
+        for chunk in rest.chunks_mut(8) {
+            chunk.copy_from_slice(&four_bf16(counter.next())[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+/// Four numbers of one draw: the sign and the low bit of the high byte, and all of the low byte.
+fn four_bf16(random: u64) -> [u8; 8] {
+    ((random & 0x81ff_81ff_81ff_81ff) | 0x3c00_3c00_3c00_3c00).to_le_bytes()
 }
 
 /// Maps a random byte to four codes 0..=2 (81 combinations; 256 is not a multiple of 81, which a speed test does not notice).
@@ -124,8 +174,15 @@ struct Counter {
 }
 
 impl Counter {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// The generator after `n_drawn` draws.
+    fn new(seed: u64, n_drawn: u64) -> Self {
+        Self { state: seed.wrapping_add(Self::STEP.wrapping_mul(n_drawn)) }
+    }
+
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state = self.state.wrapping_add(Self::STEP);
         let mut mixed = self.state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -202,6 +259,21 @@ mod tests {
             .map(|tensor| tensor.shape.iter().product::<usize>())
             .sum();
         assert_eq!(parameters, 2_412_820_480, "the published parameter count");
+    }
+
+    #[test]
+    fn random_rows_are_the_same_however_they_are_read() {
+        for n_cols in [1, 2, 3, 4, 5, 64, 101] {
+            let rows = RandomRows { seed: 9, n_rows: 13, n_cols };
+            let all = read_all(&rows).expect("made");
+            for begin in 0..13 {
+                for end in begin..=13 {
+                    let mut bytes = vec![0; (end - begin) * rows.row_bytes()];
+                    rows.read_rows(begin..end, &mut bytes).expect("made");
+                    assert_eq!(bytes, all.bytes()[begin * rows.row_bytes()..end * rows.row_bytes()], "{n_cols}: {begin}..{end}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `ReferenceDevice`: the executable specification. Plain scalar loops over `numerics`, one row at a time, no threads, no
 //! layout of its own. Slow on purpose; every device is compared with it bit for bit.
 
-use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_checkpoint::{StoredTable, Tensor};
 use bitnet_ternary::{TernaryMatrix, matmul, quantise};
 
 use crate::batch::{BestLogits, BlockId, Step};
@@ -149,8 +149,8 @@ impl Device for ReferenceDevice {
         Ok(weights.clone())
     }
 
-    fn table(&mut self, rows: &Tensor, _table_use: TableUse) -> Result<Tensor, DeviceError> {
-        Ok(rows.clone())
+    fn table(&mut self, rows: StoredTable, _table_use: TableUse) -> Result<Tensor, DeviceError> {
+        rows.into_tensor().map_err(|error| DeviceError::unreadable(&error))
     }
 
     fn hidden(&mut self, _n_rows_max: usize, width: usize) -> Result<Rows, DeviceError> {

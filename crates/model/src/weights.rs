@@ -1,19 +1,31 @@
 //! From named tensors to a device's handles: which tensors stack into one projection, which norms stand before it. Tensors are
-//! loaded, uploaded and dropped one projection at a time, so memory never holds a model twice.
+//! loaded by as many threads as the device has, uploaded and dropped a few layers at a time, so memory never holds a model twice.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bitnet_checkpoint::config::ActivationPolicy;
-use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, Tensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, StoredTable, Tensor};
 use bitnet_ternary::TernaryMatrix;
 use thiserror::Error;
 
 use crate::device::{Device, DeviceError, Norm, TableUse};
 
-/// Where weights come from: an opened checkpoint, or random numbers of a published shape.
-pub trait WeightSource {
+/// Matrices of a layer, the largest first: they are handed out to threads in this order.
+const MATRICES: [&str; 7] =
+    ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.o_proj", "self_attn.k_proj", "self_attn.v_proj"];
+/// Threads that the matrices of one layer keep busy: three of them are most of it.
+const THREADS_PER_LAYER: usize = 4;
+
+/// Where weights come from: an opened checkpoint, or random numbers of a published shape. Several threads load at once.
+pub trait WeightSource: Sync {
     /// What the weights belong to; validated.
     fn config(&self) -> &ModelConfig;
     /// A tensor by canonical name, in the shape that `ModelConfig::expected_tensors` gives.
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError>;
+    /// An embedding or head by canonical name; dense rows are read when they are needed.
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError>;
 }
 
 impl WeightSource for Checkpoint {
@@ -23,6 +35,10 @@ impl WeightSource for Checkpoint {
 
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
         Checkpoint::load(self, name)
+    }
+
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError> {
+        Checkpoint::table(self, name)
     }
 }
 
@@ -77,18 +93,67 @@ impl<D: Device> Weights<D> {
         let config = source.config();
         let is_head = config.tied_head && !config.last_token_pooling;
         let table_use = if is_head { TableUse::Head } else { TableUse::Embedding };
-        let embedding = device.table(&source.load("model.embed_tokens.weight")?, table_use)?;
+        let embedding = device.table(source.table("model.embed_tokens.weight")?, table_use)?;
+        let n_threads = device.describe().n_threads;
         let mut layers = Vec::with_capacity(config.n_layers);
+        let mut matrices = HashMap::new();
         for layer in 0..config.n_layers {
-            let mut loader = Loader { device, source, prefix: format!("model.layers.{layer}.") };
-            layers.push(loader.layer()?);
+            if matrices.is_empty() {
+                let ahead = layer..config.n_layers.min(layer + n_threads.div_ceil(THREADS_PER_LAYER));
+                matrices = load_matrices(source, ahead.map(prefix), n_threads)?;
+            }
+            layers.push(Loader { device, source, prefix: prefix(layer), matrices: &mut matrices }.layer()?);
             progress(layer + 1);
         }
-        let mut loader = Loader { device, source, prefix: String::new() };
+        let mut loader = Loader { device, source, prefix: String::new(), matrices: &mut matrices };
         let final_norm = Norm { weight: loader.vector("model.norm")?, epsilon: config.rms_norm_eps };
         let has_head = !config.tied_head && !config.last_token_pooling;
-        let head = if has_head { Some(device.table(&source.load("lm_head.weight")?, TableUse::Head)?) } else { None };
+        let head = if has_head { Some(device.table(source.table("lm_head.weight")?, TableUse::Head)?) } else { None };
         Ok(Self { embedding, layers, final_norm, head })
+    }
+}
+
+fn prefix(layer: usize) -> String {
+    format!("model.layers.{layer}.")
+}
+
+/// The matrices of some layers by name, loaded by several threads. An error is that of the first that has one.
+fn load_matrices(
+    source: &dyn WeightSource,
+    prefixes: impl Iterator<Item = String>,
+    n_threads: usize,
+) -> Result<HashMap<String, TernaryMatrix>, CheckpointError> {
+    let names: Vec<String> = prefixes.flat_map(|prefix| MATRICES.map(|name| format!("{prefix}{name}.weight"))).collect();
+    let (next, loaded) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(names.len())));
+    let work = || {
+        while let Some((index, name)) = next_of(&names, &next) {
+            let matrix = load_matrix(source, name);
+            loaded.lock().unwrap_or_else(PoisonError::into_inner).push((index, matrix));
+        }
+    };
+    std::thread::scope(|scope| {
+        // A system that has no more threads has this one.
+        let spawn = |_| std::thread::Builder::new().name("load".into()).spawn_scoped(scope, work).ok();
+        let _helpers: Vec<_> = (1..n_threads.min(names.len())).map(spawn).collect();
+        work();
+    });
+    let mut loaded = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
+    loaded.sort_unstable_by_key(|(index, _)| *index);
+    loaded.into_iter().map(|(index, matrix)| Ok((names[index].clone(), matrix?))).collect()
+}
+
+fn next_of<'a>(names: &'a [String], next: &AtomicUsize) -> Option<(usize, &'a str)> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    names.get(index).map(|name| (index, name.as_str()))
+}
+
+fn load_matrix(source: &dyn WeightSource, name: &str) -> Result<TernaryMatrix, CheckpointError> {
+    match source.load(name)? {
+        Tensor::Ternary(matrix) => Ok(matrix),
+        Tensor::Dense(dense) => {
+            let reason = format!("stored as {:?} numbers; quantise the model first", dense.dtype());
+            Err(CheckpointError::NotTernary { name: name.into(), reason })
+        }
     }
 }
 
@@ -96,6 +161,8 @@ struct Loader<'a, D: Device> {
     device: &'a mut D,
     source: &'a dyn WeightSource,
     prefix: String,
+    /// Matrices that were loaded ahead.
+    matrices: &'a mut HashMap<String, TernaryMatrix>,
 }
 
 impl<D: Device> Loader<'_, D> {
@@ -155,13 +222,7 @@ impl<D: Device> Loader<'_, D> {
 
     fn matrix(&mut self, name: &str) -> Result<TernaryMatrix, LoadError> {
         let name = format!("{}{name}.weight", self.prefix);
-        match self.source.load(&name)? {
-            Tensor::Ternary(matrix) => Ok(matrix),
-            Tensor::Dense(dense) => {
-                let reason = format!("stored as {:?} numbers; quantise the model first", dense.dtype());
-                Err(CheckpointError::NotTernary { name, reason }.into())
-            }
-        }
+        Ok(self.matrices.remove(&name).ok_or(CheckpointError::MissingTensor { name })?)
     }
 
     fn upload(&mut self, matrix: &TernaryMatrix) -> Result<D::Linear, LoadError> {

@@ -70,8 +70,12 @@ impl TernaryMatrix {
             if !n_cols.is_multiple_of(4) {
                 packed[row_bytes - 1] &= (1u8 << (2 * (n_cols % 4))) - 1;
             }
-            if let Some(byte) = packed.iter().position(|&byte| byte & (byte >> 1) & 0x55 != 0) {
-                let slot = (packed[byte] & (packed[byte] >> 1) & 0x55).trailing_zeros() as usize / 2;
+            // All bytes first, which is fast; where one is wrong, only then.
+            if packed.iter().fold(0, |wrong, &byte| wrong | code_three(byte)) == 0 {
+                continue;
+            }
+            if let Some(byte) = packed.iter().position(|&byte| code_three(byte) != 0) {
+                let slot = code_three(packed[byte]).trailing_zeros() as usize / 2;
                 return Err(MatrixError::CodeThree { row, column: byte * 4 + slot });
             }
         }
@@ -84,12 +88,24 @@ impl TernaryMatrix {
         check_length("trits", n_rows.saturating_mul(n_cols), trits.len())?;
         let mut codes = Vec::with_capacity(n_rows * Self::row_bytes(n_cols));
         for (row, values) in trits.chunks_exact(n_cols).enumerate() {
-            if let Some(column) = values.iter().position(|trit| !(-1..=1).contains(trit)) {
+            // All values first, as in `from_codes`.
+            let is_trit = |trit: &i8| (-1..=1).contains(trit);
+            if values.iter().fold(true, |all, trit| all & is_trit(trit)) {
+                Self::pack_row(values, &mut codes);
+            } else if let Some(column) = values.iter().position(|trit| !is_trit(trit)) {
                 return Err(MatrixError::NotATrit { row, column, value: values[column] });
             }
-            pack_row(values, &mut codes);
         }
         Self::from_codes(n_rows, n_cols, codes, scales)
+    }
+
+    /// Appends one row of trits as [`Self::from_codes`] takes it.
+    pub fn pack_row(trits: &[i8], codes: &mut Vec<u8>) {
+        let (fours, rest) = trits.as_chunks::<4>();
+        codes.extend(fours.iter().map(|four| join_codes(u32::from_le_bytes(four.map(|trit| (trit + 1) as u8)))));
+        if !rest.is_empty() {
+            codes.push(rest.iter().enumerate().fold(0, |byte, (slot, &trit)| byte | (((trit + 1) as u8) << (2 * slot))));
+        }
     }
 
     /// Bytes of codes and scales.
@@ -216,7 +232,7 @@ impl TernaryMatrix {
             }
         }
         let scales = if groups == 1 { Scales::Row(scales) } else { Scales::Group { group_size, scales } };
-        let codes = parts.iter().flat_map(|part| part.codes.iter().copied()).collect();
+        let codes = parts.iter().map(|part| part.codes.as_slice()).collect::<Vec<_>>().concat();
         Ok(Self { n_rows, n_cols: first.n_cols, codes, scales })
     }
 
@@ -238,10 +254,14 @@ impl TernaryMatrix {
     }
 }
 
-fn pack_row(trits: &[i8], codes: &mut Vec<u8>) {
-    codes.extend(
-        trits.chunks(4).map(|chunk| chunk.iter().enumerate().fold(0u8, |byte, (slot, &trit)| byte | (((trit + 1) as u8) << (2 * slot)))),
-    );
+/// The low bit of each code 3 in a byte.
+fn code_three(byte: u8) -> u8 {
+    byte & (byte >> 1) & 0x55
+}
+
+/// Four codes, one in the low bits of each byte, as one byte.
+pub(crate) fn join_codes(codes: u32) -> u8 {
+    (codes | (codes >> 6) | (codes >> 12) | (codes >> 18)) as u8
 }
 
 fn same_bits(a: f32, b: f32) -> bool {

@@ -17,23 +17,31 @@ pub(super) fn dense_type(ggml_type: GgmlType) -> DenseType {
     }
 }
 
-/// Appends the elements of whole blocks to `out`, little-endian in [`dense_type`].
-pub(super) fn decode(ggml_type: GgmlType, blocks: &[u8], out: &mut Vec<u8>) {
+/// Decodes whole blocks that stand at the end of `buffer` to fill it with their elements, little-endian in [`dense_type`].
+pub(super) fn decode(ggml_type: GgmlType, buffer: &mut [u8]) {
     match ggml_type {
-        GgmlType::Q4_0 => expand::<18, 32>(blocks, out, q4_0),
-        GgmlType::Q8_0 => expand::<34, 32>(blocks, out, q8_0),
-        GgmlType::Q4K => expand::<144, 256>(blocks, out, q4_k),
-        GgmlType::Q5K => expand::<176, 256>(blocks, out, q5_k),
-        GgmlType::Q6K => expand::<210, 256>(blocks, out, q6_k),
-        _ => out.extend_from_slice(blocks),
+        GgmlType::Q4_0 => expand::<18, 32>(buffer, q4_0),
+        GgmlType::Q8_0 => expand::<34, 32>(buffer, q8_0),
+        GgmlType::Q4K => expand::<144, 256>(buffer, q4_k),
+        GgmlType::Q5K => expand::<176, 256>(buffer, q5_k),
+        GgmlType::Q6K => expand::<210, 256>(buffer, q6_k),
+        // As long as its elements, which it is.
+        _ => {}
     }
 }
 
-fn expand<const BYTES: usize, const WEIGHTS: usize>(blocks: &[u8], out: &mut Vec<u8>, decode: fn(&[u8; BYTES], &mut [f32; WEIGHTS])) {
-    let mut values = [0.0; WEIGHTS];
-    for block in blocks.as_chunks::<BYTES>().0 {
-        decode(block, &mut values);
-        out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+/// A block is shorter than its elements, so what block i becomes ends before block i + 1 begins.
+fn expand<const BYTES: usize, const WEIGHTS: usize>(buffer: &mut [u8], decode: fn(&[u8; BYTES], &mut [f32; WEIGHTS])) {
+    const { assert!(BYTES < WEIGHTS * size_of::<f32>()) };
+    let out_bytes = WEIGHTS * size_of::<f32>();
+    let n_blocks = buffer.len() / out_bytes;
+    let first = buffer.len() - n_blocks * BYTES;
+    let (mut block, mut values) = ([0; BYTES], [0.0; WEIGHTS]);
+    for index in 0..n_blocks {
+        block.copy_from_slice(&buffer[first + index * BYTES..][..BYTES]);
+        decode(&block, &mut values);
+        let out = buffer[index * out_bytes..][..out_bytes].as_chunks_mut().0;
+        out.iter_mut().zip(values).for_each(|(out, value): (&mut [u8; 4], f32)| *out = value.to_le_bytes());
     }
 }
 
@@ -122,9 +130,27 @@ mod tests {
     use super::*;
 
     fn decoded(ggml_type: GgmlType, block: &[u8]) -> Vec<f32> {
-        let mut out = Vec::new();
-        decode(ggml_type, block, &mut out);
+        let (n_weights, _) = ggml_type.block().expect("a block type");
+        let mut out = vec![0; n_weights as usize * 4 - block.len()];
+        out.extend_from_slice(block);
+        decode(ggml_type, &mut out);
         out.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    }
+
+    #[test]
+    fn blocks_decode_in_place_as_each_does_alone() {
+        for ggml_type in [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K] {
+            let (_, block_bytes) = ggml_type.block().expect("a block type");
+            // Every f16 in them is finite: no byte has the five bits of the exponent set.
+            let blocks: Vec<u8> = (0..5 * block_bytes as usize).map(|i| (i * 37 % 120) as u8).collect();
+            let alone: Vec<f32> = blocks.chunks(block_bytes as usize).flat_map(|block| decoded(ggml_type, block)).collect();
+            let (n_weights, _) = ggml_type.block().expect("a block type");
+            let mut buffer = vec![0xff; 5 * n_weights as usize * 4 - blocks.len()];
+            buffer.extend_from_slice(&blocks);
+            decode(ggml_type, &mut buffer);
+            let together: Vec<f32> = buffer.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            assert_eq!(together, alone, "{ggml_type:?}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod model_config;
 mod names;
 mod read;
 mod row_order;
+mod rows;
 mod source;
 mod stored_bytes;
 mod ternary;

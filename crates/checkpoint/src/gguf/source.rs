@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_ternary::layout::i2_s::I2sLayout;
 use bitnet_ternary::layout::i2_s_detect::{self, Detection, FeaturePair, PackedMatrix};
@@ -14,6 +14,7 @@ use super::extent::Extent;
 use super::ggml_type::{self, FileEvidence, GgmlType};
 use super::model_config::{self, TensorFacts};
 use super::read::{self, Container, TensorEntry};
+use super::rows::GgufRows;
 use super::stored_bytes::StoredBytes;
 use super::ternary::{self, TernaryForm};
 use super::{dense, keys, malformed, names, row_order, vocabulary};
@@ -22,6 +23,7 @@ use crate::error::CheckpointError;
 use crate::limits;
 use crate::note::Note;
 use crate::open::{StoredFormat, TensorInfo};
+use crate::rows::{RowSource, read_all};
 use crate::tensor::{DenseTensor, Tensor};
 use crate::tokenizer_files::TokenizerFiles;
 
@@ -46,7 +48,7 @@ pub struct GgufOptions {
 /// An opened GGUF model.
 #[derive(Debug)]
 pub struct GgufSource {
-    bytes: StoredBytes,
+    bytes: Arc<StoredBytes>,
     options: GgufOptions,
     config: ModelConfig,
     tokenizer_files: TokenizerFiles,
@@ -100,7 +102,7 @@ impl GgufSource {
         let activations_unstated = config.activation_policy == ActivationPolicy::Unquantised
             && metadata.string(keys::BITNET_ACTIVATION_POLICY)?.is_none()
             && places.iter().any(is_open);
-        let detection = OnceLock::new();
+        let (bytes, detection) = (Arc::new(bytes), OnceLock::new());
         Ok(Self { bytes, options, config, tokenizer_files, tensors, places, interleaved_rows, activations_unstated, detection })
     }
 
@@ -146,13 +148,26 @@ impl GgufSource {
                 None => matrix,
             }));
         }
-        let bytes = self.load_dense(name, place)?;
+        let stored = read_all(&self.dense_rows(name, place)?)?;
         let bytes = match order {
-            Some(order) => row_order::reordered(&bytes, &order),
-            None => bytes,
+            Some(order) => row_order::reordered(stored.bytes(), &order),
+            None => stored.into_bytes(),
         };
         let dense = DenseTensor::from_bytes(place.shape.clone(), dense::dense_type(place.ggml_type), bytes);
         dense.map(Tensor::Dense).ok_or_else(|| CheckpointError::tensor(name, "its bytes do not match its shape"))
+    }
+
+    /// The rows of a dense tensor that no order of rows is undone for: an embedding or head. `None` if it is ternary.
+    pub(crate) fn rows(&self, name: &str) -> Result<Option<Arc<dyn RowSource>>, CheckpointError> {
+        let place = self.places.get(name).ok_or_else(|| CheckpointError::MissingTensor { name: name.into() })?;
+        if place.ggml_type.is_ternary() || TensorRole::of(name) != TensorRole::Table {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(self.dense_rows(name, place)?)))
+    }
+
+    fn dense_rows(&self, name: &str, place: &Place) -> Result<GgufRows, CheckpointError> {
+        GgufRows::new(name, (&self.bytes, place.extent), &place.shape, place.ggml_type)
     }
 
     /// What is known of the order of I2_S codes; `None` if no tensor is I2_S. Reads three tensors the first time.
@@ -206,21 +221,6 @@ impl GgufSource {
         let bytes = self.bytes.read(name, scale)?;
         let factor = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         scaled(&matrix, factor).map_err(|source| CheckpointError::Matrix { name: name.into(), source })
-    }
-
-    fn load_dense(&self, name: &str, place: &Place) -> Result<Vec<u8>, CheckpointError> {
-        let n_elements: usize = place.shape.iter().product();
-        let mut out = Vec::with_capacity(n_elements * dense::dense_type(place.ggml_type).size_bytes());
-        let block_bytes = place.ggml_type.block().map_or(1, |(_, bytes)| bytes);
-        let chunk_bytes = (limits::GGUF_CHUNK_BYTES as u64).next_multiple_of(block_bytes);
-        let mut start = place.extent.start();
-        while start < place.extent.end() {
-            let size = chunk_bytes.min(place.extent.end() - start);
-            let extent = Extent::new(start, size).ok_or_else(|| malformed(name, "its place wraps"))?;
-            dense::decode(place.ggml_type, &self.bytes.read(name, extent)?, &mut out);
-            start = extent.end();
-        }
-        Ok(out)
     }
 }
 

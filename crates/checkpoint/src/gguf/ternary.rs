@@ -38,6 +38,11 @@ pub(super) struct TernaryForm<'a> {
 pub(super) fn decode(form: TernaryForm<'_>, bytes: &[u8]) -> Result<TernaryMatrix, CheckpointError> {
     let TernaryForm { name, ggml_type, n_rows, n_cols, i2s_layout } = form;
     let matrix = |source| CheckpointError::Matrix { name: name.into(), source };
+    if ggml_type == GgmlType::I2S && n_cols.is_multiple_of(4) {
+        let mut codes = vec![0; n_rows * n_cols / 4];
+        let scale = i2_s::repack(i2s_layout, bytes, n_cols, &mut codes).map_err(|error| layout_error(name, error))?;
+        return TernaryMatrix::from_codes(n_rows, n_cols, codes, Scales::Tensor(scale)).map_err(matrix);
+    }
     if ggml_type == GgmlType::I2S {
         let mut trits = vec![0; n_rows * n_cols];
         let scale = i2_s::unpack(i2s_layout, bytes, n_cols, &mut trits).map_err(|error| layout_error(name, error))?;
@@ -53,8 +58,7 @@ pub(super) fn decode(form: TernaryForm<'_>, bytes: &[u8]) -> Result<TernaryMatri
         let trits = &mut trits[..scales.len() * block_weights];
         unpack(ggml_type, bytes, trits, scales).map_err(|error| layout_error(name, error))?;
         for row in trits.chunks_exact(n_cols) {
-            let byte = |trits: &[i8]| trits.iter().enumerate().fold(0u8, |byte, (slot, &trit)| byte | (((trit + 1) as u8) << (2 * slot)));
-            codes.extend(row.chunks(4).map(byte));
+            TernaryMatrix::pack_row(row, &mut codes);
         }
     }
     let scales = Scales::Group { group_size: block_weights, scales };

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -21,7 +22,7 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The tensors of a folder, with the files open.
 #[derive(Debug)]
 pub(crate) struct TensorSet {
-    shards: Vec<PositionedFile>,
+    shards: Vec<Arc<PositionedFile>>,
     tensors: Vec<StoredTensor>,
 }
 
@@ -47,6 +48,11 @@ impl TensorSet {
         &self.tensors
     }
 
+    /// The file that holds one of them.
+    pub(crate) fn file(&self, tensor: &StoredTensor) -> Arc<PositionedFile> {
+        Arc::clone(&self.shards[tensor.shard])
+    }
+
     /// The bytes of one of them.
     pub(crate) fn read(&self, tensor: &StoredTensor) -> Result<Vec<u8>, CheckpointError> {
         self.shards[tensor.shard].read_at(tensor.offset, tensor.size_bytes)
@@ -60,7 +66,7 @@ impl TensorSet {
 
     fn open_single(file: PositionedFile) -> Result<Self, CheckpointError> {
         let tensors = read_header(&file)?;
-        Ok(Self { shards: vec![file], tensors })
+        Ok(Self { shards: vec![Arc::new(file)], tensors })
     }
 
     fn open_sharded(folder: &Path, bytes: &[u8]) -> Result<Self, CheckpointError> {
@@ -80,7 +86,7 @@ impl TensorSet {
                 tensor.shard = set.shards.len();
                 set.tensors.push(tensor);
             }
-            set.shards.push(file);
+            set.shards.push(Arc::new(file));
         }
         match shard_of.iter().min() {
             Some((name, shard)) => Err(index_error("weight_map", format!("tensor {} is not in {}", shown(name), shown(shard)))),

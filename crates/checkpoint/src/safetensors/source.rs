@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use ::safetensors::Dtype;
 use bitnet_ternary::TernaryMatrix;
@@ -18,6 +19,7 @@ use crate::hf_names::{self, Part};
 use crate::json::{self, Fields, shown};
 use crate::open::{StoredFormat, TensorInfo};
 use crate::positioned::read_small_file;
+use crate::rows::{FileRows, RowSource};
 use crate::tensor::{DenseTensor, DenseType, Tensor};
 use crate::tokenizer_files::TokenizerFiles;
 use crate::{hf_tokenizer, limits, mlx, quantise};
@@ -142,6 +144,14 @@ impl HfSource {
                 canonical(mlx::unpack(name, shape, group_size, mlx::Groups { words, scales: scales?, biases: biases? }))
             }
         }
+    }
+
+    /// The rows of the tensor at `index` of [`Self::tensors`], where they are stored as numbers of a table.
+    pub(crate) fn rows(&self, index: usize) -> Result<Option<Arc<dyn RowSource>>, CheckpointError> {
+        let (name, place) = (&self.tensors[index].name, &self.places[index]);
+        let (Encoding::DenseOrTernary(dtype), Some(weight)) = (place.encoding, &place.parts.weight) else { return Ok(None) };
+        let shape = matrix_shape(name, &place.shape)?;
+        Ok(Some(Arc::new(FileRows { file: self.set.file(weight), offset: weight.offset, shape, dtype })))
     }
 
     fn dense(&self, name: &str, place: &Place, dtype: DenseType) -> Result<DenseTensor, CheckpointError> {

@@ -71,7 +71,8 @@ impl<T: Plain> Memory<T> {
     }
 }
 
-/// Anonymous pages for `size_bytes`, starting on a huge page and marked for huge pages.
+/// Anonymous pages for `size_bytes`, starting on a huge page and marked for huge pages as far as they fill them: what is left would
+/// take a whole one, and a model has hundreds of arrays.
 #[cfg(target_os = "linux")]
 fn pages(size_bytes: usize) -> Result<(NonNull<u8>, Origin), OutOfMemory> {
     let mapped = size_bytes.checked_next_multiple_of(HUGE_PAGE).and_then(|size| size.checked_add(HUGE_PAGE));
@@ -83,8 +84,10 @@ fn pages(size_bytes: usize) -> Result<(NonNull<u8>, Origin), OutOfMemory> {
     let offset = base.as_ptr().cast::<u8>().align_offset(HUGE_PAGE);
     assert!(offset < HUGE_PAGE, "a byte pointer can be aligned");
     let start = base.as_ptr().cast::<u8>().wrapping_add(offset);
-    // SAFETY: [start, start + mapped − HUGE_PAGE) lies in the mapping since offset < HUGE_PAGE. It is advice: failure is harmless.
-    unsafe { libc::madvise(start.cast(), mapped - HUGE_PAGE, libc::MADV_HUGEPAGE) };
+    let filled = size_bytes / HUGE_PAGE * HUGE_PAGE;
+    // SAFETY: [start, start + filled) lies in the mapping: offset < HUGE_PAGE and filled <= mapped − HUGE_PAGE. It is advice: failure is
+    // harmless.
+    unsafe { libc::madvise(start.cast(), filled, libc::MADV_HUGEPAGE) };
     let start = NonNull::new(start).ok_or(OutOfMemory { size_bytes })?;
     Ok((start, Origin::Pages { base, size_bytes: mapped }))
 }

@@ -12,8 +12,8 @@ use bitnet_ternary::quantise;
 use crate::attention::{AttentionStep, KvRow, KvRows, KvStore, gather_key};
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
-use crate::table::DenseRows;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
 /// `quantise::absmax` of one row, with its sums and zero padding.
@@ -138,7 +138,7 @@ fn unpack_trits(tile: &[[u8; BLOCK_BYTES]], row: usize, trits: &mut [f32]) {
 
 /// Products with one thread's rows of a dense table.
 #[inline(always)]
-pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let columns = out.range();
     if scratch.row.len() < table.k {
         scratch.row.resize(table.k, 0.0);
@@ -213,15 +213,19 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
     codes.clear();
     codes.resize(out.fine.len() / FINE_BYTES * BLOCK_COLUMNS, 0);
     let mut sums = [[0.0f32; numerics::LANES]; 3];
-    for (values, codes) in row.chunks(numerics::LANES).zip(codes.chunks_mut(numerics::LANES)) {
-        for (lane, (&value, code)) in values.iter().zip(codes).enumerate() {
-            let level = (value * inverse_scale + 0.5 * LEVELS).clamp(0.0, LEVELS - 1.0) as u8;
-            let coarse = value - scale * (f32::from(level & !3) - 30.0);
-            let fine = value - scale * (f32::from(level) - 31.5);
-            *code = level;
-            sums[0][lane] += value * value;
-            sums[1][lane] += coarse * coarse;
-            sums[2][lane] += fine * fine;
+    let (whole, rest) = row.as_chunks::<{ numerics::LANES }>();
+    let (codes_of_whole, codes_of_rest) = codes.as_chunks_mut::<{ numerics::LANES }>().0.split_at_mut(whole.len());
+    for (values, codes) in whole.iter().zip(codes_of_whole) {
+        add_levels(values, (scale, inverse_scale), codes, &mut sums);
+    }
+    if let Some(codes) = codes_of_rest.first_mut().filter(|_| !rest.is_empty()) {
+        // Codes behind the last column meet activations of 0, and errors there are none of the row's.
+        let mut values = [0.0; numerics::LANES];
+        values[..rest.len()].copy_from_slice(rest);
+        let mut sums_of_rest = [[0.0f32; numerics::LANES]; 3];
+        add_levels(&values, (scale, inverse_scale), codes, &mut sums_of_rest);
+        for (sums, sums_of_rest) in sums.iter_mut().zip(sums_of_rest) {
+            sums.iter_mut().zip(sums_of_rest).take(rest.len()).for_each(|(sum, of_rest)| *sum += of_rest);
         }
     }
     for (unit, codes) in codes.as_chunks::<COARSE_COLUMNS>().0.iter().enumerate() {
@@ -241,6 +245,28 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
     // Every norm is rounded upwards: its sum has few additions a lane, and a difference may lose half a unit of the weight.
     let upwards = |length: f32| (length + norm * f32::EPSILON) * (1.0 + 1.0 / 1024.0) + f32::MIN_POSITIVE;
     RowBound { scale, norm: upwards(norm), coarse_error: upwards(coarse_error), fine_error: upwards(fine_error) }
+}
+
+/// Codes of some weights, and what they add to ‖w‖², and to ‖w − ŵ‖² of the coarse plane and of both.
+#[inline(always)]
+fn add_levels(
+    values: &[f32; numerics::LANES],
+    (scale, inverse_scale): (f32, f32),
+    codes: &mut [u8; numerics::LANES],
+    sums: &mut [[f32; numerics::LANES]; 3],
+) {
+    /// Added to a small number, it leaves its integer part, rounded, in the lowest bits: a conversion that every compiler vectorises.
+    const INTEGER: f32 = (3u32 << 22) as f32;
+    for (lane, (&value, code)) in values.iter().zip(codes).enumerate() {
+        let level = (value * inverse_scale + 0.5 * (LEVELS - 1.0)).clamp(0.0, LEVELS - 1.0) + INTEGER;
+        let coarse_level = f32::from_bits(level.to_bits() & !3);
+        let coarse = value - scale * (coarse_level - INTEGER - 30.0);
+        let fine = value - scale * (level - INTEGER - 31.5);
+        *code = level.to_bits() as u8 & (LEVELS as u8 - 1);
+        sums[0][lane] += value * value;
+        sums[1][lane] += coarse * coarse;
+        sums[2][lane] += fine * fine;
+    }
 }
 
 /// Σ code·q of four rows of the coarse plane, for each token.
@@ -276,7 +302,7 @@ pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUM
 
 /// One exact logit.
 #[inline(always)]
-pub(super) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+pub(super) fn dot_row(x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
     if scratch.row.len() < head.k {
         scratch.row.resize(head.k, 0.0);
     }

@@ -7,8 +7,8 @@ use crate::arch::portable;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
-use crate::table::DenseRows;
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
 /// Portable kernels.
@@ -47,7 +47,7 @@ impl Kernels for Scalar {
         portable::linear_f32(x, weights, store, out, scratch);
     }
 
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         portable::logits(x, table, out, scratch);
     }
 
@@ -65,7 +65,7 @@ impl Kernels for Scalar {
 
     fn prefetch(&self, _bytes: &[u8]) {}
 
-    fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+    fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
         portable::dot_row(x, head, row, scratch)
     }
 

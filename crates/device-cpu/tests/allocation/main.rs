@@ -4,10 +4,11 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bitnet_checkpoint::Checkpoint;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Rope, RopeScaling};
-use bitnet_checkpoint::{DenseTensor, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
@@ -36,10 +37,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-const HEADS: (usize, usize, usize) = (4, 2, 32);
-const WIDTH: usize = 128;
-const HIDDEN: usize = 200;
-const VOCABULARY: usize = 77;
+const HEADS: (usize, usize, usize) = (8, 2, 32);
+const WIDTH: usize = 256;
+const HIDDEN: usize = 300;
+const VOCABULARY: usize = 512;
+/// A model whose head is of this width and vocabulary.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-llama-bitlinear");
 
 /// Everything one layer and the head need.
 struct Fixture {
@@ -61,14 +64,15 @@ fn weights(n: usize, k: usize, group_size: usize) -> TernaryMatrix {
 }
 
 impl Fixture {
-    fn new(policy: ActivationPolicy) -> Self {
-        let mut device = CpuDevice::new(CpuOptions { n_threads: Some(3), ..CpuOptions::default() }).expect("a device");
-        let values: Vec<f32> = (0..VOCABULARY * WIDTH).map(|i| (i % 17) as f32 - 8.0).collect();
-        let table = DenseTensor::from_f32(vec![VOCABULARY, WIDTH], &values).expect("shape");
+    fn new(policy: ActivationPolicy, resident_table_bytes_max: usize) -> Self {
+        let options = CpuOptions { n_threads: Some(3), resident_table_bytes_max, ..CpuOptions::default() };
+        let mut device = CpuDevice::new(options).expect("a device");
+        let checkpoint = Checkpoint::open(Path::new(MODEL)).expect("the model opens");
+        let table = checkpoint.table("lm_head.weight").expect("a head");
         let layout = KvLayout { n_layers: 1, n_kv_heads: HEADS.1, head_dim: HEADS.2, n_blocks: 4, kv_type: KvType::F16 };
         let hidden = |device: &mut CpuDevice, width| device.hidden(8, width).expect("memory");
         Self {
-            table: device.table(&Tensor::Dense(table), TableUse::Head).expect("memory"),
+            table: device.table(table, TableUse::Head).expect("memory"),
             norm: [Norm { weight: device.vector(&[1.0; WIDTH]).expect("memory"), epsilon: 1e-5 }],
             qkv_weights: device.linear(&weights((HEADS.0 + 2 * HEADS.1) * HEADS.2, WIDTH, 32), policy).expect("memory"),
             up_weights: device.linear(&weights(2 * HIDDEN, WIDTH, WIDTH), policy).expect("memory"),
@@ -105,8 +109,10 @@ impl Fixture {
 #[test]
 fn step_after_warm_up_allocates_nothing() {
     let rope = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, HEADS.2);
-    for policy in [ActivationPolicy::Int8PerToken, ActivationPolicy::Unquantised] {
-        let mut fixture = Fixture::new(policy);
+    // A head in memory, and one on file.
+    let cases = [(ActivationPolicy::Int8PerToken, usize::MAX), (ActivationPolicy::Unquantised, 0)];
+    for (policy, resident_table_bytes_max) in cases {
+        let mut fixture = Fixture::new(policy, resident_table_bytes_max);
         let mut best = Vec::with_capacity(8);
         for n_tokens in [8, 1, 3] {
             let steps = [0, 20].map(|first_position| {

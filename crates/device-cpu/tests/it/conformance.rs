@@ -5,7 +5,7 @@ use bitnet_model::conformance;
 
 /// Each instruction set of this processor.
 fn options(n_threads: usize) -> impl Iterator<Item = CpuOptions> {
-    let all = IsaChoice::NAMED.map(|isa| CpuOptions { n_threads: Some(n_threads), isa });
+    let all = IsaChoice::NAMED.map(|isa| CpuOptions { n_threads: Some(n_threads), isa, ..CpuOptions::default() });
     all.into_iter().filter(|options| CpuDevice::new(*options).is_ok())
 }
 

@@ -1,7 +1,7 @@
 //! The published models, run by us, give what an independent implementation gives; and a model with a planted bug does not.
 
 use bitnet_checkpoint::config::Activation;
-use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, Tensor};
+use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, StoredTable, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::{RunnerOptions, Session, TransformerRunner, WeightSource};
 use bitnet_ternary::TernaryMatrix;
@@ -98,6 +98,10 @@ impl WeightSource for Planted<'_> {
             Tensor::Ternary(matrix) => Tensor::Ternary(self.misread(matrix)),
             dense => dense,
         })
+    }
+
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError> {
+        self.load(name).map(StoredTable::from)
     }
 }
 

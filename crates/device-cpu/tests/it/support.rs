@@ -1,19 +1,43 @@
 //! Devices under test, inputs that hurt, and the comparison: bits, never tolerance.
 
+use std::ops::Range;
+
 use bitnet_checkpoint::config::ActivationPolicy;
-use bitnet_checkpoint::{DenseTensor, Tensor};
+use bitnet_checkpoint::{CheckpointError, DenseTensor, DenseType, RowSource, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice};
 use bitnet_model::TokenId;
 use bitnet_model::device::{Device, TableUse};
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
-/// Every instruction set that the processor has, with several numbers of threads.
+/// A table that is not in memory, as far as a device knows.
+#[derive(Debug)]
+pub(crate) struct Elsewhere(pub(crate) DenseTensor);
+
+impl RowSource for Elsewhere {
+    fn n_rows(&self) -> usize {
+        self.0.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.0.n_cols()
+    }
+
+    fn dtype(&self) -> DenseType {
+        self.0.dtype()
+    }
+
+    fn read_rows(&self, rows: Range<usize>, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        self.0.read_rows(rows, bytes)
+    }
+}
+
+/// Every instruction set that the processor has, with several numbers of threads; no table is kept in memory that is not there.
 pub(crate) fn devices(threads: &[usize]) -> Vec<CpuDevice> {
     let mut devices = Vec::new();
     for &n_threads in threads {
         for isa in IsaChoice::NAMED {
-            devices.extend(CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa }));
+            devices.extend(CpuDevice::new(CpuOptions { n_threads: Some(n_threads), isa, resident_table_bytes_max: 0 }));
         }
     }
     assert!(devices.len() >= threads.len(), "scalar always exists");
@@ -118,7 +142,7 @@ pub(crate) fn scales(n_rows: usize, n_cols: usize, group: Option<usize>, noise: 
 pub(crate) fn upload<D: Device>(device: &mut D, values: &[f32], width: usize) -> D::Hidden {
     let n_rows = values.len() / width;
     let table = DenseTensor::from_f32(vec![n_rows, width], values).expect("whole rows");
-    let table = device.table(&Tensor::Dense(table), TableUse::Embedding).expect("memory");
+    let table = device.table(Tensor::Dense(table).into(), TableUse::Embedding).expect("memory");
     let mut hidden = device.hidden(n_rows, width).expect("memory");
     let token_ids: Vec<TokenId> = (0..n_rows as u32).map(TokenId).collect();
     device.embed(&table, &token_ids, &mut hidden).expect("embed");

@@ -1,17 +1,23 @@
 //! `embed`, `logits` and `argmax` against the reference.
 
-use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
+use std::sync::Arc;
+
+use bitnet_checkpoint::{DenseTensor, DenseType, StoredTable, Tensor};
 use bitnet_model::TokenId;
+use bitnet_model::batch::BestLogits;
 use bitnet_model::device::{Device, TableUse};
 use bitnet_ternary::TernaryMatrix;
 use half::{bf16, f16};
 
-use crate::support::{Noise, assert_equal_on_all, devices, reference, scales, upload};
+use crate::support::{Elsewhere, Noise, assert_bits, assert_equal_on_all, devices, reference, scales, upload};
 
 /// Logits of `x` against `table`, then the embedding of its last and first row.
 fn head<D: Device>(device: &mut D, table: &Tensor, x: &[f32]) -> Vec<f32> {
     let shape = table.shape();
-    let (n, k) = (shape[0], shape[1]);
+    stored_head(device, table.clone().into(), (shape[0], shape[1]), x)
+}
+
+fn stored_head<D: Device>(device: &mut D, table: StoredTable, (n, k): (usize, usize), x: &[f32]) -> Vec<f32> {
     let mut table = device.table(table, TableUse::Head).expect("memory");
     let x = upload(device, x, k);
     let m = device.finish(&x).expect("finish").len() / k;
@@ -50,6 +56,42 @@ fn logits_of_dense_tables_equal_reference() {
             }
         }
     }
+}
+
+#[test]
+fn logits_of_tables_that_are_not_in_memory_equal_reference() {
+    let mut devices = devices(&[1, 3]);
+    let mut noise = Noise(14);
+    // Rows of which a block holds many, some, and fewer than a tile.
+    for (dtype, n, k) in [(DenseType::Bf16, 2000, 140), (DenseType::F16, 150, 1040), (DenseType::F32, 23, 20_000)] {
+        for m in [1, 3] {
+            let table = dense(n, k, dtype, &noise.floats(n * k));
+            let x = noise.floats(m * k);
+            let mut reference = reference();
+            let expected = head(&mut reference, &table, &x);
+            let best = BestLogits { n: n / 20, within: 0.0 };
+            for device in &mut devices {
+                let description = device.describe();
+                let stored = || {
+                    let Tensor::Dense(dense) = table.clone() else { panic!("dense") };
+                    StoredTable::Dense(Arc::new(Elsewhere(dense)))
+                };
+                assert_bits(&stored_head(device, stored(), (n, k), &x), &expected, &format!("{description:?}: {dtype:?} {n}x{k} m {m}"));
+                let resident = best_logits(device, table.clone().into(), (n, k), &x, best);
+                let read = best_logits(device, stored(), (n, k), &x, best);
+                assert_bits(&read, &resident, &format!("{description:?}: best of {dtype:?} {n}x{k} m {m}"));
+            }
+        }
+    }
+}
+
+fn best_logits<D: Device>(device: &mut D, table: StoredTable, (n, k): (usize, usize), x: &[f32], best: BestLogits) -> Vec<f32> {
+    let mut table = device.table(table, TableUse::Head).expect("memory");
+    let x = upload(device, x, k);
+    let m = device.finish(&x).expect("finish").len() / k;
+    let mut logits = device.hidden(m, n).expect("memory");
+    device.logits(&x, &mut table, &vec![Some(best); m], &mut logits).expect("logits");
+    device.finish(&logits).expect("finish").to_vec()
 }
 
 #[test]

@@ -298,7 +298,7 @@ fn best_logits<D: Device>(device: &mut D, head: &Tensor, k: usize, best: BestLog
     const N_TOKENS: usize = 6;
     let run = |device: &mut D| {
         let x = filled(device, &random_values(N_TOKENS * k, 63), k)?;
-        let mut table = device.table(head, TableUse::Head)?;
+        let mut table = device.table(head.clone().into(), TableUse::Head)?;
         let mut logits = device.hidden(N_TOKENS, head.shape()[0])?;
         device.logits(&x, &mut table, &[Some(best); N_TOKENS], &mut logits)?;
         Ok::<_, crate::device::DeviceError>(device.finish(&logits)?.to_vec())
@@ -329,7 +329,7 @@ fn head_outputs<D: Device>(device: &mut D, head: &Tensor, k: usize, rows: &[usiz
     let run = |device: &mut D| {
         let x = filled(device, &random_values(5 * k, 61), k)?;
         let norm = Norm { weight: device.vector(&random_values(k, 62))?, epsilon: 1e-5 };
-        let mut table = device.table(head, TableUse::Head)?;
+        let mut table = device.table(head.clone().into(), TableUse::Head)?;
         let mut normed = device.hidden(5, k)?;
         device.final_norm(&x, &norm, rows, &mut normed)?;
         let mut logits = device.hidden(5, n_vocab)?;
@@ -348,7 +348,7 @@ fn head_outputs<D: Device>(device: &mut D, head: &Tensor, k: usize, rows: &[usiz
 fn filled<D: Device>(device: &mut D, values: &[f32], width: usize) -> Result<D::Hidden, crate::device::DeviceError> {
     let n_rows = values.len() / width;
     let table = DenseTensor::from_f32(vec![n_rows, width], &values[..n_rows * width]).expect("whole rows");
-    let table = device.table(&Tensor::Dense(table), TableUse::Embedding)?;
+    let table = device.table(Tensor::Dense(table).into(), TableUse::Embedding)?;
     let mut hidden = device.hidden(n_rows, width)?;
     let token_ids: Vec<TokenId> = (0..n_rows as u32).map(TokenId).collect();
     device.embed(&table, &token_ids, &mut hidden)?;

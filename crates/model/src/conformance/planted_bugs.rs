@@ -3,8 +3,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bitnet_checkpoint::Tensor;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_checkpoint::{StoredTable, Tensor};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::batch::{BestLogits, Step};
@@ -79,7 +79,7 @@ impl Device for Planted {
         self.inner.linear(&self.misread(weights), policy)
     }
 
-    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<Tensor, DeviceError> {
+    fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<Tensor, DeviceError> {
         self.inner.table(rows, table_use)
     }
 

@@ -5,7 +5,7 @@
 //! out as a real = trit × scale. Source: huggingface/transformers:src/transformers/integrations/bitnet.py (pack_weights,
 //! unpack_weights).
 
-use crate::matrix::{MatrixError, Scales, TernaryMatrix};
+use crate::matrix::{MatrixError, Scales, TernaryMatrix, join_codes};
 
 /// Rows that share a byte.
 pub const ROWS_PER_BYTE: usize = 4;
@@ -39,8 +39,12 @@ pub fn unpack(n_rows: usize, n_cols: usize, packed: &[u8], scale: f32) -> Result
     for (row, line) in codes.chunks_exact_mut(row_bytes).enumerate() {
         let shift = 2 * (row / stride);
         let source = &packed[(row % stride) * n_cols..][..n_cols];
-        for (byte, columns) in line.iter_mut().zip(source.chunks(4)) {
-            *byte = columns.iter().enumerate().fold(0, |byte, (slot, &rows)| byte | (((rows >> shift) & 3) << (2 * slot)));
+        let (fours, rest) = source.as_chunks::<4>();
+        for (byte, columns) in line.iter_mut().zip(fours) {
+            *byte = join_codes((u32::from_le_bytes(*columns) >> shift) & 0x0303_0303);
+        }
+        if let Some(byte) = line.get_mut(fours.len()) {
+            *byte = rest.iter().enumerate().fold(0, |byte, (slot, &rows)| byte | (((rows >> shift) & 3) << (2 * slot)));
         }
     }
     TernaryMatrix::from_codes(n_rows, n_cols, codes, Scales::Tensor(scale))

@@ -8,6 +8,7 @@
 //! utils/convert-hf-to-gguf-bitnet.py `quantize_to_i2_s` (always blocks of 128; zeros after the scale).
 
 use super::{LayoutError, check_length, check_trits, has_code_three};
+use crate::matrix::join_codes;
 
 /// Name of the layout, as ggml spells it.
 pub const LAYOUT: &str = "I2_S";
@@ -86,8 +87,27 @@ pub fn unpack(layout: I2sLayout, bytes: &[u8], n_cols: usize, trits: &mut [i8]) 
         let weight = trits.iter().position(|&trit| trit == 2).unwrap_or(0);
         return Err(LayoutError::CodeThree { layout: LAYOUT, weight });
     }
-    let tail = &bytes[codes.len()..];
-    Ok(f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]))
+    Ok(scale(&bytes[codes.len()..]))
+}
+
+fn scale(tail: &[u8]) -> f32 {
+    f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]])
+}
+
+/// `bytes[n/4 + 32]` → canonical codes `[n/4]` (four sequential codes a byte, least significant first) of rows of `n_cols`, which must
+/// be whole bytes, without trits between; returns the scale. Codes 3 are left to whoever makes a matrix of them. Errors: lengths, shape.
+pub fn repack(layout: I2sLayout, bytes: &[u8], n_cols: usize, canonical: &mut [u8]) -> Result<f32, LayoutError> {
+    if !n_cols.is_multiple_of(4) {
+        return Err(LayoutError::PartialBlock { layout: LAYOUT, block_weights: 4, n_weights: n_cols });
+    }
+    let n_codes = check(layout, bytes.len(), n_cols, 4 * canonical.len())?;
+    let run = if layout == I2sLayout::Rows4 { n_cols } else { layout.run_bytes() };
+    for (codes, canonical) in bytes[..n_codes].chunks_exact(run).zip(canonical.chunks_exact_mut(run)) {
+        for (slot, canonical) in canonical.chunks_exact_mut(run / 4).enumerate() {
+            repack_slot(codes, slot, canonical);
+        }
+    }
+    Ok(scale(&bytes[n_codes..]))
 }
 
 /// The inverse of [`unpack`]: the bytes the Python converter writes, zeros after the scale. Errors: lengths, shape, values that
@@ -116,6 +136,13 @@ fn unpack_slots(codes: &[u8], trits: &mut [i8]) {
     }
 }
 
+/// Slot s of `codes[run]` to `canonical[run / 4]`.
+fn repack_slot(codes: &[u8], slot: usize, canonical: &mut [u8]) {
+    for (canonical, codes) in canonical.iter_mut().zip(codes.as_chunks::<4>().0) {
+        *canonical = join_codes((u32::from_le_bytes(*codes) >> (6 - 2 * slot)) & 0x0303_0303);
+    }
+}
+
 /// Number of code bytes, after checking that everything has the length it must have.
 fn check(layout: I2sLayout, n_bytes: usize, n_cols: usize, n_trits: usize) -> Result<usize, LayoutError> {
     if n_cols == 0 || !n_trits.is_multiple_of(n_cols) {
@@ -133,6 +160,21 @@ mod tests {
 
     fn trits(n: usize) -> Vec<i8> {
         (0..n).map(|i| ((i.wrapping_mul(0x9E37_79B9) >> 7) % 3) as i8 - 1).collect()
+    }
+
+    #[test]
+    fn repacked_codes_are_those_of_the_trits() {
+        for layout in I2sLayout::ALL {
+            let (n_rows, n_cols) = (8, 96);
+            let trits = trits(n_rows * n_cols);
+            let mut bytes = vec![0; size_bytes(trits.len()).expect("whole bytes")];
+            pack(layout, &trits, n_cols, 0.25, &mut bytes).expect("packs");
+            let mut canonical = vec![0; trits.len() / 4];
+            assert_eq!(repack(layout, &bytes, n_cols, &mut canonical), Ok(0.25));
+            let unpacked: Vec<i8> = canonical.iter().flat_map(|byte| [0, 2, 4, 6].map(|shift| ((byte >> shift) & 3) as i8 - 1)).collect();
+            assert_eq!(unpacked, trits, "{layout:?}");
+        }
+        assert!(repack(I2sLayout::Blocks64, &[0; 16 + TAIL_BYTES], 2, &mut [0; 16]).is_err(), "rows are not whole bytes");
     }
 
     #[test]

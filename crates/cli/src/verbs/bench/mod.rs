@@ -5,14 +5,14 @@
 mod report;
 mod workload;
 
-use std::cell::Cell;
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
-use bitnet_checkpoint::{CheckpointError, ModelConfig, Tensor, limits, read_config_json};
+use bitnet_checkpoint::{CheckpointError, ModelConfig, StoredTable, Tensor, limits, read_config_json};
 use bitnet_device_cpu::{CpuDevice, RoofMeter, Roofs};
 use bitnet_model::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use bitnet_model::random::{PUBLISHED_SHAPES, RandomWeights};
@@ -114,7 +114,7 @@ impl Bench {
         (device, arguments): (&DeviceArguments, &BenchArguments),
         terminal: &Terminal,
     ) -> anyhow::Result<Self> {
-        let measured = MeasuredSource { source, size_bytes: Cell::new(0) };
+        let measured = MeasuredSource { source, size_bytes: AtomicU64::new(0) };
         let n_sequences = arguments.batch.iter().map(|n_sequences| n_sequences.get()).max().unwrap_or(1);
         let n_context = arguments.n_prompt.max(arguments.n_generate).max(1);
         let n_cached_tokens = n_sequences * workload::blocks_of_a_sequence(n_context) * BLOCK_TOKENS;
@@ -125,7 +125,7 @@ impl Bench {
             DeviceChoice::Reference => None,
             DeviceChoice::Auto | DeviceChoice::Cpu => Some((CpuDevice::new(cpu_options(device))?, RoofMeter::new()?)),
         };
-        Ok(Self { runner, meter, size_bytes: measured.size_bytes.get() })
+        Ok(Self { runner, meter, size_bytes: measured.size_bytes.into_inner() })
     }
 
     /// Runs every workload once unmeasured, then all of them in turn, the roofs between, as often as asked.
@@ -204,7 +204,7 @@ fn check_lengths(arguments: &BenchArguments, config: &ModelConfig) -> anyhow::Re
 /// Passes weights on and adds up the memory they take as they are stored.
 struct MeasuredSource<'a> {
     source: &'a dyn WeightSource,
-    size_bytes: Cell<u64>,
+    size_bytes: AtomicU64,
 }
 
 impl WeightSource for MeasuredSource<'_> {
@@ -214,8 +214,14 @@ impl WeightSource for MeasuredSource<'_> {
 
     fn load(&self, name: &str) -> Result<Tensor, CheckpointError> {
         let tensor = self.source.load(name)?;
-        self.size_bytes.set(self.size_bytes.get() + tensor.size_bytes() as u64);
+        self.size_bytes.fetch_add(tensor.size_bytes() as u64, Ordering::Relaxed);
         Ok(tensor)
+    }
+
+    fn table(&self, name: &str) -> Result<StoredTable, CheckpointError> {
+        let table = self.source.table(name)?;
+        self.size_bytes.fetch_add(table.size_bytes() as u64, Ordering::Relaxed);
+        Ok(table)
     }
 }
 

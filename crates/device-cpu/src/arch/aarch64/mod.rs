@@ -18,7 +18,7 @@ use crate::arch::{Scalar, eight, sixteen};
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
-use crate::table::DenseRows;
+use crate::rows::DenseRows;
 use crate::tile::Tiles;
 
 use int8::Product;
@@ -89,7 +89,7 @@ impl Kernels for Neon {
         eight::linear(*self, (x, weights), store, out, scratch);
     }
 
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         eight::logits(*self, x, table, out, scratch);
     }
 

@@ -13,7 +13,7 @@ use super::{Eight, WIDTH, add_outer};
 use crate::arch::portable;
 use crate::kernels::{F32Rows, FLOAT_PANEL_COLUMNS, FLOAT_PANEL_TOKENS, Scratch, Store};
 use crate::pool::ColumnsMut;
-use crate::table::DenseRows;
+use crate::rows::DenseRows;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
 /// Bytes of a cache line, for prefetches.
@@ -61,7 +61,7 @@ pub(in crate::arch) fn linear<I: Eight>(
 
 /// Products with one thread's rows of a dense table.
 #[inline(always)]
-pub(in crate::arch) fn logits<I: Eight>(isa: I, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+pub(in crate::arch) fn logits<I: Eight>(isa: I, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     match table.dtype {
         DenseType::F32 => dense::<I, F32>(isa, x, table, out, scratch),
         DenseType::F16 => dense::<I, F16>(isa, x, table, out, scratch),
@@ -263,7 +263,7 @@ fn widen_padded<I: Eight, const KIND: u8>(isa: I, bytes: &[u8]) -> [I::Floats; 2
 }
 
 #[inline(always)]
-fn dense<I: Eight, const KIND: u8>(isa: I, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+fn dense<I: Eight, const KIND: u8>(isa: I, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let columns = out.range();
     for tokens in token_blocks(x.n_rows()) {
         if tokens.len() == 1 {
@@ -312,7 +312,7 @@ fn stream_dense<I: Eight, const KIND: u8>(isa: I, x: &[f32], row: &[u8]) -> f32 
 #[inline(always)]
 fn panel_dense<I: Eight, const KIND: u8>(
     isa: I,
-    (x, table): (F32Rows<'_>, &DenseRows),
+    (x, table): (F32Rows<'_>, &DenseRows<'_>),
     (rows, tokens): (Range<usize>, Range<usize>),
     scratch: &mut Scratch,
 ) -> Outputs {

@@ -5,7 +5,7 @@ use crate::arch::{eight, sixteen};
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Scratch, Store};
 use crate::pool::ColumnsMut;
-use crate::table::DenseRows;
+use crate::rows::DenseRows;
 use crate::tile::Tiles;
 
 /// f32 activations × ternary weights.
@@ -17,7 +17,7 @@ pub(super) fn linear(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut Co
 
 /// f32 activations × dense weights.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     eight::logits(Avx2(()), x, table, out, scratch);
 }
 

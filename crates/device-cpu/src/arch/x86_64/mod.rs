@@ -20,8 +20,8 @@ use crate::arch::Scalar;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
+use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
-use crate::table::DenseRows;
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
 pub(crate) use amx::Amx;
@@ -77,7 +77,7 @@ impl Kernels for Avx2 {
         unsafe { float::linear(x, weights, store, out, scratch) }
     }
 
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { float::logits(x, table, out, scratch) }
     }
@@ -102,7 +102,7 @@ impl Kernels for Avx2 {
         unsafe { vector::prefetch(bytes) }
     }
 
-    fn dot_row(&self, x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+    fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { screen::dot_row(x, head, row, scratch) }
     }

@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use super::vector::*;
 use crate::arch::portable;
 use crate::kernels::Scratch;
+use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
-use crate::table::DenseRows;
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS};
 
 /// Blocks of the coarse plane whose sums fit 16-bit lanes: each adds four pairs of codes 0..=15.
@@ -25,7 +25,7 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
 
 /// `portable::dot_row`.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn dot_row(x: &[f32], head: &DenseRows, row: usize, scratch: &mut Scratch) -> f32 {
+pub(super) fn dot_row(x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
     portable::dot_row(x, head, row, scratch)
 }
 

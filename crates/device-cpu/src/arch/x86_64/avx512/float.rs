@@ -13,7 +13,7 @@ use super::vector::*;
 use crate::arch::portable;
 use crate::kernels::{F32Rows, Scratch, Store};
 use crate::pool::ColumnsMut;
-use crate::table::DenseRows;
+use crate::rows::DenseRows;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
 /// Quarters in a block.
@@ -49,7 +49,7 @@ pub(super) fn linear(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut Co
 
 /// Products with one thread's rows of a dense table.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>) {
+pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>) {
     match table.dtype {
         DenseType::F32 => dense::<F32>(x, table, out),
         DenseType::F16 => dense::<F16>(x, table, out),
@@ -156,7 +156,7 @@ fn widen<const KIND: u8>(bytes: &[u8]) -> __m512 {
 /// All tokens with one thread's rows, four rows at a time.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-fn dense<const KIND: u8>(x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>) {
+fn dense<const KIND: u8>(x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>) {
     let columns = out.range();
     for first in columns.clone().step_by(TILE_ROWS) {
         let mut rows: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];

@@ -10,7 +10,7 @@ use crate::arch::sixteen;
 use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
-use crate::table::DenseRows;
+use crate::rows::DenseRows;
 use crate::tile::Tiles;
 
 impl Kernels for Avx512Vnni {
@@ -32,7 +32,7 @@ impl Kernels for Avx512Vnni {
         unsafe { float::linear(x, weights, store, out, scratch) }
     }
 
-    fn logits(&self, x: F32Rows<'_>, table: &DenseRows, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
+    fn logits(&self, x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
         // SAFETY: an Avx512Vnni exists only where the features were detected.
         unsafe { float::logits(x, table, out) }
     }
