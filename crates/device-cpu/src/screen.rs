@@ -37,6 +37,8 @@ pub(crate) const FINE_BYTES: usize = BLOCK_COLUMNS / 4;
 /// How many survivors of the coarse plane ahead the fine plane is fetched: its rows are too far apart for the hardware to guess, and
 /// one takes a third of the time that memory needs to answer.
 const FINE_ROWS_AHEAD: usize = 4;
+/// Rows whose fine plane is kept in the L2 cache for all tokens.
+const FINE_BLOCK_ROWS: usize = 256;
 /// Tokens that share one reading of the coarse plane.
 pub(crate) const SCREEN_TOKENS: usize = 4;
 /// Levels of a weight.
@@ -78,7 +80,9 @@ pub(crate) struct Screen {
     /// int8 rows of the tokens, `[m, k padded]`.
     quantized: Vec<i8>,
     quarter_sums: Vec<i32>,
-    /// Buffers of one token's refinement.
+    /// What a token's logit must reach to be wanted, as far as the coarse plane shows.
+    thresholds: Vec<f32>,
+    /// Buffers of the refinement.
     best: Candidates,
     survivors: Candidates,
 }
@@ -167,12 +171,12 @@ impl Screen {
         first_failure(scratch)?;
         bounds.truncate(head.n());
         let is_finite = bounds.iter().all(|bound| bound.norm.is_finite() && bound.coarse_error.is_finite() && bound.fine_error.is_finite());
-        let (tokens, quantized, quarter_sums) = (vec![], vec![], vec![]);
+        let (tokens, quantized, quarter_sums, thresholds) = (vec![], vec![], vec![], vec![]);
         // Room for every row, so that no step allocates.
         let n_rows_of_part = head.n() / pool.n_threads() + 1;
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.reserve(n_rows_of_part));
         let (best, survivors) = (Candidates(Vec::with_capacity(head.n())), Candidates(Vec::with_capacity(head.n())));
-        Ok(is_finite.then_some(Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, best, survivors }))
+        Ok(is_finite.then_some(Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, thresholds, best, survivors }))
     }
 
     /// Bytes that every token reads: the coarse plane and the bounds.
@@ -265,9 +269,10 @@ fn scaled(sum: i64, weight_scale: f32, activation_scale: f32) -> f32 {
     sum as f32 * (weight_scale * activation_scale)
 }
 
-/// A row of the head and a logit.
+/// A row of the head and its logit for a token.
 #[derive(Clone, Copy)]
 pub(crate) struct Candidate {
+    token: u32,
     row: u32,
     logit: f32,
 }
@@ -292,12 +297,12 @@ impl Candidates {
     }
 
     /// The `n` largest of `logits`, whose rows start at `first_row`.
-    fn best_of(&mut self, logits: &[f32], first_row: usize, n: usize) {
+    fn best_of(&mut self, logits: &[f32], (token, first_row): (usize, usize), n: usize) {
         self.0.clear();
         let mut least = f32::NEG_INFINITY;
         for (row, &logit) in (first_row as u32..).zip(logits) {
             if logit >= least {
-                self.0.push(Candidate { row, logit });
+                self.0.push(Candidate { token: token as u32, row, logit });
                 if self.0.len() >= 2 * n + 16 {
                     self.keep_best(n);
                     least = self.0.iter().fold(f32::INFINITY, |least, candidate| least.min(candidate.logit));
@@ -341,102 +346,115 @@ impl Screening<'_> {
         let n = self.head.n();
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         pool.run_columns(scratch, target, |_, columns| screen.read_coarse(columns, self.kernels));
-        for (token, (logits, &wanted)) in out.values_mut().chunks_exact_mut(n).zip(wanted.iter().flatten()).enumerate() {
-            self.refine(screen, (token, wanted), logits, (pool, scratch))?;
+        let limit = |wanted: &BestLogits| BestLogits { n: wanted.n.clamp(1, n), ..*wanted };
+        let wanted = || wanted.iter().flatten().map(limit).enumerate();
+        let (mut best, mut survivors) = (std::mem::take(&mut screen.best), std::mem::take(&mut screen.survivors));
+        // The coarse best, made exact, bound from below what is wanted.
+        screen.thresholds.clear();
+        for ((token, wanted), logits) in wanted().zip(out.values().chunks_exact(n)) {
+            self.find_best(&mut best, (token, logits, wanted.n), (pool, scratch));
+            self.make_exact(&mut best.0, (pool, scratch))?;
+            screen.thresholds.push(best.threshold(wanted));
         }
+        self.find_survivors(&mut survivors, screen, out, (pool, scratch));
+        for ((token, wanted), logits) in wanted().zip(out.values_mut().chunks_exact_mut(n)) {
+            let own = survivors.0.iter().filter(|survivor| survivor.token as usize == token);
+            self.refine(&mut best, (screen, token, wanted), own.copied(), (pool, scratch))?;
+            best.0.iter().for_each(|survivor| logits[survivor.row as usize] = survivor.logit);
+        }
+        (screen.best, screen.survivors) = (best, survivors);
         Ok(true)
     }
 
+    /// Leaves in `best` those of one token's survivors that may be wanted, exact.
     fn refine(
         &self,
-        screen: &mut Screen,
-        (token, wanted): (usize, BestLogits),
-        logits: &mut [f32],
+        best: &mut Candidates,
+        (screen, token, wanted): (&Screen, usize, BestLogits),
+        survivors: impl Iterator<Item = Candidate> + Clone,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
     ) -> Result<(), DeviceError> {
-        let wanted = BestLogits { n: wanted.n.clamp(1, logits.len()), ..wanted };
-        // The coarse best, made exact, bound from below what is wanted.
-        let (mut best, mut survivors) = (std::mem::take(&mut screen.best), std::mem::take(&mut screen.survivors));
-        self.find_best(&mut best, (logits, wanted.n), (pool, scratch));
-        self.make_exact(token, &mut best.0, (pool, scratch))?;
-        let threshold = best.threshold(wanted);
-        // Rows that may reach it are looked at more closely; the others are out.
-        self.find_survivors(&mut survivors, (screen, token, threshold), logits, (pool, scratch));
-        // The best of those, made exact, raise the bound.
-        best.0.clone_from(&survivors.0);
+        best.0.clear();
+        best.0.extend(survivors.clone());
         best.keep_best(wanted.n);
-        self.make_exact(token, &mut best.0, (pool, scratch))?;
-        let threshold = best.threshold(wanted).max(threshold);
-        let (bounds, token_bound, rounding) = (&screen.bounds, &screen.tokens[token], rounding(self.head.k()));
-        survivors.0.retain(|survivor| {
-            let bound = &bounds[survivor.row as usize];
+        // The best of both planes, made exact, raise the bound.
+        self.make_exact(&mut best.0, (pool, scratch))?;
+        let threshold = best.threshold(wanted).max(screen.thresholds[token]);
+        let (token_bound, rounding) = (&screen.tokens[token], rounding(self.head.k()));
+        best.0.clear();
+        best.0.extend(survivors.filter(|survivor| {
+            let bound = &screen.bounds[survivor.row as usize];
             survivor.logit + token_bound.radius(bound, bound.fine_error, rounding) >= threshold
-        });
-        self.make_exact(token, &mut survivors.0, (pool, scratch))?;
-        survivors.0.iter().for_each(|survivor| logits[survivor.row as usize] = survivor.logit);
-        (screen.best, screen.survivors) = (best, survivors);
-        Ok(())
+        }));
+        self.make_exact(&mut best.0, (pool, scratch))
     }
 
-    /// The `n` largest of all logits.
-    fn find_best(&self, best: &mut Candidates, (logits, n): (&[f32], usize), (pool, scratch): (&mut Pool, &mut [Scratch])) {
+    /// The `n` largest of all logits of a token.
+    fn find_best(
+        &self,
+        best: &mut Candidates,
+        (token, logits, n): (usize, &[f32], usize),
+        (pool, scratch): (&mut Pool, &mut [Scratch]),
+    ) {
         let parts = Parts::new(logits.len(), pool.n_threads(), |rows| rows);
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.clear());
         pool.run_parts(scratch, parts, |scratch, rows: Range<usize>| {
-            scratch.candidates.best_of(&logits[rows.clone()], rows.start, n);
+            scratch.candidates.best_of(&logits[rows.clone()], (token, rows.start), n);
         });
         best.gather(scratch);
         best.keep_best(n);
     }
 
-    /// Rows that both planes leave a chance, with what they say; −∞ in all of `logits`.
+    /// Rows that both planes leave a chance for each token, with what they say; −∞ in all of `out`.
     fn find_survivors(
         &self,
         survivors: &mut Candidates,
-        (screen, token, threshold): (&Screen, usize, f32),
-        logits: &mut [f32],
+        screen: &Screen,
+        out: &mut CpuHidden,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
     ) {
-        let (token_bound, rounding) = (&screen.tokens[token], rounding(self.head.k()));
-        let mut rest = logits;
-        let parts = Parts::new(rest.len(), pool.n_threads(), |rows| {
-            let part = rest.split_off_mut(..rows.len()).expect("rows sum up to all");
-            (rows, part)
-        });
+        let n = self.head.n();
+        let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.clear());
-        pool.run_parts(scratch, parts, |scratch, (rows, logits)| {
-            let candidates = &mut scratch.candidates.0;
-            for (row, logit) in rows.zip(logits) {
-                let (bound, coarse) = (&screen.bounds[row], std::mem::replace(logit, f32::NEG_INFINITY));
-                if coarse + token_bound.radius(bound, bound.coarse_error, rounding) >= threshold {
-                    candidates.push(Candidate { row: row as u32, logit: coarse });
+        pool.run_columns(scratch, target, |scratch, columns| {
+            for first in columns.range().step_by(FINE_BLOCK_ROWS) {
+                let mut block = columns.part(first..columns.range().end.min(first + FINE_BLOCK_ROWS));
+                for token in 0..block.n_rows() {
+                    self.survivors_of_block((screen, token), &mut block, &mut scratch.candidates.0);
                 }
             }
-            let mut n_kept = 0;
-            for index in 0..candidates.len() {
-                let Candidate { row, logit: coarse } = candidates[index];
-                if let Some(ahead) = candidates.get(index + FINE_ROWS_AHEAD) {
-                    self.kernels.prefetch(screen.fine_row(ahead.row as usize).as_flattened());
-                }
-                let (row, bound) = (row as usize, &screen.bounds[row as usize]);
-                let fine = screen.with_fine(token, row, coarse, self.kernels);
-                if fine + token_bound.radius(bound, bound.fine_error, rounding) >= threshold {
-                    candidates[n_kept] = Candidate { row: row as u32, logit: fine };
-                    n_kept += 1;
-                }
-            }
-            candidates.truncate(n_kept);
         });
         survivors.gather(scratch);
     }
 
+    /// Appends one token's survivors among the rows of a block.
+    fn survivors_of_block(&self, (screen, token): (&Screen, usize), block: &mut ColumnsMut<'_>, candidates: &mut Vec<Candidate>) {
+        let (token_bound, rounding, threshold) = (&screen.tokens[token], rounding(self.head.k()), screen.thresholds[token]);
+        let n_before = candidates.len();
+        for (row, logit) in block.range().zip(block.row_mut(token)) {
+            let (bound, coarse) = (&screen.bounds[row], std::mem::replace(logit, f32::NEG_INFINITY));
+            if coarse + token_bound.radius(bound, bound.coarse_error, rounding) >= threshold {
+                candidates.push(Candidate { token: token as u32, row: row as u32, logit: coarse });
+            }
+        }
+        let mut n_kept = n_before;
+        for index in n_before..candidates.len() {
+            let candidate = candidates[index];
+            if let Some(ahead) = candidates.get(index + FINE_ROWS_AHEAD) {
+                self.kernels.prefetch(screen.fine_row(ahead.row as usize).as_flattened());
+            }
+            let (row, bound) = (candidate.row as usize, &screen.bounds[candidate.row as usize]);
+            let fine = screen.with_fine(token, row, candidate.logit, self.kernels);
+            if fine + token_bound.radius(bound, bound.fine_error, rounding) >= threshold {
+                candidates[n_kept] = Candidate { logit: fine, ..candidate };
+                n_kept += 1;
+            }
+        }
+        candidates.truncate(n_kept);
+    }
+
     /// Replaces what the planes say by the exact logit.
-    fn make_exact(
-        &self,
-        token: usize,
-        candidates: &mut [Candidate],
-        (pool, scratch): (&mut Pool, &mut [Scratch]),
-    ) -> Result<(), DeviceError> {
+    fn make_exact(&self, candidates: &mut [Candidate], (pool, scratch): (&mut Pool, &mut [Scratch])) -> Result<(), DeviceError> {
         let mut rest = candidates;
         let parts = Parts::new(rest.len(), pool.n_threads(), |range| rest.split_off_mut(..range.len()).expect("they sum up"));
         pool.run_parts(scratch, parts, |scratch, candidates| {
@@ -444,7 +462,7 @@ impl Screening<'_> {
                 candidates.iter_mut().try_for_each(|candidate| {
                     let row = candidate.row as usize;
                     let stored = self.head.read(row..row + 1, buffer)?;
-                    candidate.logit = self.kernels.dot_row(self.x.row(token), &stored, row, scratch);
+                    candidate.logit = self.kernels.dot_row(self.x.row(candidate.token as usize), &stored, row, scratch);
                     Ok(())
                 })
             });

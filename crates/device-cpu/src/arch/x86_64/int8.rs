@@ -20,6 +20,10 @@ const QUARTERS: usize = BLOCK_COLUMNS / QUARTER_COLUMNS;
 const DEFERRED_BLOCKS: usize = DEFERRED_COLUMNS / BLOCK_COLUMNS;
 /// From this many tokens on a panel pays.
 const PANEL_FROM: usize = 3;
+/// Up to this many tokens codes are unpacked in registers again for every four of them, which is less work than a panel.
+const QUADS_BELOW: usize = 24;
+/// Tokens that share codes in registers.
+const QUAD: usize = 4;
 /// Bytes of activations that a block of tokens may take of the L2 cache.
 const TOKEN_BLOCK_BYTES: usize = 352 << 10;
 /// Tokens that share the weights in registers.
@@ -40,10 +44,14 @@ pub(super) fn linear(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut C
     let block = n_tokens.div_ceil(n_tokens.div_ceil(in_cache).max(1)).next_multiple_of(TOKENS).max(TOKENS);
     for first in (0..n_tokens).step_by(block) {
         let tokens = first..n_tokens.min(first + block);
-        if weights.n_groups() == 1 && tokens.len() >= PANEL_FROM {
-            panels(x, weights, (tokens, store), out, scratch);
-        } else {
+        if weights.n_groups() > 1 || tokens.len() < PANEL_FROM {
             streams(x, weights, (tokens, store), out);
+        } else if tokens.len() < QUADS_BELOW {
+            let in_quads = tokens.start..tokens.start + tokens.len() / QUAD * QUAD;
+            quads(x, weights, (in_quads.clone(), store), out);
+            streams(x, weights, (in_quads.end..tokens.end, store), out);
+        } else {
+            panels(x, weights, (tokens, store), out, scratch);
         }
     }
 }
@@ -201,6 +209,135 @@ fn sum_quarters<const T: usize>(codes: &[[u8; BLOCK_BYTES]], activations: [&[[i8
         widen(&mut wide, &narrow);
     }
     wide
+}
+
+/// Every tile for four tokens at a time, codes unpacked in registers. One scale group only.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn quads(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Store), out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    let chunk_blocks = weights.n_blocks().div_ceil(weights.n_blocks().div_ceil(DEFERRED_BLOCKS));
+    for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
+        let (codes, offset) = (weights.tile(tile), tile * TILE_ROWS - columns.start);
+        for first in tokens.clone().step_by(QUAD) {
+            let rows = [x.blocks(first), x.blocks(first + 1), x.blocks(first + 2), x.blocks(first + 3)];
+            let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; QUAD];
+            for first_block in (0..codes.len()).step_by(chunk_blocks) {
+                let blocks = first_block..codes.len().min(first_block + chunk_blocks);
+                let (codes, rows) = (&codes[blocks.clone()], within(rows, blocks));
+                add_wide::<0>(&mut wide, sum_blocks_of_quad::<0>(codes, rows));
+                add_wide::<2>(&mut wide, sum_blocks_of_quad::<2>(codes, rows));
+            }
+            for (index, sums) in wide.into_iter().enumerate() {
+                let row = x.scales[first + index];
+                let y = _mm_add_ps(_mm_setzero_ps(), scaled(sum_rows(sums), row.sum, &weights.tile_scales(tile)[0]));
+                store.store(&mut out.row_mut(first + index)[offset..], to_array(_mm_mul_ps(y, _mm_set1_ps(row.scale))));
+            }
+        }
+    }
+}
+
+/// Adds the 16-bit sums of two rows, the first of which is `FIRST`, to the 32-bit ones of four.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_wide<const FIRST: usize>(wide: &mut [[__m256i; TILE_ROWS]; QUAD], narrow: [[__m256i; 2]; QUAD]) {
+    for (wide, narrow) in wide.iter_mut().zip(narrow) {
+        for (row, sum) in narrow.into_iter().enumerate() {
+            wide[FIRST + row] = _mm256_add_epi32(wide[FIRST + row], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+        }
+    }
+}
+
+/// Two rows × four tokens of one quarter: two codes unpacked, eight products, eight sums, fifteen registers.
+#[rustfmt::skip]
+macro_rules! quarter_of_quad {
+    ($x:literal) => {
+        concat!(
+            "vpand {u0}, {w0}, {mask}\n",
+            "vpand {u1}, {w1}, {mask}\n",
+            "vpsrlw {w0}, {w0}, 2\n",
+            "vpsrlw {w1}, {w1}, 2\n",
+            token_of_quad!("{a}", $x, "{s00}", "{s01}"),
+            token_of_quad!("{b}", $x, "{s10}", "{s11}"),
+            token_of_quad!("{c}", $x, "{s20}", "{s21}"),
+            token_of_quad!("{d}", $x, "{s30}", "{s31}"),
+        )
+    };
+}
+
+/// One token of it meets both rows' codes.
+#[rustfmt::skip]
+macro_rules! token_of_quad {
+    ($token:literal, $x:literal, $first:literal, $second:literal) => {
+        concat!(
+            "vpmaddubsw {t0}, {u0}, ymmword ptr [", $token, " + ", $x, "]\n",
+            "vpmaddubsw {t1}, {u1}, ymmword ptr [", $token, " + ", $x, "]\n",
+            "vpaddw ", $first, ", ", $first, ", {t0}\n",
+            "vpaddw ", $second, ", ", $second, ", {t1}\n",
+        )
+    };
+}
+
+/// Σ code·q of rows `FIRST` and `FIRST + 1` for four tokens in 16-bit lanes: at most `DEFERRED_COLUMNS` columns. In assembly for the
+/// reason that `sum_blocks_of_panel` gives.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_blocks_of_quad<const FIRST: usize>(codes: &[[u8; BLOCK_BYTES]], rows: [&[[i8; BLOCK_COLUMNS]]; QUAD]) -> [[__m256i; 2]; QUAD] {
+    const { assert!(FIRST + 2 <= TILE_ROWS) };
+    assert!(codes.len() <= DEFERRED_BLOCKS, "16-bit lanes would overflow");
+    let [a, b, c, d] = within(rows, 0..codes.len());
+    let mut sums = [[_mm256_setzero_si256(); 2]; QUAD];
+    if codes.is_empty() {
+        return sums;
+    }
+    let [[s00, s01], [s10, s11], [s20, s21], [s30, s31]] = &mut sums;
+    // SAFETY: the loop reads `codes.len()` > 0 blocks of 128 bytes from `codes` (two rows of 32 bytes of each, `FIRST` + 2 <= 4) and
+    // of 128 bytes from each token, which is what the slices hold (`within` cut them to one length). It writes registers only; a
+    // prefetch reads nothing.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "vmovdqu {w0}, ymmword ptr [{codes} + {first}]",
+            "vmovdqu {w1}, ymmword ptr [{codes} + {first} + 32]",
+            "prefetcht0 byte ptr [{codes} + {first} + {ahead}]",
+            quarter_of_quad!("0"),
+            quarter_of_quad!("32"),
+            quarter_of_quad!("64"),
+            quarter_of_quad!("96"),
+            "add {codes}, 128",
+            "add {a}, 128",
+            "add {b}, 128",
+            "add {c}, 128",
+            "add {d}, 128",
+            "dec {n}",
+            "jnz 2b",
+            first = const FIRST * QUARTER_COLUMNS,
+            ahead = const PREFETCH_BYTES,
+            codes = inout(reg) codes.as_ptr() => _,
+            a = inout(reg) a.as_ptr() => _,
+            b = inout(reg) b.as_ptr() => _,
+            c = inout(reg) c.as_ptr() => _,
+            d = inout(reg) d.as_ptr() => _,
+            n = inout(reg) codes.len() => _,
+            s00 = inout(ymm_reg) *s00,
+            s01 = inout(ymm_reg) *s01,
+            s10 = inout(ymm_reg) *s10,
+            s11 = inout(ymm_reg) *s11,
+            s20 = inout(ymm_reg) *s20,
+            s21 = inout(ymm_reg) *s21,
+            s30 = inout(ymm_reg) *s30,
+            s31 = inout(ymm_reg) *s31,
+            mask = in(ymm_reg) _mm256_set1_epi8(3),
+            w0 = out(ymm_reg) _,
+            w1 = out(ymm_reg) _,
+            u0 = out(ymm_reg) _,
+            u1 = out(ymm_reg) _,
+            t0 = out(ymm_reg) _,
+            t1 = out(ymm_reg) _,
+            options(nostack, readonly),
+        );
+    }
+    sums
 }
 
 /// Unpacked codes of one block of a tile, `[QUARTERS, TILE_ROWS, QUARTER_COLUMNS]`.

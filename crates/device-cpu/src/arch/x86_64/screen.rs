@@ -32,22 +32,41 @@ pub(super) fn dot_row(x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut
 /// Σ code·q of four rows of the coarse plane, for each token.
 #[target_feature(enable = "avx2")]
 pub(super) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_COLUMNS]]], sums: &mut [[i32; TILE_ROWS]]) {
-    for (activations, sums) in tokens.iter().zip(sums) {
-        let mut wide = [_mm256_setzero_si256(); TILE_ROWS];
-        let blocks = tile.as_chunks::<2>().0;
-        for (blocks, activations) in blocks.chunks(COARSE_BLOCKS).zip(activations.chunks(COARSE_BLOCKS)) {
-            let mut narrow = [_mm256_setzero_si256(); TILE_ROWS];
-            for (units, activations) in blocks.iter().zip(activations) {
-                prefetch_behind(&units[0]);
-                prefetch_behind(&units[1]);
-                let x = activations.as_chunks::<32>().0;
-                add_unit(&mut narrow, &units[0], load_i8(&x[0]), load_i8(&x[1]));
-                add_unit(&mut narrow, &units[1], load_i8(&x[2]), load_i8(&x[3]));
-            }
-            for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+    let (pairs, rest) = tokens.as_chunks::<2>();
+    let (pair_sums, rest_sums) = sums.split_at_mut(2 * pairs.len());
+    for (pair, sums) in pairs.iter().zip(pair_sums.as_chunks_mut::<2>().0) {
+        coarse_sums_of(tile, *pair, sums);
+    }
+    for (token, sums) in rest.iter().zip(rest_sums) {
+        coarse_sums_of(tile, [token], std::array::from_mut(sums));
+    }
+}
+
+/// T tokens share what is unpacked.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn coarse_sums_of<const T: usize>(tile: &[[u8; COARSE_BYTES]], tokens: [&[[i8; BLOCK_COLUMNS]]; T], sums: &mut [[i32; TILE_ROWS]; T]) {
+    let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+    let blocks = tile.as_chunks::<2>().0;
+    for (index, blocks) in blocks.chunks(COARSE_BLOCKS).enumerate() {
+        let mut narrow = [[_mm256_setzero_si256(); TILE_ROWS]; T];
+        for (within, units) in blocks.iter().enumerate() {
+            prefetch_behind(&units[0]);
+            prefetch_behind(&units[1]);
+            for (half, unit) in units.iter().enumerate() {
+                let (mut low, mut high) = ([_mm256_setzero_si256(); T], [_mm256_setzero_si256(); T]);
+                for (token, (low, high)) in low.iter_mut().zip(&mut high).enumerate() {
+                    let x = tokens[token][index * COARSE_BLOCKS + within].as_chunks::<32>().0;
+                    (*low, *high) = (load_i8(&x[2 * half]), load_i8(&x[2 * half + 1]));
+                }
+                add_unit(&mut narrow, unit, low, high);
             }
         }
+        for (wide, narrow) in wide.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
+            *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*narrow, _mm256_set1_epi16(1)));
+        }
+    }
+    for (sums, wide) in sums.iter_mut().zip(wide) {
         store_sums(sums, sum_rows(wide));
     }
 }
@@ -55,13 +74,20 @@ pub(super) fn coarse_sums(tile: &[[u8; COARSE_BYTES]], tokens: &[&[[i8; BLOCK_CO
 /// sums += codes · (low | high), for 64 columns of four rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_unit(sums: &mut [__m256i; TILE_ROWS], unit: &[u8; COARSE_BYTES], low: __m256i, high: __m256i) {
+fn add_unit<const T: usize>(
+    sums: &mut [[__m256i; TILE_ROWS]; T],
+    unit: &[u8; COARSE_BYTES],
+    low: [__m256i; T],
+    high: [__m256i; T],
+) {
     let mask = _mm256_set1_epi8(15);
-    for (sum, bytes) in sums.iter_mut().zip(unit.as_chunks().0) {
+    for (row, bytes) in unit.as_chunks().0.iter().enumerate() {
         let codes = load_u8(bytes);
         let (first, second) = (_mm256_and_si256(codes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask));
-        let products = _mm256_add_epi16(_mm256_maddubs_epi16(first, low), _mm256_maddubs_epi16(second, high));
-        *sum = _mm256_add_epi16(*sum, products);
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let products = _mm256_add_epi16(_mm256_maddubs_epi16(first, low[token]), _mm256_maddubs_epi16(second, high[token]));
+            sums[row] = _mm256_add_epi16(sums[row], products);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 /// How far ahead of a linear stream of weights to prefetch. One DRAM page: measured best of 1–8 KiB in the prototypes.
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 #[inline]
 #[target_feature(enable = "avx2")]
