@@ -2,8 +2,8 @@
 //! subtracted at the end: Σ(code − 1)·q = Σ code·q − Σ q.
 //!
 //! 16-bit lanes are widened once for every `DEFERRED_COLUMNS` columns, the most for which they cannot overflow (const assert
-//! in `kernels`). One or two tokens unpack codes as they stream by; more tokens share a panel of codes unpacked into L1, and
-//! take turns in blocks whose activations stay in L2. What this leaves out: groups that are not whole quarters (`portable`).
+//! in `kernels`). A few tokens unpack codes in registers as they stream by, two or four at a time; more tokens share a panel of
+//! codes unpacked into L1, and take turns in blocks whose activations stay in L2. What this leaves out: groups that are not whole quarters (`portable`).
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -20,7 +20,7 @@ const QUARTERS: usize = BLOCK_COLUMNS / QUARTER_COLUMNS;
 const DEFERRED_BLOCKS: usize = DEFERRED_COLUMNS / BLOCK_COLUMNS;
 /// From this many tokens on a panel pays.
 const PANEL_FROM: usize = 3;
-/// Up to this many tokens codes are unpacked in registers again for every four of them, which is less work than a panel.
+/// Below this many tokens codes are unpacked in registers again for every four of them, which is less work than a panel.
 const QUADS_BELOW: usize = 24;
 /// Tokens that share codes in registers.
 const QUAD: usize = 4;
