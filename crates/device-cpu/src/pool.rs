@@ -21,7 +21,7 @@ use crate::error::CpuError;
 use crate::limits::{SPIN_TURNS, THREADS_MAX};
 
 /// How finely a thread's share of many columns is cut.
-const CHUNKS_PER_THREAD: usize = 12;
+const CHUNKS_PER_THREAD: usize = 20;
 /// Chunks are whole multiples of so many granules, so that kernels which work on several granules at once fill them.
 const CHUNK_MULTIPLE: usize = 8;
 

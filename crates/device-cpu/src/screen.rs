@@ -430,27 +430,26 @@ impl Screening<'_> {
     /// Appends one token's survivors among the rows of a block.
     fn survivors_of_block(&self, (screen, token): (&Screen, usize), block: &mut ColumnsMut<'_>, candidates: &mut Vec<Candidate>) {
         let (token_bound, rounding, threshold) = (&screen.tokens[token], rounding(self.head.k()), screen.thresholds[token]);
-        let n_before = candidates.len();
-        for (row, logit) in block.range().zip(block.row_mut(token)) {
-            let (bound, coarse) = (&screen.bounds[row], std::mem::replace(logit, f32::NEG_INFINITY));
-            if coarse + token_bound.radius(bound, bound.coarse_error, rounding) >= threshold {
-                candidates.push(Candidate { token: token as u32, row: row as u32, logit: coarse });
-            }
+        // Every row is written and counted if it passes: with a random head half of them do, which no branch predicts.
+        let mut passed = [Candidate { token: token as u32, row: 0, logit: 0.0 }; FINE_BLOCK_ROWS];
+        let mut n_passed = 0;
+        let range = block.range();
+        for ((row, logit), bound) in (range.start as u32..).zip(block.row_mut(token)).zip(&screen.bounds[range]) {
+            let coarse = std::mem::replace(logit, f32::NEG_INFINITY);
+            (passed[n_passed].row, passed[n_passed].logit) = (row, coarse);
+            n_passed += usize::from(coarse + token_bound.radius(bound, bound.coarse_error, rounding) >= threshold);
         }
-        let mut n_kept = n_before;
-        for index in n_before..candidates.len() {
-            let candidate = candidates[index];
-            if let Some(ahead) = candidates.get(index + FINE_ROWS_AHEAD) {
+        let passed = &passed[..n_passed];
+        for (index, candidate) in passed.iter().enumerate() {
+            if let Some(ahead) = passed.get(index + FINE_ROWS_AHEAD) {
                 self.kernels.prefetch(screen.fine_row(ahead.row as usize).as_flattened());
             }
             let (row, bound) = (candidate.row as usize, &screen.bounds[candidate.row as usize]);
             let fine = screen.with_fine(token, row, candidate.logit, self.kernels);
             if fine + token_bound.radius(bound, bound.fine_error, rounding) >= threshold {
-                candidates[n_kept] = Candidate { logit: fine, ..candidate };
-                n_kept += 1;
+                candidates.push(Candidate { logit: fine, ..*candidate });
             }
         }
-        candidates.truncate(n_kept);
     }
 
     /// Replaces what the planes say by the exact logit.
