@@ -1,6 +1,6 @@
 //! `Checkpoint`: a model file or folder of any format, opened. Opening reads and validates headers, configuration and tokenizer;
 //! tensors are read one by one with positioned reads, so nothing is mapped, a file that shrinks meanwhile is an error and not
-//! a SIGBUS, and once a model is loaded its file may go.
+//! a SIGBUS.
 //!
 //! What something is, its first bytes say, not the ending of its name.
 

@@ -393,7 +393,9 @@ mod tests {
 
     #[test]
     fn columns_are_divided_without_gap_or_overlap() {
-        for (n_threads, n_columns, granule) in [(1, 7, 4), (2, 7, 4), (3, 64, 4), (4, 3, 4), (4, 130, 64), (3, 5, 1), (2, 4 * 8 * 12 * 5 + 3, 4)] {
+        for (n_threads, n_columns, granule) in
+            [(1, 7, 4), (2, 7, 4), (3, 64, 4), (4, 3, 4), (4, 130, 64), (3, 5, 1), (2, 4 * 8 * 12 * 5 + 3, 4)]
+        {
             let mut pool = Pool::new(n_threads).expect("threads");
             let width = n_columns + 5;
             let mut values = vec![0.0f32; 3 * width];

@@ -390,12 +390,7 @@ impl Screening<'_> {
     }
 
     /// The `n` largest of all logits of a token.
-    fn find_best(
-        &self,
-        best: &mut Candidates,
-        (token, logits, n): (usize, &[f32], usize),
-        (pool, scratch): (&mut Pool, &mut [Scratch]),
-    ) {
+    fn find_best(&self, best: &mut Candidates, (token, logits, n): (usize, &[f32], usize), (pool, scratch): (&mut Pool, &mut [Scratch])) {
         let parts = Parts::new(logits.len(), pool.n_threads(), |rows| rows);
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.clear());
         pool.run_parts(scratch, parts, |scratch, rows: Range<usize>| {

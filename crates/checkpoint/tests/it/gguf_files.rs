@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, RopeScaling};
 use bitnet_checkpoint::gguf::{GgufOptions, GgufSource, I2sChoice, I2sLayout};
-use bitnet_checkpoint::{Checkpoint, DenseType, Note, OpenOptions, Tensor, Vocabulary};
+use bitnet_checkpoint::{Checkpoint, DenseTensor, DenseType, Note, OpenOptions, RowSource, StoredTable, Tensor, Vocabulary};
 use bitnet_ternary::layout::q2_0::{self, BlockWidth};
 use bitnet_ternary::layout::{i2_s, ptq1_0, q1_0, tq1_0, tq2_0};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -218,6 +218,46 @@ fn binary_weights_load_as_trits_without_zeros() {
     let source = wide_model("qwen3", 41, &pack).open().expect("valid");
     let matrix = ternary(&source, "model.layers.0.mlp.down_proj.weight");
     assert_eq!((matrix.n_zeros(), matrix.scales()), (0, &Scales::Tensor(0.25)));
+}
+
+/// The table of a model, and the same loaded at once.
+fn table_of(checkpoint: &Checkpoint) -> (std::sync::Arc<dyn RowSource>, DenseTensor) {
+    let StoredTable::Dense(rows) = checkpoint.table("model.embed_tokens.weight").expect("there") else { panic!("dense") };
+    let Tensor::Dense(all) = checkpoint.load("model.embed_tokens.weight").expect("loads") else { panic!("dense") };
+    (rows, all)
+}
+
+#[test]
+fn rows_of_a_table_are_those_of_the_loaded_tensor() {
+    // F32, F16, BF16, Q8_0 and Q6_K, with a row of 256 where blocks need it.
+    for (type_id, block_bytes, block_weights) in [(0, 4, 1), (1, 2, 1), (30, 2, 1), (8, 34, 32), (14, 210, 256)] {
+        let (tq2_0_id, _, pack) = &block_packs()[1];
+        let mut file = wide_model("llama", *tq2_0_id, pack);
+        let embedding = file.find("token_embd.weight");
+        let n_weights: u64 = embedding.dims.iter().product();
+        embedding.type_id = type_id;
+        // No byte makes a number that is not finite.
+        embedding.data = (0..n_weights as usize / block_weights * block_bytes).map(|i| (i * 37 % 120) as u8).collect();
+        let bytes = file.build();
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, &bytes).expect("writes");
+        let on_file = Checkpoint::open(&path).expect("opens");
+        let in_program = Checkpoint::from_gguf_bytes(leak(bytes)).expect("opens");
+        for checkpoint in [&on_file, &in_program] {
+            let (rows, all) = table_of(checkpoint);
+            assert_eq!((rows.n_rows(), rows.n_cols(), rows.dtype()), (all.shape()[0], all.shape()[1], all.dtype()));
+            let row_bytes = rows.row_bytes();
+            for range in [0..1, 1..3, rows.n_rows() - 1..rows.n_rows(), 0..rows.n_rows(), 2..2] {
+                let mut bytes = vec![0; range.len() * row_bytes];
+                rows.read_rows(range.clone(), &mut bytes).expect("reads");
+                assert_eq!(bytes, all.bytes()[range.start * row_bytes..range.end * row_bytes], "type {type_id}, rows {range:?}");
+            }
+        }
+        assert!(table_of(&on_file).0.resident().is_none(), "a file is read when it is needed");
+        let (rows, all) = table_of(&in_program);
+        assert_eq!(rows.resident(), (block_weights == 1).then_some(all.bytes()), "type {type_id}: what is in the program is not copied");
+    }
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn scale(tail: &[u8]) -> f32 {
 }
 
 /// `bytes[n/4 + 32]` → canonical codes `[n/4]` (four sequential codes a byte, least significant first) of rows of `n_cols`, which must
-/// be whole bytes, without trits between; returns the scale. Codes 3 are left to whoever makes a matrix of them. Errors: lengths, shape.
+/// be whole bytes, without trits between; returns the scale. Errors: lengths, shape, code 3.
 pub fn repack(layout: I2sLayout, bytes: &[u8], n_cols: usize, canonical: &mut [u8]) -> Result<f32, LayoutError> {
     if !n_cols.is_multiple_of(4) {
         return Err(LayoutError::PartialBlock { layout: LAYOUT, block_weights: 4, n_weights: n_cols });
@@ -106,6 +106,11 @@ pub fn repack(layout: I2sLayout, bytes: &[u8], n_cols: usize, canonical: &mut [u
         for (slot, canonical) in canonical.chunks_exact_mut(run / 4).enumerate() {
             repack_slot(codes, slot, canonical);
         }
+    }
+    if bytes[..n_codes].iter().fold(false, |any, &byte| any | has_code_three(byte)) {
+        let byte = canonical.iter().position(|&byte| has_code_three(byte)).unwrap_or(0);
+        let slot = (0..4).find(|slot| (canonical[byte] >> (2 * slot)) & 3 == 3).unwrap_or(0);
+        return Err(LayoutError::CodeThree { layout: LAYOUT, weight: 4 * byte + slot });
     }
     Ok(scale(&bytes[n_codes..]))
 }
@@ -174,6 +179,12 @@ mod tests {
             let unpacked: Vec<i8> = canonical.iter().flat_map(|byte| [0, 2, 4, 6].map(|shift| ((byte >> shift) & 3) as i8 - 1)).collect();
             assert_eq!(unpacked, trits, "{layout:?}");
         }
+        let mut bytes = [0; 32 + TAIL_BYTES];
+        bytes[5] = 0b00_00_11_00;
+        let mut trits = [0; 128];
+        let expected = unpack(I2sLayout::Blocks128, &bytes, 128, &mut trits);
+        assert!(matches!(expected, Err(LayoutError::CodeThree { weight: 69, .. })), "{expected:?}");
+        assert_eq!(repack(I2sLayout::Blocks128, &bytes, 128, &mut [0; 32]), expected);
         assert!(repack(I2sLayout::Blocks64, &[0; 16 + TAIL_BYTES], 2, &mut [0; 16]).is_err(), "rows are not whole bytes");
     }
 

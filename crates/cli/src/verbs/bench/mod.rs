@@ -86,6 +86,7 @@ pub(crate) fn perform(arguments: &BenchArguments, global: &GlobalArguments, term
     for threads in threads {
         let device = DeviceArguments { threads, choice: arguments.device.clone() };
         let mut bench = Bench::load(&*source, (&device, arguments), terminal)?;
+        bench.peak_memory_bytes = measurements.first().and_then(|first: &Measurement| first.peak_memory_bytes);
         measurements.extend(bench.measure(&name, &workloads, arguments.repetitions, terminal)?);
     }
     let format = if arguments.json { Format::Json } else { arguments.format };
@@ -103,8 +104,10 @@ fn workloads(arguments: &BenchArguments) -> Vec<Workload> {
 /// A loaded model and what measures the machine's roofs beside it.
 struct Bench {
     runner: Box<dyn Runner>,
-    /// Absent for the reference, which has no roof to reach.
-    meter: Option<(CpuDevice, RoofMeter)>,
+    /// What roofs are measured with; absent for the reference, which has none to reach.
+    roof_device: Option<CpuDevice>,
+    /// Most memory in use before the first meter of roofs was made.
+    peak_memory_bytes: Option<u64>,
     size_bytes: u64,
 }
 
@@ -121,11 +124,11 @@ impl Bench {
         let n_tokens_max = STEP_TOKENS_MAX.max(n_sequences);
         let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: arguments.device.kv_cache.into() };
         let runner = load_runner(&measured, device, options, terminal)?;
-        let meter = match arguments.device.device {
+        let roof_device = match arguments.device.device {
             DeviceChoice::Reference => None,
-            DeviceChoice::Auto | DeviceChoice::Cpu => Some((CpuDevice::new(cpu_options(device))?, RoofMeter::new()?)),
+            DeviceChoice::Auto | DeviceChoice::Cpu => Some(CpuDevice::new(cpu_options(device))?),
         };
-        Ok(Self { runner, meter, size_bytes: measured.size_bytes.into_inner() })
+        Ok(Self { runner, roof_device, peak_memory_bytes: None, size_bytes: measured.size_bytes.into_inner() })
     }
 
     /// Runs every workload once unmeasured, then all of them in turn, the roofs between, as often as asked.
@@ -138,7 +141,7 @@ impl Bench {
     ) -> anyhow::Result<Vec<Measurement>> {
         let bar = terminal.steps_bar((workloads.len() * (1 + repetitions.get())) as u64, "measuring");
         let mut rates = vec![Vec::with_capacity(repetitions.get()); workloads.len()];
-        let mut roofs: Option<Roofs> = None;
+        let (mut roofs, mut meter): (Option<Roofs>, Option<RoofMeter>) = (None, None);
         for repetition in 0..=repetitions.get() {
             for (workload, rates) in workloads.iter().zip(&mut rates) {
                 let start = Instant::now();
@@ -148,12 +151,17 @@ impl Bench {
                 }
                 bar.inc(1);
             }
-            if let Some((device, meter)) = &mut self.meter {
+            if repetition == 0 {
+                // The meter takes memory that is not the model's.
+                self.peak_memory_bytes = self.peak_memory_bytes.or_else(report::peak_memory_bytes);
+                meter = Some(RoofMeter::new()?);
+            }
+            if let (Some(device), Some(meter)) = (&mut self.roof_device, &meter) {
                 roofs = (0..ROOF_MEASUREMENTS).fold(roofs, |best, _| Some(meter.measure(device).best(best)));
             }
         }
         bar.finish_and_clear();
-        let machine = Machine { roofs, peak_memory_bytes: report::peak_memory_bytes() };
+        let machine = Machine { roofs, peak_memory_bytes: self.peak_memory_bytes };
         let model = Model { name, size_bytes: self.size_bytes, runner: &*self.runner };
         Ok(workloads.iter().zip(rates).map(|(&workload, rates)| Measurement::new(&model, &machine, (workload, rates))).collect())
     }

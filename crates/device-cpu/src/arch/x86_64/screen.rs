@@ -74,12 +74,7 @@ fn coarse_sums_of<const T: usize>(tile: &[[u8; COARSE_BYTES]], tokens: [&[[i8; B
 /// sums += codes · (low | high), for 64 columns of four rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_unit<const T: usize>(
-    sums: &mut [[__m256i; TILE_ROWS]; T],
-    unit: &[u8; COARSE_BYTES],
-    low: [__m256i; T],
-    high: [__m256i; T],
-) {
+fn add_unit<const T: usize>(sums: &mut [[__m256i; TILE_ROWS]; T], unit: &[u8; COARSE_BYTES], low: [__m256i; T], high: [__m256i; T]) {
     let mask = _mm256_set1_epi8(15);
     for (row, bytes) in unit.as_chunks().0.iter().enumerate() {
         let codes = load_u8(bytes);
