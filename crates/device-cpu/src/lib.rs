@@ -13,6 +13,7 @@ mod device;
 mod error;
 mod hidden;
 mod kernels;
+mod lane_tile;
 pub mod limits;
 mod linear;
 mod pool;

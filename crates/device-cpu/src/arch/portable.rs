@@ -10,7 +10,8 @@ use bitnet_model::numerics;
 use bitnet_ternary::quantise;
 
 use crate::attention::{AttentionStep, KvRow, KvRows, KvStore, gather_key};
-use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
+use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
+use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LaneTiles};
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
@@ -29,6 +30,21 @@ pub(super) fn quantise_row(row: &[f32], out: Int8RowMut<'_>) {
         *sum = quarter.iter().map(|&integer| i32::from(integer)).sum();
     }
     *out.scale = RowScale { scale, sum: out.quarter_sums.iter().sum() };
+}
+
+/// `quantise::absmax_groups` of one row, with the sums of its groups and zero padding.
+#[inline(always)]
+pub(super) fn quantise_groups(row: &[f32], out: GroupRowMut<'_>) {
+    let groups = row.chunks(BLOCK_COLUMNS).zip(out.quantized.chunks_exact_mut(BLOCK_COLUMNS));
+    for ((values, quantized), scale) in groups.zip(out.scales) {
+        let (real, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(values));
+        let (quantized, padding) = quantized.split_at_mut(values.len());
+        for (integer, value) in quantized.iter_mut().zip(values) {
+            *integer = quantise::quantise_one(*value, inverse_scale);
+        }
+        padding.fill(0);
+        *scale = RowScale { scale: real, sum: quantized.iter().map(|&integer| i32::from(integer)).sum() };
+    }
 }
 
 /// `activation(gate) · up` of one row.
@@ -63,7 +79,7 @@ pub(super) fn linear_int8(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &
     for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
         let offset = tile * TILE_ROWS - columns.start;
         for token in 0..out.n_rows() {
-            let values = std::array::from_fn(|row| {
+            let values: [f32; TILE_ROWS] = std::array::from_fn(|row| {
                 let groups = weights.tile_scales(tile).iter().enumerate();
                 let sums = groups.map(|(group, scales)| (group_sum(x, token, weights, (tile, row, group)), scales[row]));
                 numerics::dequantise(sums, x.scales[token].scale)
@@ -95,6 +111,58 @@ fn group_sum(x: Int8Rows<'_>, token: usize, weights: &Tiles, (tile, row, group):
         pairs.map(|(byte, &activation)| (i32::from((byte >> (2 * within)) & 3) - 1) * i32::from(activation)).sum::<i32>()
     });
     products.sum()
+}
+
+/// Product of activations in groups for one thread's tiles, any grouping of the weights.
+#[inline(always)]
+pub(super) fn linear_groups(x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    for tile in LaneTiles::tiles_of(&columns) {
+        let offset = tile * LANE_ROWS - columns.start;
+        for token in 0..out.n_rows() {
+            let values = match weights.group_blocks() {
+                Some(group_blocks) => block_sums(x, token, weights, (tile, group_blocks)),
+                None => std::array::from_fn(|row| segment_sums(x, token, weights, (tile, row))),
+            };
+            store.store(&mut out.row_mut(token)[offset..], values);
+        }
+    }
+}
+
+/// Sixteen outputs of a token whose weights have groups of whole blocks.
+#[inline(always)]
+fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_blocks): (usize, usize)) -> [f32; LANE_ROWS] {
+    let mut y = [0.0f32; LANE_ROWS];
+    let blocks = weights.tile(tile).iter().zip(x.blocks(token)).zip(x.scales(token));
+    for (index, ((lines, activations), activation_scale)) in blocks.enumerate() {
+        let mut sums = [0i32; LANE_ROWS];
+        for (line, bytes) in lines.iter().enumerate() {
+            for (quarter, activations) in activations.as_chunks::<QUARTER_COLUMNS>().0.iter().enumerate() {
+                let activations = &activations.as_chunks::<LANE_COLUMNS>().0[line];
+                for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<LANE_COLUMNS>().0) {
+                    let products = bytes.iter().zip(activations);
+                    *sum += products.map(|(byte, &x)| i32::from((byte >> (2 * quarter)) & 3) * i32::from(x)).sum::<i32>();
+                }
+            }
+        }
+        let scales = &weights.tile_scales(tile)[index / group_blocks];
+        for ((y, sum), scale) in y.iter_mut().zip(sums).zip(scales) {
+            *y += (sum - activation_scale.sum) as f32 * (scale * activation_scale.scale);
+        }
+    }
+    y
+}
+
+/// One output of a token, whatever the groups of the weights.
+#[inline(always)]
+fn segment_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, row): (usize, usize)) -> f32 {
+    let (activations, scales) = (x.blocks(token).as_flattened(), x.scales(token));
+    numerics::dequantise_segments(quantise::segments(weights.k(), weights.group_size()).map(|columns| {
+        let weight_scale = weights.tile_scales(tile)[columns.start / weights.group_size()][row];
+        let activation_scale = scales[columns.start / BLOCK_COLUMNS].scale;
+        let products = columns.map(|column| i32::from(activations[column]) * i32::from(weights.trit(tile, row, column)));
+        (products.sum(), weight_scale, activation_scale)
+    }))
 }
 
 /// f32 product of one thread's tiles, any grouping.
