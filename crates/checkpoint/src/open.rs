@@ -133,12 +133,9 @@ impl Checkpoint {
         }
     }
 
-    /// Computes a weight-only model with int8 activations in groups, which is faster by far and nearly exact
-    /// (`docs/decisions/0010`). A model that was trained with int8 activations stays as it is.
-    pub fn prefer_int8_groups(&mut self) {
-        if self.config().activation_policy == ActivationPolicy::Unquantised {
-            self.source.set_activation_policy(ActivationPolicy::Int8PerGroup);
-        }
+    /// Computes with activations as the caller says, whatever the files say.
+    pub fn set_activation_policy(&mut self, policy: ActivationPolicy) {
+        self.source.set_activation_policy(policy);
     }
 
     /// Vocabulary, chat template and generation defaults.

@@ -174,10 +174,9 @@ impl Rows {
                 quarter_sums: Memory::zeroed(n_padded / QUARTER_COLUMNS)?,
                 scales: vec![RowScale::default(); n_rows],
             },
-            ActivationPolicy::Int8PerGroup => Self::Groups {
-                quantized: Memory::zeroed(n_padded)?,
-                scales: vec![RowScale::default(); n_padded / BLOCK_COLUMNS],
-            },
+            ActivationPolicy::Int8PerGroup => {
+                Self::Groups { quantized: Memory::zeroed(n_padded)?, scales: vec![RowScale::default(); n_padded / BLOCK_COLUMNS] }
+            }
             ActivationPolicy::Unquantised => Self::F32(Memory::zeroed(n_padded)?),
         })
     }

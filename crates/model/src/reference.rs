@@ -82,9 +82,15 @@ impl ReferenceActivations {
 
 #[derive(Debug)]
 enum ActivationRow {
-    Int8 { quantized: Vec<i8>, scale: f32 },
+    Int8 {
+        quantized: Vec<i8>,
+        scale: f32,
+    },
     /// A scale for each `ACTIVATION_GROUP` columns.
-    Int8Groups { quantized: Vec<i8>, scales: Vec<f32> },
+    Int8Groups {
+        quantized: Vec<i8>,
+        scales: Vec<f32>,
+    },
     F32(Vec<f32>),
 }
 
@@ -138,9 +144,11 @@ fn int8_groups_product(quantized: &[i8], activation_scales: &[f32], weights: &Te
     (0..weights.n_rows())
         .map(|n| {
             let sums = segments.iter().zip(&accumulators);
-            numerics::dequantise_segments(sums.map(|(segment, sums)| {
-                (sums[n], weights.scale_at(n, segment.start), activation_scales[segment.start / ACTIVATION_GROUP])
-            }))
+            numerics::dequantise_segments(
+                sums.map(|(segment, sums)| {
+                    (sums[n], weights.scale_at(n, segment.start), activation_scales[segment.start / ACTIVATION_GROUP])
+                }),
+            )
         })
         .collect()
 }

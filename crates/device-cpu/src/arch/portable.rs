@@ -145,7 +145,7 @@ fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_
                 }
             }
         }
-        let scales = &weights.tile_scales(tile)[index / group_blocks];
+        let scales = weights.tile_scales(tile).group(index / group_blocks);
         for ((y, sum), scale) in y.iter_mut().zip(sums).zip(scales) {
             *y += (sum - activation_scale.sum) as f32 * (scale * activation_scale.scale);
         }
@@ -158,7 +158,7 @@ fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_
 fn segment_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, row): (usize, usize)) -> f32 {
     let (activations, scales) = (x.blocks(token).as_flattened(), x.scales(token));
     numerics::dequantise_segments(quantise::segments(weights.k(), weights.group_size()).map(|columns| {
-        let weight_scale = weights.tile_scales(tile)[columns.start / weights.group_size()][row];
+        let weight_scale = weights.tile_scales(tile).group(columns.start / weights.group_size())[row];
         let activation_scale = scales[columns.start / BLOCK_COLUMNS].scale;
         let products = columns.map(|column| i32::from(activations[column]) * i32::from(weights.trit(tile, row, column)));
         (products.sum(), weight_scale, activation_scale)

@@ -14,7 +14,7 @@ use bitnet_ternary::ACTIVATION_MAX;
 use super::vector::*;
 use crate::arch::portable;
 use crate::kernels::{FLOAT_PANEL_TOKENS, GroupRows, PANEL_BYTES, RowScale, Scratch, Store};
-use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LINE_BYTES, LINES, LaneBlock, LaneTiles};
+use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LINE_BYTES, LINES, LaneBlock, LaneTiles, TileScales};
 use crate::pool::ColumnsMut;
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
 
@@ -25,7 +25,7 @@ const STEPS: usize = BLOCK_COLUMNS / LANE_COLUMNS;
 /// Registers that the sixteen rows fill.
 const HALVES: usize = LINE_BYTES / 32;
 /// From this many tokens on a panel pays.
-const PANEL_FROM: usize = 3;
+const PANEL_FROM: usize = 7;
 /// Tokens that share the weights in registers.
 const TOKENS: usize = 4;
 /// Tokens whose outputs wait in scratch while panels are in use.
@@ -51,14 +51,13 @@ const _: () = assert!(PANEL_TOKENS.is_multiple_of(TOKENS));
 
 /// Unpacked codes of sixteen rows of one block, `[STEPS, LANE_ROWS, LANE_COLUMNS]`, columns ascending.
 type PanelBlock = [[u8; LINE_BYTES]; STEPS];
-/// Sums or outputs of sixteen rows for each of T tokens.
-type Integers<const T: usize> = [[__m256i; HALVES]; T];
-type Outputs<const T: usize> = [[__m256; HALVES]; T];
+/// Sums of sixteen rows for each of T tokens.
+type Sums<const T: usize> = [[__m256i; HALVES]; T];
 /// Sixteen outputs in memory.
 type OutputRow = [f32; LANE_ROWS];
 
 /// Product of one thread's tiles.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 pub(super) fn linear(x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let Some(group_blocks) = weights.group_blocks() else {
         return portable::linear_groups(x, weights, store, out);
@@ -66,10 +65,7 @@ pub(super) fn linear(x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &
     let product = Product { x, weights, group_blocks, store };
     let n_tokens = out.n_rows();
     if n_tokens < PANEL_FROM {
-        return match n_tokens {
-            1 => streams::<1>(product, out),
-            _ => streams::<2>(product, out),
-        };
+        return streams(product, out);
     }
     let in_cache = (TOKEN_BLOCK_BYTES / x.stride / TOKENS * TOKENS).clamp(4 * TOKENS, PANEL_TOKENS);
     for first in (0..n_tokens).step_by(in_cache) {
@@ -87,19 +83,18 @@ struct Product<'a> {
     store: Store,
 }
 
-/// Every tile for all T tokens, codes unpacked in registers.
+/// Every tile for one or two tokens at a time, codes unpacked in registers.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn streams<const T: usize>(product: Product<'_>, out: &mut ColumnsMut<'_>) {
+#[target_feature(enable = "avx2,f16c")]
+fn streams(product: Product<'_>, out: &mut ColumnsMut<'_>) {
     let columns = out.range();
-    let mut rows: [Token<'_>; T] = [Token::default(); T];
-    for (token, row) in rows.iter_mut().enumerate() {
-        *row = Token::new(product.x, token);
-    }
+    let n_tokens = out.n_rows();
     for tile in LaneTiles::tiles_of(&columns) {
-        let outputs = stream(product, tile, rows);
-        for (token, y) in outputs.into_iter().enumerate() {
-            product.store.store(&mut out.row_mut(token)[tile * LANE_ROWS - columns.start..], to_row(y));
+        for first in (0..n_tokens - n_tokens % 2).step_by(2) {
+            stream::<2>(product, (tile, first), out);
+        }
+        if !n_tokens.is_multiple_of(2) {
+            stream::<1>(product, (tile, n_tokens - 1), out);
         }
     }
 }
@@ -124,14 +119,19 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Sixteen outputs of T tokens.
+/// Sixteen outputs of T tokens from `first` on.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn stream<const T: usize>(Product { weights, group_blocks, .. }: Product<'_>, tile: usize, rows: [Token<'_>; T]) -> Outputs<T> {
+#[target_feature(enable = "avx2,f16c")]
+fn stream<const T: usize>(product: Product<'_>, (tile, first): (usize, usize), out: &mut ColumnsMut<'_>) {
+    let Product { x, weights, group_blocks, store } = product;
+    let mut rows: [Token<'_>; T] = [Token::default(); T];
+    for (token, row) in rows.iter_mut().enumerate() {
+        *row = Token::new(x, first + token);
+    }
     let mut y = [[_mm256_setzero_ps(); HALVES]; T];
-    let groups = weights.tile(tile).chunks(group_blocks).zip(weights.tile_scales(tile));
-    for (group, (blocks, scales)) in groups.enumerate() {
-        let scales = load_tile_scales(scales);
+    let scales = weights.tile_scales(tile);
+    for (group, blocks) in weights.tile(tile).chunks(group_blocks).enumerate() {
+        let scales = load_scales_of(scales, group);
         for (within, block) in blocks.iter().enumerate() {
             let index = group * group_blocks + within;
             let sums = sum_block(block, rows, index);
@@ -140,14 +140,30 @@ fn stream<const T: usize>(Product { weights, group_blocks, .. }: Product<'_>, ti
             }
         }
     }
-    y
+    let offset = tile * LANE_ROWS - out.range().start;
+    for (token, y) in y.into_iter().enumerate() {
+        store.store(&mut out.row_mut(first + token)[offset..], to_row(y));
+    }
 }
 
 /// Scales of sixteen rows.
 #[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn load_scales_of(scales: TileScales<'_>, group: usize) -> [__m256; HALVES] {
+    match scales {
+        TileScales::F32(scales) => load_row(&scales[group]),
+        TileScales::F16(scales) => {
+            let [low, high] = halves(&scales[group]);
+            [widen_half_bits(low), widen_half_bits(high)]
+        }
+    }
+}
+
+/// Sixteen floats.
+#[inline]
 #[target_feature(enable = "avx2")]
-fn load_tile_scales(scales: &OutputRow) -> [__m256; HALVES] {
-    let [low, high] = halves(scales);
+fn load_row(row: &OutputRow) -> [__m256; HALVES] {
+    let [low, high] = halves(row);
     [load_f32(low), load_f32(high)]
 }
 
@@ -179,7 +195,7 @@ fn start(scale: RowScale) -> __m256i {
 /// Σ trit·q of one block from its packed codes, in pairs of 16-bit lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sum_block<const T: usize>(block: &LaneBlock, rows: [Token<'_>; T], index: usize) -> Integers<T> {
+fn sum_block<const T: usize>(block: &LaneBlock, rows: [Token<'_>; T], index: usize) -> Sums<T> {
     let (in_place, shifted) = (_mm256_set1_epi8(0b0011), _mm256_set1_epi8(0b1100));
     let (mut even, mut odd) = ([[_mm256_setzero_si256(); HALVES]; T], [[_mm256_setzero_si256(); HALVES]; T]);
     let mut activations = [&[0i8; BLOCK_COLUMNS]; T];
@@ -230,7 +246,7 @@ fn to_row(y: [__m256; HALVES]) -> OutputRow {
 
 /// Every tile for a block of tokens, through panels of unpacked codes.
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 fn panels(product: Product<'_>, tokens: Range<usize>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let columns = out.range();
     let n_blocks = product.weights.n_blocks();
@@ -272,7 +288,7 @@ fn unpack(blocks: &[LaneBlock], panel: &mut [PanelBlock]) {
 
 /// Adds the products of some blocks of a tile to the outputs of all tokens of the block.
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 fn multiply_panel(
     Product { x, weights, group_blocks, .. }: Product<'_>,
     (tile, tokens, blocks): (usize, Range<usize>, Range<usize>),
@@ -288,11 +304,11 @@ fn multiply_panel(
         }
         let mut y = [[_mm256_setzero_ps(); HALVES]; TOKENS];
         for (y, output) in y.iter_mut().zip(&*outputs) {
-            *y = load_tile_scales(output);
+            *y = load_row(output);
         }
         for (index, steps) in panel.iter().enumerate() {
             let sums = sum_steps(steps, rows, index);
-            let scales = load_tile_scales(&scales[(blocks.start + index) / group_blocks]);
+            let scales = load_scales_of(scales, (blocks.start + index) / group_blocks);
             for ((y, sums), row) in y.iter_mut().zip(sums).zip(rows) {
                 *y = plus_scaled(*y, sums, scales, row.scales[index].scale);
             }
@@ -336,7 +352,7 @@ macro_rules! step_of_panel {
 /// that `int8` gives.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sum_steps(steps: &PanelBlock, rows: [Token<'_>; TOKENS], index: usize) -> Integers<TOKENS> {
+fn sum_steps(steps: &PanelBlock, rows: [Token<'_>; TOKENS], index: usize) -> Sums<TOKENS> {
     let mut sums = [[_mm256_setzero_si256(); HALVES]; TOKENS];
     let mut activations = [&[0i8; BLOCK_COLUMNS]; TOKENS];
     for ((sums, activations), row) in sums.iter_mut().zip(&mut activations).zip(rows) {
