@@ -4,13 +4,15 @@
 //! The sum of the activations, by which Σ code·q exceeds Σ trit·q, is taken off by starting the sums at its negative. 16-bit sums
 //! are widened once a block, where they are scaled anyway. Few tokens take codes from their packed bytes as these stream by: odd
 //! quarters stay where they are in their byte, which makes their sums four times too large, exactly. More tokens share a panel of
-//! codes unpacked into L1. What this leaves out: groups that are not whole blocks (`portable`).
+//! codes unpacked into L1. Weights with groups of whole quarters that end inside blocks have a slower loop of their own, for one token.
+//! What this leaves out: groups that are not whole quarters (`portable`).
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use bitnet_ternary::ACTIVATION_MAX;
 
+use super::rows::sum_i8;
 use super::vector::*;
 use crate::arch::portable;
 use crate::kernels::{FLOAT_PANEL_TOKENS, GroupRows, PANEL_BYTES, RowScale, Scratch, Store};
@@ -60,6 +62,9 @@ type OutputRow = [f32; LANE_ROWS];
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn linear(x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let Some(group_blocks) = weights.group_blocks() else {
+        if weights.group_size().is_multiple_of(QUARTER_COLUMNS) {
+            return quarters((x, weights, store), out);
+        }
         return portable::linear_groups(x, weights, store, out);
     };
     let product = Product { x, weights, group_blocks, store };
@@ -242,6 +247,50 @@ fn to_row(y: [__m256; HALVES]) -> OutputRow {
         store_f32(values, y);
     }
     row
+}
+
+/// Every tile for one token at a time, where groups end inside blocks, at whole quarters.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn quarters((x, weights, store): (GroupRows<'_>, &LaneTiles, Store), out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    for tile in LaneTiles::tiles_of(&columns) {
+        for token in 0..out.n_rows() {
+            let y = sum_quarters(Token::new(x, token), weights, tile);
+            store.store(&mut out.row_mut(token)[tile * LANE_ROWS - columns.start..], to_row(y));
+        }
+    }
+}
+
+/// Sixteen outputs of a token. Sums go on from quarter to quarter until a group of weights or of activations ends.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn sum_quarters(row: Token<'_>, weights: &LaneTiles, tile: usize) -> [__m256; HALVES] {
+    let (codes, scales, group_size) = (weights.tile(tile), weights.tile_scales(tile), weights.group_size());
+    let (mut y, mut sums) = ([_mm256_setzero_ps(); HALVES], [_mm256_setzero_si256(); HALVES]);
+    for quarter in 0..weights.k() / QUARTER_COLUMNS {
+        let (block, within) = (quarter / QUARTERS, quarter % QUARTERS);
+        let activations = &row.activations[block];
+        let sum = sum_i8(load_i8(&activations.as_chunks().0[within]));
+        for half in &mut sums {
+            *half = _mm256_add_epi16(*half, start(RowScale { sum, ..RowScale::default() }));
+        }
+        let shift = _mm_cvtsi32_si128(2 * within as i32);
+        for (line, bytes) in codes[block].iter().enumerate() {
+            prefetch_line_behind(bytes);
+            let x = lane_of(activations, within, line);
+            for (half, bytes) in sums.iter_mut().zip(bytes.as_chunks().0) {
+                let codes = _mm256_and_si256(_mm256_srl_epi16(load_u8(bytes), shift), _mm256_set1_epi8(3));
+                *half = _mm256_add_epi16(*half, _mm256_maddubs_epi16(codes, x));
+            }
+        }
+        let end = (quarter + 1) * QUARTER_COLUMNS;
+        if end.is_multiple_of(group_size) || end.is_multiple_of(BLOCK_COLUMNS) {
+            y = plus_scaled(y, sums, load_scales_of(scales, (end - 1) / group_size), row.scales[block].scale);
+            sums = [_mm256_setzero_si256(); HALVES];
+        }
+    }
+    y
 }
 
 /// Every tile for a block of tokens, through panels of unpacked codes.

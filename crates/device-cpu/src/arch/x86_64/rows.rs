@@ -76,7 +76,7 @@ fn quantise_quarter(values: &[f32; QUARTER_COLUMNS], inverse_scale: f32) -> __m2
 /// Sum of 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sum_i8(integers: __m256i) -> i32 {
+pub(super) fn sum_i8(integers: __m256i) -> i32 {
     let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), integers);
     let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     let four = _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
