@@ -303,6 +303,11 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().dot_row(x, head, row, scratch)
     }
 
+    /// One output of one token, as `linear_f32` computes it.
+    fn ternary_dot_row(&self, x: &[f32], weights: &Tiles, row: usize, scratch: &mut Scratch) -> f32 {
+        self.base().ternary_dot_row(x, weights, row, scratch)
+    }
+
     /// Attention of all tokens for one thread's query heads.
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         self.base().attention(step, out, scratch);

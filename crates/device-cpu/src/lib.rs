@@ -21,6 +21,7 @@ mod roof;
 mod rows;
 mod screen;
 mod table;
+mod ternary_screen;
 mod tile;
 
 pub use activations::CpuActivations;

@@ -169,19 +169,11 @@ fn segment_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, row)
 #[inline(always)]
 pub(super) fn linear_f32(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let columns = out.range();
-    let (k, group_size) = (weights.k(), weights.group_size());
-    if scratch.row.len() < k {
-        scratch.row.resize(k, 0.0);
-    }
-    let trits = &mut scratch.row[..k];
+    let trits = row_buffer(scratch, weights.k());
     for row in columns.clone() {
         unpack_trits(weights.tile(row / TILE_ROWS), row % TILE_ROWS, trits);
         for token in 0..out.n_rows() {
-            let mut y = 0.0f32;
-            let groups = x.row(token)[..k].chunks_exact(group_size).zip(trits.chunks_exact(group_size));
-            for ((x, trits), scales) in groups.zip(weights.tile_scales(row / TILE_ROWS)) {
-                y += numerics::dot_trits(x, trits) * scales[row % TILE_ROWS];
-            }
+            let y = scaled_dot(x.row(token), trits, weights, row);
             let out = &mut out.row_mut(token)[row - columns.start];
             match store {
                 Store::Write => *out = y,
@@ -189,6 +181,34 @@ pub(super) fn linear_f32(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mu
             }
         }
     }
+}
+
+/// One output of one token.
+#[inline(always)]
+pub(super) fn ternary_dot_row(x: &[f32], weights: &Tiles, row: usize, scratch: &mut Scratch) -> f32 {
+    let trits = row_buffer(scratch, weights.k());
+    unpack_trits(weights.tile(row / TILE_ROWS), row % TILE_ROWS, trits);
+    scaled_dot(x, trits, weights, row)
+}
+
+/// The first `k` places of the row buffer.
+#[inline(always)]
+fn row_buffer(scratch: &mut Scratch, k: usize) -> &mut [f32] {
+    if scratch.row.len() < k {
+        scratch.row.resize(k, 0.0);
+    }
+    &mut scratch.row[..k]
+}
+
+/// Σ over groups of Σ x·trit × scale, for one row.
+#[inline(always)]
+fn scaled_dot(x: &[f32], trits: &[f32], weights: &Tiles, row: usize) -> f32 {
+    let mut y = 0.0f32;
+    let groups = x[..trits.len()].chunks_exact(weights.group_size()).zip(trits.chunks_exact(weights.group_size()));
+    for ((x, trits), scales) in groups.zip(weights.tile_scales(row / TILE_ROWS)) {
+        y += numerics::dot_trits(x, trits) * scales[row % TILE_ROWS];
+    }
+    y
 }
 
 /// Trits of one row of a tile as f32, `[k]`.

@@ -78,6 +78,10 @@ impl Kernels for Scalar {
         portable::dot_row(x, head, row, scratch)
     }
 
+    fn ternary_dot_row(&self, x: &[f32], weights: &Tiles, row: usize, scratch: &mut Scratch) -> f32 {
+        portable::ternary_dot_row(x, weights, row, scratch)
+    }
+
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         portable::attention(step, out, scratch);
     }
