@@ -74,7 +74,8 @@ impl ReferenceActivations {
     pub(crate) fn repeat_first_scale(&mut self) {
         for row in &mut self.rows {
             if let ActivationRow::Int8Groups { scales, .. } = row {
-                scales.fill(scales[0]);
+                let first = scales[0];
+                scales.fill(first);
             }
         }
     }
