@@ -11,7 +11,7 @@ use bitnet_ternary::quantise;
 
 use crate::attention::{AttentionStep, KvRow, KvRows, KvStore, gather_key};
 use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
-use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LaneTiles};
+use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LINE_BYTES, LaneTiles};
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
@@ -136,13 +136,9 @@ fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_
     let blocks = weights.tile(tile).iter().zip(x.blocks(token)).zip(x.scales(token));
     for (index, ((lines, activations), activation_scale)) in blocks.enumerate() {
         let mut sums = [0i32; LANE_ROWS];
-        for (line, bytes) in lines.iter().enumerate() {
-            for (quarter, activations) in activations.as_chunks::<QUARTER_COLUMNS>().0.iter().enumerate() {
-                let activations = &activations.as_chunks::<LANE_COLUMNS>().0[line];
-                for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<LANE_COLUMNS>().0) {
-                    let products = bytes.iter().zip(activations);
-                    *sum += products.map(|(byte, &x)| i32::from((byte >> (2 * quarter)) & 3) * i32::from(x)).sum::<i32>();
-                }
+        for (quarter, activations) in activations.as_chunks::<QUARTER_COLUMNS>().0.iter().enumerate() {
+            for (line, activations) in lines.iter().zip(activations.as_chunks::<LANE_COLUMNS>().0) {
+                add_lane(&mut sums, (line, 2 * quarter), activations);
             }
         }
         let scales = weights.tile_scales(tile).group(index / group_blocks);
@@ -151,6 +147,15 @@ fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_
         }
     }
     y
+}
+
+/// sums + the codes that lie `shift` bits up · four columns of activations, for sixteen rows.
+#[inline(always)]
+fn add_lane(sums: &mut [i32; LANE_ROWS], (line, shift): (&[u8; LINE_BYTES], usize), activations: &[i8; LANE_COLUMNS]) {
+    for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<LANE_COLUMNS>().0) {
+        let products = bytes.iter().zip(activations);
+        *sum += products.map(|(byte, &x)| i32::from((byte >> shift) & 3) * i32::from(x)).sum::<i32>();
+    }
 }
 
 /// One output of a token, whatever the groups of the weights.

@@ -16,13 +16,11 @@ fn linear_with_every_pattern_equals_reference() {
             let weights = TernaryMatrix::from_trits(5, k, &trits, scales(5, k, None, &mut noise)).expect("valid");
             let patterns = PATTERNS.map(|pattern| pattern.activations(1, k, &mut noise));
             for (x, label) in [(patterns[1].clone(), "all +127"), (patterns[2].clone(), "all -127"), (patterns.concat(), "all patterns")] {
-                for policy in [Int8PerToken, Int8PerGroup] {
-                    assert_equal_on_all!(
-                        devices,
-                        |device: &mut _| products(device, &x, &weights, policy, 1),
-                        "k {k} {weight_pattern:?} {label} {policy:?}"
-                    );
-                }
+                assert_equal_on_all!(
+                    devices,
+                    |device: &mut _| [Int8PerToken, Int8PerGroup].map(|policy| products(device, &x, &weights, policy, 1)).concat(),
+                    "k {k} {weight_pattern:?} {label}"
+                );
             }
         }
     }

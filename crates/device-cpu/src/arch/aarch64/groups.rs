@@ -90,20 +90,34 @@ fn sum_block<const T: usize>(dot: Dot, block: &LaneBlock, activations: [&[i8; BL
             *packed = load_u8(bytes);
         }
         for quarter in 0..QUARTERS {
-            let mut codes = [vdupq_n_s8(0); REGISTERS];
-            for (codes, packed) in codes.iter_mut().zip(&mut packed) {
-                *codes = vreinterpretq_s8_u8(vandq_u8(*packed, vdupq_n_u8(3)));
-                *packed = vshrq_n_u8::<2>(*packed);
-            }
+            let codes = take_codes(&mut packed);
             for (sums, activations) in sums.iter_mut().zip(activations) {
-                let x = lane_of(activations, quarter * LINES + line);
-                for (sum, codes) in sums.iter_mut().zip(codes) {
-                    *sum = dot.add(*sum, codes, x);
-                }
+                add_lane(dot, sums, codes, lane_of(activations, quarter * LINES + line));
             }
         }
     }
     sums
+}
+
+/// The codes of the lowest quarter; the next one comes down.
+#[inline]
+#[target_feature(enable = "neon")]
+fn take_codes(packed: &mut [uint8x16_t; REGISTERS]) -> [int8x16_t; REGISTERS] {
+    let mut codes = [vdupq_n_s8(0); REGISTERS];
+    for (codes, packed) in codes.iter_mut().zip(packed) {
+        *codes = vreinterpretq_s8_u8(vandq_u8(*packed, vdupq_n_u8(3)));
+        *packed = vshrq_n_u8::<2>(*packed);
+    }
+    codes
+}
+
+/// sums + codes · four columns of activations, for sixteen rows.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_lane(dot: Dot, sums: &mut [int32x4_t; REGISTERS], codes: [int8x16_t; REGISTERS], x: int8x16_t) {
+    for (sum, codes) in sums.iter_mut().zip(codes) {
+        *sum = dot.add(*sum, codes, x);
+    }
 }
 
 /// Four columns of a block of activations, in every lane.

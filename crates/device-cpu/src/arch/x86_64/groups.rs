@@ -201,10 +201,9 @@ fn start(scale: RowScale) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn sum_block<const T: usize>(block: &LaneBlock, rows: [Token<'_>; T], index: usize) -> Sums<T> {
-    let (in_place, shifted) = (_mm256_set1_epi8(0b0011), _mm256_set1_epi8(0b1100));
-    let (mut even, mut odd) = ([[_mm256_setzero_si256(); HALVES]; T], [[_mm256_setzero_si256(); HALVES]; T]);
+    let mut sums = BlockSums { even: [[_mm256_setzero_si256(); HALVES]; T], odd: [[_mm256_setzero_si256(); HALVES]; T] };
     let mut activations = [&[0i8; BLOCK_COLUMNS]; T];
-    for ((even, activations), row) in even.iter_mut().zip(&mut activations).zip(rows) {
+    for ((even, activations), row) in sums.even.iter_mut().zip(&mut activations).zip(rows) {
         *even = [start(row.scales[index]); HALVES];
         *activations = &row.activations[index];
     }
@@ -212,29 +211,40 @@ fn sum_block<const T: usize>(block: &LaneBlock, rows: [Token<'_>; T], index: usi
         prefetch_line_behind(bytes);
         for (half, bytes) in bytes.as_chunks().0.iter().enumerate() {
             let low = load_u8(bytes);
-            let high = _mm256_srli_epi16::<4>(low);
-            for (pair, codes) in [low, high].into_iter().enumerate() {
-                let (even_codes, odd_codes) = (_mm256_and_si256(codes, in_place), _mm256_and_si256(codes, shifted));
-                for (token, activations) in activations.iter().enumerate() {
-                    let (x, x_odd) = (lane_of(activations, 2 * pair, line), lane_of(activations, 2 * pair + 1, line));
-                    even[token][half] = _mm256_add_epi16(even[token][half], _mm256_maddubs_epi16(even_codes, x));
-                    odd[token][half] = _mm256_add_epi16(odd[token][half], _mm256_maddubs_epi16(odd_codes, x_odd));
-                }
-            }
+            add_pair(&mut sums, (half, low), activations, line);
+            add_pair(&mut sums, (half, _mm256_srli_epi16::<4>(low)), activations, 2 * LINES + line);
         }
     }
-    for (even, odd) in even.as_flattened_mut().iter_mut().zip(odd.as_flattened()) {
+    for (even, odd) in sums.even.as_flattened_mut().iter_mut().zip(sums.odd.as_flattened()) {
         *even = _mm256_add_epi16(*even, _mm256_srai_epi16::<2>(*odd));
     }
-    even
+    sums.even
 }
 
-/// Four columns of a quarter of a block of activations, in every lane.
+/// Sums of even quarters, and four times those of odd ones.
+struct BlockSums<const T: usize> {
+    even: Sums<T>,
+    odd: Sums<T>,
+}
+
+/// Adds the two quarters whose codes lie lowest in their bytes, for one half of the rows; `lane` is where the activations of the first
+/// begin.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn lane_of(activations: &[i8; BLOCK_COLUMNS], quarter: usize, line: usize) -> __m256i {
-    let lanes = activations.as_chunks::<LANE_COLUMNS>().0;
-    let [a, b, c, d] = lanes[quarter * LINES + line];
+fn add_pair<const T: usize>(sums: &mut BlockSums<T>, (half, codes): (usize, __m256i), activations: [&[i8; BLOCK_COLUMNS]; T], lane: usize) {
+    let (even_codes, odd_codes) = (_mm256_and_si256(codes, _mm256_set1_epi8(0b0011)), _mm256_and_si256(codes, _mm256_set1_epi8(0b1100)));
+    for ((even, odd), activations) in sums.even.iter_mut().zip(&mut sums.odd).zip(activations) {
+        let (x, x_odd) = (lane_of(activations, lane), lane_of(activations, LINES + lane));
+        even[half] = _mm256_add_epi16(even[half], _mm256_maddubs_epi16(even_codes, x));
+        odd[half] = _mm256_add_epi16(odd[half], _mm256_maddubs_epi16(odd_codes, x_odd));
+    }
+}
+
+/// Four columns of a block of activations, in every lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lane_of(activations: &[i8; BLOCK_COLUMNS], lane: usize) -> __m256i {
+    let [a, b, c, d] = activations.as_chunks::<LANE_COLUMNS>().0[lane];
     _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
 }
 
@@ -278,7 +288,7 @@ fn sum_quarters(row: Token<'_>, weights: &LaneTiles, tile: usize) -> [__m256; HA
         let shift = _mm_cvtsi32_si128(2 * within as i32);
         for (line, bytes) in codes[block].iter().enumerate() {
             prefetch_line_behind(bytes);
-            let x = lane_of(activations, within, line);
+            let x = lane_of(activations, within * LINES + line);
             for (half, bytes) in sums.iter_mut().zip(bytes.as_chunks().0) {
                 let codes = _mm256_and_si256(_mm256_srl_epi16(load_u8(bytes), shift), _mm256_set1_epi8(3));
                 *half = _mm256_add_epi16(*half, _mm256_maddubs_epi16(codes, x));
@@ -319,20 +329,26 @@ fn panels(product: Product<'_>, tokens: Range<usize>, out: &mut ColumnsMut<'_>, 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unpack(blocks: &[LaneBlock], panel: &mut [PanelBlock]) {
-    let mask = _mm256_set1_epi8(3);
     for (block, steps) in blocks.iter().zip(panel) {
         for (line, bytes) in block.iter().enumerate() {
             prefetch_line_behind(bytes);
-            for (half, bytes) in bytes.as_chunks().0.iter().enumerate() {
-                let mut codes = load_u8(bytes);
-                for quarter in 0..QUARTERS {
-                    let step = &mut steps[quarter * LINES + line];
-                    store_u8(&mut step.as_chunks_mut().0[half], _mm256_and_si256(codes, mask));
-                    codes = _mm256_srli_epi16::<2>(codes);
-                }
+            let [mut low, mut high] = load_halves_of(bytes);
+            for step in steps.iter_mut().skip(line).step_by(LINES) {
+                let [low_codes, high_codes] = step.as_chunks_mut::<32>().0 else { unreachable!("a line is two registers") };
+                store_u8(low_codes, _mm256_and_si256(low, _mm256_set1_epi8(3)));
+                store_u8(high_codes, _mm256_and_si256(high, _mm256_set1_epi8(3)));
+                (low, high) = (_mm256_srli_epi16::<2>(low), _mm256_srli_epi16::<2>(high));
             }
         }
     }
+}
+
+/// A line as two registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_halves_of(line: &[u8; LINE_BYTES]) -> [__m256i; HALVES] {
+    let halves = line.as_chunks().0;
+    [load_u8(&halves[0]), load_u8(&halves[1])]
 }
 
 /// Adds the products of some blocks of a tile to the outputs of all tokens of the block.
