@@ -5,6 +5,7 @@
 //! A key that decides the arithmetic is read, never guessed: its absence is an error.
 
 use crate::error::CheckpointError;
+use crate::json::shown;
 use crate::limits;
 
 /// Which family's names and file conventions a checkpoint uses. The walk never looks at it.
@@ -27,13 +28,37 @@ pub enum Activation {
     Relu2,
 }
 
-/// What a ternary linear layer reads. A property of how the model was trained, never of the device.
+/// What a ternary linear layer reads: how the model was trained, or for a weight-only model what its user chose; never a property of the
+/// device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActivationPolicy {
     /// One int8 scale for each token: 127 / max|x| (BitNet b1.58).
     Int8PerToken,
+    /// int8 with a scale for each group of 128 activations of a token: how a weight-only model runs fast, at a bounded error
+    /// (`docs/decisions/0010`).
+    Int8PerGroup,
     /// Activations stay f32 (TriLM, Ternary-Bonsai).
     Unquantised,
+}
+
+impl ActivationPolicy {
+    /// Every policy.
+    pub const ALL: [Self; 3] = [Self::Int8PerToken, Self::Int8PerGroup, Self::Unquantised];
+
+    /// Its name in files that we write.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8PerToken => "int8_per_token",
+            Self::Int8PerGroup => "int8_per_group",
+            Self::Unquantised => "unquantised",
+        }
+    }
+
+    /// The policy of that name, or what else was expected.
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        let policy = Self::ALL.into_iter().find(|policy| policy.name() == name);
+        policy.ok_or_else(|| format!("expected {}, got {}", Self::ALL.map(Self::name).join(", "), shown(name)))
+    }
 }
 
 /// How rotary frequencies are stretched for contexts longer than trained.

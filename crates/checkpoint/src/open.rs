@@ -73,6 +73,15 @@ enum Source {
     Gguf(GgufSource),
 }
 
+impl Source {
+    fn set_activation_policy(&mut self, policy: ActivationPolicy) {
+        match self {
+            Self::Folder(source) => source.config.activation_policy = policy,
+            Self::Gguf(source) => source.set_activation_policy(policy),
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a folder with `config.json` and safetensors (Hugging Face or MLX), one of its safetensors files, a GGUF file, or a
     /// folder with one GGUF file.
@@ -122,6 +131,11 @@ impl Checkpoint {
             Source::Folder(source) => &source.config,
             Source::Gguf(source) => source.config(),
         }
+    }
+
+    /// Computes with activations as the caller says, whatever the files say.
+    pub fn set_activation_policy(&mut self, policy: ActivationPolicy) {
+        self.source.set_activation_policy(policy);
     }
 
     /// Vocabulary, chat template and generation defaults.
@@ -176,10 +190,7 @@ impl Checkpoint {
 
     fn new(mut source: Source, options: OpenOptions) -> Self {
         if let Some(policy) = options.activations {
-            match &mut source {
-                Source::Folder(source) => source.config.activation_policy = policy,
-                Source::Gguf(source) => source.set_activation_policy(policy),
-            }
+            source.set_activation_policy(policy);
         }
         let mut checkpoint = Self { source, index: HashMap::new() };
         checkpoint.index = checkpoint.tensors().iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();

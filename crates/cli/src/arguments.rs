@@ -50,7 +50,7 @@ pub(crate) struct ModelArguments {
 /// What the user knows better than the model's files. Every verb that opens a model has these flags.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct OpenArguments {
-    /// What linear layers read; by default as the model's files say
+    /// What linear layers read; by default as the model's files say, but int8-groups for exact where text is written
     #[arg(long, value_enum, hide_short_help = true)]
     activations: Option<ActivationsArgument>,
     /// Order of the codes in I2_S tensors of GGUF files; by default as the weights show, and where they do not, the published one
@@ -66,11 +66,25 @@ impl OpenArguments {
     }
 }
 
+impl OpenArguments {
+    /// What linear layers read where text is written: as a flag says, else as the model was trained, except that models whose weights
+    /// alone are ternary are fast rather than exact (`docs/decisions/0010`).
+    pub(crate) fn policy_to_write(self, stated: ActivationPolicy) -> ActivationPolicy {
+        match (self.activations, stated) {
+            (Some(argument), _) => argument.into(),
+            (None, ActivationPolicy::Unquantised) => ActivationPolicy::Int8PerGroup,
+            (None, stated) => stated,
+        }
+    }
+}
+
 /// What linear layers read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ActivationsArgument {
     /// Integers of 8 bits with one scale for each token, as BitNet models were trained
     Int8,
+    /// Integers of 8 bits with a scale for each 128 numbers of a token: models whose weights alone are ternary, fast and nearly exact
+    Int8Groups,
     /// The numbers themselves, as models want whose weights alone are ternary (TriLM, Ternary-Bonsai)
     Exact,
 }
@@ -79,6 +93,7 @@ impl From<ActivationsArgument> for ActivationPolicy {
     fn from(argument: ActivationsArgument) -> Self {
         match argument {
             ActivationsArgument::Int8 => Self::Int8PerToken,
+            ActivationsArgument::Int8Groups => Self::Int8PerGroup,
             ActivationsArgument::Exact => Self::Unquantised,
         }
     }

@@ -20,6 +20,13 @@ pub(crate) fn open_checkpoint(arguments: &ModelArguments, global: &GlobalArgumen
     open_source(&arguments.source()?, arguments.open, global, terminal)
 }
 
+/// The same for writing text, where speed counts for more than the last digits of a logit.
+pub(crate) fn open_to_write(arguments: &ModelArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
+    let mut checkpoint = open_checkpoint(arguments, global, terminal)?;
+    checkpoint.set_activation_policy(arguments.open.policy_to_write(checkpoint.config().activation_policy));
+    Ok(checkpoint)
+}
+
 /// Opens `source`, downloading it if need be, and notes what its files leave open.
 pub(crate) fn open_source(
     source: &ModelSource,

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use bitnet_checkpoint::config::ActivationPolicy::{self, Int8PerToken, Unquantised};
+use bitnet_checkpoint::config::ActivationPolicy::{self, Int8PerGroup, Int8PerToken, Unquantised};
 use bitnet_checkpoint::config::{Rope, RopeScaling};
 use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, IsaChoice, RoofMeter, Roofs};
@@ -104,8 +104,11 @@ fn random_rows(device: &mut CpuDevice, m: usize, width: usize) -> <CpuDevice as 
 /// One linear layer shape at several numbers of tokens.
 fn bench_linear(bench: &mut Bench, (label, n, k): (&str, usize, usize), policy: ActivationPolicy, group: Option<usize>) {
     let shape = |m: usize| format!("{n}x{k}-{label}{}/m={m}", group.map_or(String::new(), |group| format!("-g{group}")));
-    let op = if policy == Int8PerToken { "bit_linear" } else { "bit_linear_f32" };
-    let counts = if policy == Int8PerToken { vec![1, 2, 4, 8, 64, 512] } else { vec![1, 8, 64] };
+    let (op, counts) = match policy {
+        Int8PerToken => ("bit_linear", vec![1, 2, 4, 8, 64, 512]),
+        Int8PerGroup => ("bit_linear_groups", vec![1, 2, 4, 8, 32, 64, 512]),
+        Unquantised => ("bit_linear_f32", vec![1, 8, 64]),
+    };
     if !counts.iter().any(|&m| bench.is_wanted(&bench.name(op, &shape(m)))) {
         return;
     }
@@ -126,7 +129,8 @@ fn bench_linear(bench: &mut Bench, (label, n, k): (&str, usize, usize), policy: 
         let mut activations = bench.device.activations(m, k, policy).expect("memory");
         bench.device.norm_quantize(&x, &[], &mut activations).expect("norm_quantize");
         let mut out = bench.device.hidden(m, n).expect("memory");
-        let work = Work { bytes: (used * n * k / 4) as f64, macs: (used * m * n * k) as f64 };
+        let bytes: u64 = layers.iter().take(used).map(|layer| bench.device.linear_bytes(layer)).sum();
+        let work = Work { bytes: bytes as f64, macs: (used * m * n * k) as f64 };
         bench.measure(&name, &work, |device| {
             layers.iter().take(used).for_each(|layer| device.bit_linear(&activations, layer, &mut out, 0).expect("bit_linear"));
         });
@@ -262,6 +266,11 @@ fn main() {
             bench_linear(&mut bench, shape, Int8PerToken, None);
         }
         bench_linear(&mut bench, ("grouped", 2560, 2560), Int8PerToken, Some(128));
+        // Those of an 8B model whose weights have groups.
+        for shape in [("qkv", 6144, 4096), ("gate_up", 24_576, 4096), ("down", 4096, 12_288)] {
+            bench_linear(&mut bench, shape, Int8PerGroup, Some(128));
+        }
+        bench_linear(&mut bench, ("rows", 2560, 2560), Int8PerGroup, None);
         bench_linear(&mut bench, ("grouped", 2560, 2560), Unquantised, Some(128));
         bench_linear(&mut bench, ("tensor", 2560, 2560), Unquantised, None);
         for dtype in [DenseType::Bf16, DenseType::F16] {

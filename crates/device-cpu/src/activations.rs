@@ -1,4 +1,4 @@
-//! `CpuActivations`: what a linear layer reads — int8 rows with their scales and sums, or f32 rows — and the operation that
+//! `CpuActivations`: what a linear layer reads — int8 rows with their scales and sums, a scale a row or a block, or f32 rows — and the operation that
 //! makes them, `norm_quantize`.
 //!
 //! Rows are padded with zeros to whole blocks, so that kernels have no tails.
@@ -9,7 +9,7 @@ use bitnet_model::device::{DeviceError, Norm};
 use crate::arch::{Memory, OutOfMemory};
 use crate::device::CpuVector;
 use crate::hidden::CpuHidden;
-use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, RowScale, Scratch};
+use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, Kernels, RowScale, Scratch};
 use crate::pool::{Parts, Pool};
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS};
 
@@ -25,6 +25,8 @@ pub struct CpuActivations {
 enum Rows {
     /// int8 with one scale a row.
     Int8 { quantized: Memory<i8>, quarter_sums: Memory<i32>, scales: Vec<RowScale> },
+    /// int8 with one scale a block.
+    Groups { quantized: Memory<i8>, scales: Vec<RowScale> },
     /// f32.
     F32(Memory<f32>),
 }
@@ -59,6 +61,11 @@ impl CpuActivations {
                 quarter_sums: &quarter_sums[..self.n_rows * stride / QUARTER_COLUMNS],
                 scales: &scales[..self.n_rows],
             }),
+            Rows::Groups { quantized, scales } => ActivationRows::Groups(GroupRows {
+                quantized: &quantized[..self.n_rows * stride],
+                stride,
+                scales: &scales[..self.n_rows * stride / BLOCK_COLUMNS],
+            }),
             Rows::F32(values) => ActivationRows::F32(F32Rows { values: &values[..self.n_rows * stride], stride }),
         }
     }
@@ -71,6 +78,7 @@ impl CpuActivations {
         (self.n_rows, self.width) = (n_rows, width);
         let stride = width.next_multiple_of(BLOCK_COLUMNS);
         let (pool, scratch) = workers;
+        let input = Input { x, norms, kernels };
         match &mut self.rows {
             Rows::Int8 { quantized, quarter_sums, scales } => {
                 let mut rest = (&mut quantized[..], &mut quarter_sums[..], &mut scales[..]);
@@ -83,8 +91,21 @@ impl CpuActivations {
                 pool.run_parts(scratch, parts, |scratch, (range, quantized, sums, scales)| {
                     let out = quantized.chunks_exact_mut(stride).zip(sums.chunks_exact_mut(stride / QUARTER_COLUMNS)).zip(scales);
                     for (row, ((quantized, quarter_sums), scale)) in range.zip(out) {
-                        let out = Int8RowMut { quantized, quarter_sums, scale };
-                        norm_and_quantise(&x.values()[row * width..(row + 1) * width], norms, &mut scratch.row, out, kernels);
+                        kernels.quantise(input.normed(row, scratch), Int8RowMut { quantized, quarter_sums, scale });
+                    }
+                });
+            }
+            Rows::Groups { quantized, scales } => {
+                let mut rest = (&mut quantized[..], &mut scales[..]);
+                let parts = Parts::new(n_rows, pool.n_threads(), |range| {
+                    let quantized = rest.0.split_off_mut(..range.len() * stride).expect("the capacity was asserted");
+                    let scales = rest.1.split_off_mut(..range.len() * stride / BLOCK_COLUMNS).expect("the capacity was asserted");
+                    (range, quantized, scales)
+                });
+                pool.run_parts(scratch, parts, |scratch, (range, quantized, scales)| {
+                    let out = quantized.chunks_exact_mut(stride).zip(scales.chunks_exact_mut(stride / BLOCK_COLUMNS));
+                    for (row, (quantized, scales)) in range.zip(out) {
+                        kernels.quantise_groups(input.normed(row, scratch), GroupRowMut { quantized, scales });
                     }
                 });
             }
@@ -97,8 +118,7 @@ impl CpuActivations {
                 pool.run_parts(scratch, parts, |_, (range, part)| {
                     for (row, out) in range.zip(part.chunks_exact_mut(stride)) {
                         let (out, padding) = out.split_at_mut(width);
-                        out.copy_from_slice(&x.values()[row * width..(row + 1) * width]);
-                        norms.iter().for_each(|norm| kernels.norm(out, norm.weight.values(), norm.epsilon));
+                        input.norm_into(row, out);
                         padding.fill(0.0);
                     }
                 });
@@ -107,9 +127,42 @@ impl CpuActivations {
     }
 }
 
+/// Rows to be normed.
+struct Input<'a> {
+    x: &'a CpuHidden,
+    norms: &'a [Norm<CpuVector>],
+    kernels: &'a dyn Kernels,
+}
+
+impl<'a> Input<'a> {
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.x.values()[row * self.x.width()..(row + 1) * self.x.width()]
+    }
+
+    fn norm_into(&self, row: usize, out: &mut [f32]) {
+        out.copy_from_slice(self.row(row));
+        self.norms.iter().for_each(|norm| self.kernels.norm(out, norm.weight.values(), norm.epsilon));
+    }
+
+    /// The row after its norms: itself where there are none.
+    fn normed<'s>(&self, row: usize, scratch: &'s mut Scratch) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        if self.norms.is_empty() {
+            return self.row(row);
+        }
+        let normed = &mut scratch.row[..self.x.width()];
+        self.norm_into(row, normed);
+        normed
+    }
+}
+
 /// Activations as a kernel reads them.
+#[derive(Clone, Copy)]
 pub(crate) enum ActivationRows<'a> {
     Int8(Int8Rows<'a>),
+    Groups(GroupRows<'a>),
     F32(F32Rows<'a>),
 }
 
@@ -121,17 +174,10 @@ impl Rows {
                 quarter_sums: Memory::zeroed(n_padded / QUARTER_COLUMNS)?,
                 scales: vec![RowScale::default(); n_rows],
             },
+            ActivationPolicy::Int8PerGroup => {
+                Self::Groups { quantized: Memory::zeroed(n_padded)?, scales: vec![RowScale::default(); n_padded / BLOCK_COLUMNS] }
+            }
             ActivationPolicy::Unquantised => Self::F32(Memory::zeroed(n_padded)?),
         })
     }
-}
-
-fn norm_and_quantise(x: &[f32], norms: &[Norm<CpuVector>], row: &mut [f32], out: Int8RowMut<'_>, kernels: &dyn Kernels) {
-    if norms.is_empty() {
-        return kernels.quantise(x, out);
-    }
-    let row = &mut row[..x.len()];
-    row.copy_from_slice(x);
-    norms.iter().for_each(|norm| kernels.norm(row, norm.weight.values(), norm.epsilon));
-    kernels.quantise(row, out);
 }

@@ -18,7 +18,6 @@ use crate::kernels::{Kernels, Scratch, Store};
 use crate::linear::{CpuLinear, bit_linear};
 use crate::pool::{Parts, Pool};
 use crate::table::CpuTable;
-use crate::tile::Tiles;
 
 /// The cores of this machine as a device.
 pub struct CpuDevice {
@@ -83,9 +82,8 @@ impl Device for CpuDevice {
     }
 
     fn linear(&mut self, weights: &TernaryMatrix, policy: ActivationPolicy) -> Result<CpuLinear, DeviceError> {
-        let tiles = Tiles::new(weights, &mut self.pool, &mut self.scratch);
-        let tiles = tiles.map_err(|memory| DeviceError::OutOfMemory { what: "linear layer", size_bytes: memory.size_bytes })?;
-        Ok(CpuLinear { tiles, policy })
+        let linear = CpuLinear::new(weights, policy, (&mut self.pool, &mut self.scratch));
+        linear.map_err(|memory| DeviceError::OutOfMemory { what: "linear layer", size_bytes: memory.size_bytes })
     }
 
     fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<CpuTable, DeviceError> {
@@ -121,7 +119,7 @@ impl Device for CpuDevice {
     }
 
     fn bit_linear_add(&mut self, x: &CpuActivations, weights: &CpuLinear, residual: &mut CpuHidden) -> Result<(), DeviceError> {
-        assert_eq!(residual.width(), weights.tiles.n(), "the residual is as wide as the product");
+        assert_eq!(residual.width(), weights.n(), "the residual is as wide as the product");
         bit_linear(x, weights, (residual, 0, Store::Add), (&mut self.pool, &mut self.scratch), &*self.kernels);
         Ok(())
     }
@@ -169,7 +167,7 @@ impl Device for CpuDevice {
     }
 
     fn linear_bytes(&self, weights: &CpuLinear) -> u64 {
-        weights.tiles.size_bytes()
+        weights.size_bytes()
     }
 
     fn head_bytes(&self, head: &CpuTable) -> u64 {

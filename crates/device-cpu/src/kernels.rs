@@ -9,6 +9,7 @@ use bitnet_model::device::DeviceError;
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::attention::AttentionStep;
+use crate::lane_tile::LaneTiles;
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, Candidates, FINE_BYTES, RowBound, ScreenRowMut};
@@ -84,6 +85,40 @@ pub(crate) struct Int8RowMut<'a> {
     pub(crate) scale: &'a mut RowScale,
 }
 
+/// int8 activations of a step, with a scale for each block.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupRows<'a> {
+    /// `[m, stride]`, columns past k are 0.
+    pub(crate) quantized: &'a [i8],
+    /// k padded to `BLOCK_COLUMNS`.
+    pub(crate) stride: usize,
+    /// Each block's scale and sum, `[m, stride / BLOCK_COLUMNS]`.
+    pub(crate) scales: &'a [RowScale],
+}
+
+impl<'a> GroupRows<'a> {
+    /// Blocks of one token, `[stride / BLOCK_COLUMNS]`.
+    #[inline(always)]
+    pub(crate) fn blocks(&self, token: usize) -> &'a [[i8; BLOCK_COLUMNS]] {
+        self.quantized[token * self.stride..(token + 1) * self.stride].as_chunks().0
+    }
+
+    /// Scales and sums of the blocks of one token.
+    #[inline(always)]
+    pub(crate) fn scales(&self, token: usize) -> &'a [RowScale] {
+        let n_blocks = self.stride / BLOCK_COLUMNS;
+        &self.scales[token * n_blocks..(token + 1) * n_blocks]
+    }
+}
+
+/// One row being quantised in groups.
+pub(crate) struct GroupRowMut<'a> {
+    /// `[stride]`, all written.
+    pub(crate) quantized: &'a mut [i8],
+    /// `[stride / BLOCK_COLUMNS]`, all written.
+    pub(crate) scales: &'a mut [RowScale],
+}
+
 /// f32 activations of a step.
 #[derive(Clone, Copy)]
 pub(crate) struct F32Rows<'a> {
@@ -116,9 +151,9 @@ pub(crate) enum Store {
 }
 
 impl Store {
-    /// Stores up to four neighbouring outputs of a row.
+    /// Stores as many neighbouring outputs of a row as there is room for, at most `ROWS`.
     #[inline(always)]
-    pub(crate) fn store(self, out: &mut [f32], values: [f32; TILE_ROWS]) {
+    pub(crate) fn store<const ROWS: usize>(self, out: &mut [f32], values: [f32; ROWS]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out = match self {
                 Self::Write => value,
@@ -208,6 +243,11 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().quantise(row, out);
     }
 
+    /// `quantise::absmax_groups` of one row, with the sums of its groups and zero padding.
+    fn quantise_groups(&self, row: &[f32], out: GroupRowMut<'_>) {
+        self.base().quantise_groups(row, out);
+    }
+
     /// `activation(gate) · up` for one row.
     fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]) {
         self.base().gate(gate_up, activation, out);
@@ -221,6 +261,11 @@ pub(crate) trait Kernels: Send + Sync {
     /// `x · Wᵀ` of int8 activations for one thread's out features.
     fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         self.base().linear_int8(x, weights, store, out, scratch);
+    }
+
+    /// `x · Wᵀ` of int8 activations in groups for one thread's out features.
+    fn linear_groups(&self, x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        self.base().linear_groups(x, weights, store, out, scratch);
     }
 
     /// `x · Wᵀ` of f32 activations for one thread's out features.
@@ -256,6 +301,11 @@ pub(crate) trait Kernels: Send + Sync {
     /// One logit, as `logits` computes it.
     fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
         self.base().dot_row(x, head, row, scratch)
+    }
+
+    /// One output of one token, as `linear_f32` computes it.
+    fn ternary_dot_row(&self, x: &[f32], weights: &Tiles, row: usize, scratch: &mut Scratch) -> f32 {
+        self.base().ternary_dot_row(x, weights, row, scratch)
     }
 
     /// Attention of all tokens for one thread's query heads.

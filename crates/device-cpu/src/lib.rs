@@ -13,6 +13,7 @@ mod device;
 mod error;
 mod hidden;
 mod kernels;
+mod lane_tile;
 pub mod limits;
 mod linear;
 mod pool;
@@ -20,6 +21,7 @@ mod roof;
 mod rows;
 mod screen;
 mod table;
+mod ternary_screen;
 mod tile;
 
 pub use activations::CpuActivations;

@@ -13,6 +13,7 @@ use crate::kernels::{F32Rows, Kernels, Scratch, Store, first_failure};
 use crate::pool::{ColumnTarget, Parts, Pool};
 use crate::rows::DenseTable;
 use crate::screen::{Screen, Screening};
+use crate::ternary_screen::TernaryScreen;
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
 /// A head is screened for at most one of this many of its rows.
@@ -27,7 +28,7 @@ pub struct CpuTable {
 
 enum TableRows {
     Dense(DenseTable),
-    Ternary(Tiles),
+    Ternary(Tiles, Option<Box<TernaryScreen>>),
 }
 
 impl CpuTable {
@@ -41,8 +42,12 @@ impl CpuTable {
         match rows {
             StoredTable::Ternary(matrix) => {
                 let refused = |memory: OutOfMemory| DeviceError::OutOfMemory { what: "table", size_bytes: memory.size_bytes };
+                let ternary_screen = match table_use {
+                    TableUse::Head => Some(Box::new(TernaryScreen::new(&matrix, pool, scratch).map_err(refused)?)),
+                    TableUse::Embedding => None,
+                };
                 let tiles = Tiles::new(&matrix, pool, scratch).map_err(refused)?;
-                Ok(Self { rows: TableRows::Ternary(tiles), screen: None })
+                Ok(Self { rows: TableRows::Ternary(tiles, ternary_screen), screen: None })
             }
             StoredTable::Dense(source) => {
                 let dense = DenseTable::new(source, resident_bytes_max, scratch)?;
@@ -59,7 +64,7 @@ impl CpuTable {
     fn shape(&self) -> (usize, usize) {
         match &self.rows {
             TableRows::Dense(dense) => (dense.n(), dense.k()),
-            TableRows::Ternary(tiles) => (tiles.n(), tiles.k()),
+            TableRows::Ternary(tiles, _) => (tiles.n(), tiles.k()),
         }
     }
 
@@ -68,7 +73,8 @@ impl CpuTable {
         match (&self.rows, &self.screen) {
             (_, Some(screen)) => screen.read_bytes(),
             (TableRows::Dense(dense), None) => dense.size_bytes(),
-            (TableRows::Ternary(tiles), None) => tiles.size_bytes(),
+            (TableRows::Ternary(_, Some(screen)), None) => screen.read_bytes(),
+            (TableRows::Ternary(tiles, None), None) => tiles.size_bytes(),
         }
     }
 
@@ -82,7 +88,7 @@ impl CpuTable {
             assert!(row < n, "token {token_id} of {n}");
             match &self.rows {
                 TableRows::Dense(dense) => dense.read(row..row + 1, buffer)?.read(row, values),
-                TableRows::Ternary(tiles) => {
+                TableRows::Ternary(tiles, _) => {
                     for (column, value) in values.iter_mut().enumerate() {
                         *value = f32::from(tiles.trit(row, column)) * tiles.scale(row, column);
                     }
@@ -104,11 +110,18 @@ impl CpuTable {
         assert_eq!((x.width(), out.width()), (k, n), "hidden rows and logits fit the head");
         out.set_rows(x.n_rows());
         let rows = match &self.rows {
-            TableRows::Ternary(_) => pad_rows(x, BLOCK_COLUMNS, padded, (pool, scratch)),
+            TableRows::Ternary(..) => pad_rows(x, BLOCK_COLUMNS, padded, (pool, scratch)),
             TableRows::Dense(_) => pad_rows(x, LANES, padded, (pool, scratch)),
         };
+        let is_screened = wanted.iter().all(|wanted| wanted.is_some_and(|best| best.n <= n / WORTH_SCREENING));
+        if let TableRows::Ternary(head, Some(screen)) = &mut self.rows
+            && is_screened
+            && screen.run((head, x, rows), wanted, out, (pool, scratch), kernels)
+        {
+            return Ok(());
+        }
         if let (TableRows::Dense(head), Some(screen)) = (&self.rows, &mut self.screen)
-            && wanted.iter().all(|wanted| wanted.is_some_and(|best| best.n <= n / WORTH_SCREENING))
+            && is_screened
         {
             let screening = Screening { head, x: rows, kernels };
             if screening.run(screen, (x, wanted), out, (pool, scratch))? {
@@ -126,7 +139,7 @@ impl CpuTable {
                     })
                 });
             }),
-            TableRows::Ternary(tiles) => pool.run_columns(scratch, target, |scratch, columns| {
+            TableRows::Ternary(tiles, _) => pool.run_columns(scratch, target, |scratch, columns| {
                 kernels.linear_f32(rows, tiles, Store::Write, columns, scratch);
             }),
         }

@@ -143,20 +143,25 @@ impl Tiles {
 /// Codes of rows `first_row..first_row + 4` in tile order.
 fn fill_codes(weights: &TernaryMatrix, first_row: usize, tile: &mut [u8]) {
     for row in 0..TILE_ROWS {
-        let canonical = if first_row + row < weights.n_rows() { weights.row_codes(first_row + row) } else { &[] };
         for (block, bytes) in tile.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().enumerate() {
-            let mut packed = [PADDING; UNIT_BYTES];
-            let source = canonical.get(block * UNIT_BYTES..).unwrap_or_default();
-            let len = source.len().min(UNIT_BYTES);
-            packed[..len].copy_from_slice(&source[..len]);
-            let n_columns = weights.n_cols() - (block * BLOCK_COLUMNS).min(weights.n_cols());
-            if len > 0 && n_columns < len * 4 {
-                // The canonical row ends inside a byte, whose spare bits are 0: make them code 1.
-                packed[len - 1] |= PADDING << (2 * (n_columns % 4));
-            }
-            bytes[row * UNIT_BYTES..(row + 1) * UNIT_BYTES].copy_from_slice(&interleave(&packed));
+            bytes[row * UNIT_BYTES..(row + 1) * UNIT_BYTES].copy_from_slice(&unit(weights, first_row + row, block));
         }
     }
+}
+
+/// Codes of one block of a row: byte j = columns j, j + 32, j + 64, j + 96. Rows and columns past the last have code 1.
+pub(crate) fn unit(weights: &TernaryMatrix, row: usize, block: usize) -> [u8; UNIT_BYTES] {
+    let canonical = if row < weights.n_rows() { weights.row_codes(row) } else { &[] };
+    let mut packed = [PADDING; UNIT_BYTES];
+    let source = canonical.get(block * UNIT_BYTES..).unwrap_or_default();
+    let len = source.len().min(UNIT_BYTES);
+    packed[..len].copy_from_slice(&source[..len]);
+    let n_columns = weights.n_cols() - (block * BLOCK_COLUMNS).min(weights.n_cols());
+    if len > 0 && n_columns < len * 4 {
+        // The canonical row ends inside a byte, whose spare bits are 0: make them code 1.
+        packed[len - 1] |= PADDING << (2 * (n_columns % 4));
+    }
+    interleave(&packed)
 }
 
 /// From sequential codes (byte i = columns 4i..4i + 4) to a unit (byte j = columns j, j + 32, j + 64, j + 96).

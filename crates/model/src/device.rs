@@ -113,7 +113,7 @@ pub trait Device: Send {
     type Table: Send;
     /// f32 rows `[m, width]`, m changing from step to step.
     type Hidden: Send;
-    /// What a linear layer reads, `[m, k]`: int8 with one scale a row, or f32, by the model's policy.
+    /// What a linear layer reads, `[m, k]`: int8 with one scale a row or a group of columns, or f32, by the model's policy.
     type Activations: Send;
     /// Keys and values of all layers.
     type KvCache: Send;
@@ -138,11 +138,13 @@ pub trait Device: Send {
     /// `x[i] = table[token_ids[i]]`; sets x to `[m, k]`.
     fn embed(&mut self, table: &Self::Table, token_ids: &[TokenId], x: &mut Self::Hidden) -> Result<(), DeviceError>;
 
-    /// Applies `norms` to each row of `x[m, k]`, then quantises it by the policy of `out` (`quantise::absmax`, or not at all).
+    /// Applies `norms` to each row of `x[m, k]`, then quantises it by the policy of `out` (`quantise::absmax`, `quantise::absmax_groups`,
+    /// or not at all).
     fn norm_quantize(&mut self, x: &Self::Hidden, norms: &[Norm<Self::Vector>], out: &mut Self::Activations) -> Result<(), DeviceError>;
 
     /// `out[:, first_column..first_column + n] = x · Wᵀ`; sets out's rows to m. Integers are exact; the float epilogue is
-    /// `numerics::dequantise` (int8), or per group `numerics::dot_trits` × scale, added up ascending (f32).
+    /// `numerics::dequantise` (int8 per token), `numerics::dequantise_segments` (int8 per group), or per group `numerics::dot_trits` ×
+    /// scale, added up ascending (f32).
     fn bit_linear(
         &mut self,
         x: &Self::Activations,

@@ -226,6 +226,17 @@ pub fn dequantise(accumulators: impl Iterator<Item = (i32, f32)>, activation_sca
     y * activation_scale
 }
 
+/// The fixed epilogue of an int8 product whose activations have groups, too: Σ over segments of (accumulator · (weight scale · activation
+/// scale)), segments ascending.
+#[inline(always)]
+pub fn dequantise_segments(accumulators: impl Iterator<Item = (i32, f32, f32)>) -> f32 {
+    let mut y = 0.0f32;
+    for (accumulator, weight_scale, activation_scale) in accumulators {
+        y += accumulator as f32 * (weight_scale * activation_scale);
+    }
+    y
+}
+
 /// Index of the largest value, the lowest where several are equal; 0 if none is larger than −∞ (NaN is passed over).
 #[inline(always)]
 pub fn argmax(values: &[f32]) -> usize {

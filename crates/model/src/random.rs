@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, ExpectedTensor, Rope, RopeScaling, TensorRole};
 use bitnet_checkpoint::{CheckpointError, DenseTensor, DenseType, ModelConfig, RowSource, StoredTable, Tensor, read_all};
 use bitnet_ternary::{Scales, TernaryMatrix};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::weights::WeightSource;
 
@@ -34,6 +34,12 @@ impl RandomWeights {
     /// The same with a scale for each `group_size` columns (where it divides the row), and ternary tables.
     pub fn grouped(config: ModelConfig, seed: u64, group_size: usize) -> Self {
         Self { config, group_size: Some(group_size), ternary_tables: true, seed }
+    }
+
+    /// The same weights, computed with other activations.
+    pub fn with_activation_policy(mut self, policy: ActivationPolicy) -> Self {
+        self.config.activation_policy = policy;
+        self
     }
 
     /// A published shape: `0.7b` (1bitLLM/bitnet_b1_58-large), `2b4t` (microsoft/bitnet-b1.58-2B-4T), `3b`
@@ -70,6 +76,8 @@ impl RandomWeights {
         let scale = (1.5 / n_cols as f32).sqrt();
         let scales = match self.group_size {
             Some(group_size) if n_cols.is_multiple_of(group_size) => {
+                // Files with groups store halves.
+                let scale = f16::from_f32(scale).to_f32();
                 Scales::Group { group_size, scales: vec![scale; n_rows * (n_cols / group_size)] }
             }
             _ => Scales::Tensor(scale),

@@ -3,7 +3,8 @@
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_checkpoint::{StoredTable, Tensor};
-use bitnet_ternary::{TernaryMatrix, matmul, quantise};
+use bitnet_ternary::quantise::{self, ACTIVATION_GROUP};
+use bitnet_ternary::{TernaryMatrix, matmul};
 
 use crate::batch::{BestLogits, BlockId, Step};
 use crate::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, KvType, Norm, TableUse};
@@ -68,11 +69,29 @@ impl ReferenceActivations {
             }
         }
     }
+
+    /// Gives every group the scale of the first, for the planted bug of that name.
+    pub(crate) fn repeat_first_scale(&mut self) {
+        for row in &mut self.rows {
+            if let ActivationRow::Int8Groups { scales, .. } = row {
+                let first = scales[0];
+                scales.fill(first);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 enum ActivationRow {
-    Int8 { quantized: Vec<i8>, scale: f32 },
+    Int8 {
+        quantized: Vec<i8>,
+        scale: f32,
+    },
+    /// A scale for each `ACTIVATION_GROUP` columns.
+    Int8Groups {
+        quantized: Vec<i8>,
+        scales: Vec<f32>,
+    },
     F32(Vec<f32>),
 }
 
@@ -97,6 +116,7 @@ impl ReferenceDevice {
     fn product(row: &ActivationRow, weights: &TernaryMatrix) -> Vec<f32> {
         match row {
             ActivationRow::Int8 { quantized, scale } => int8_product(quantized, *scale, weights),
+            ActivationRow::Int8Groups { quantized, scales } => int8_groups_product(quantized, scales, weights),
             ActivationRow::F32(x) => (0..weights.n_rows()).map(|n| f32_product(x, weights, n)).collect(),
         }
     }
@@ -112,6 +132,24 @@ fn int8_product(quantized: &[i8], scale: f32, weights: &TernaryMatrix) -> Vec<f3
         .map(|n| {
             let groups = accumulators.iter().enumerate().map(|(group, sums)| (sums[n], weights.scale_at(n, group * group_size)));
             numerics::dequantise(groups, scale)
+        })
+        .collect()
+}
+
+fn int8_groups_product(quantized: &[i8], activation_scales: &[f32], weights: &TernaryMatrix) -> Vec<f32> {
+    let segments: Vec<_> = quantise::segments(weights.n_cols(), weights.group_size()).collect();
+    let mut accumulators = vec![vec![0i32; weights.n_rows()]; segments.len()];
+    for (segment, sums) in segments.iter().zip(&mut accumulators) {
+        matmul::dot_rows(quantized, weights, segment.clone(), sums);
+    }
+    (0..weights.n_rows())
+        .map(|n| {
+            let sums = segments.iter().zip(&accumulators);
+            numerics::dequantise_segments(
+                sums.map(|(segment, sums)| {
+                    (sums[n], weights.scale_at(n, segment.start), activation_scales[segment.start / ACTIVATION_GROUP])
+                }),
+            )
         })
         .collect()
 }
@@ -192,6 +230,11 @@ impl Device for ReferenceDevice {
                     let mut quantized = vec![0; row.len()];
                     let scale = quantise::absmax(&row, &mut quantized);
                     ActivationRow::Int8 { quantized, scale }
+                }
+                ActivationPolicy::Int8PerGroup => {
+                    let (mut quantized, mut scales) = (vec![0; row.len()], vec![0.0; row.len().div_ceil(ACTIVATION_GROUP)]);
+                    quantise::absmax_groups(&row, &mut quantized, &mut scales);
+                    ActivationRow::Int8Groups { quantized, scales }
                 }
                 ActivationPolicy::Unquantised => ActivationRow::F32(row),
             });

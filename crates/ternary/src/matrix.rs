@@ -5,6 +5,8 @@
 
 use thiserror::Error;
 
+use crate::quantise::ACTIVATION_GROUP;
+
 /// Largest number of columns for which Σ|x·w| of int8 activations stays exact in i32 with room to spare.
 pub const K_MAX: usize = 16_000_000;
 /// Largest magnitude of a quantised activation. −128 is never produced: negating it in 8 bits gives −128 again.
@@ -196,13 +198,21 @@ impl TernaryMatrix {
         self.codes.iter().map(|byte| (byte & 0x55).count_ones() as usize).sum()
     }
 
-    /// The same matrix with the coarsest scales that say the same: groups that agree become one row or tensor scale.
+    /// The same matrix with the coarsest scales that say the same: groups that agree become one row or tensor scale, and neighbours
+    /// that agree become groups of up to `ACTIVATION_GROUP` (a file whose blocks are shorter than the groups of its model repeats scales).
     pub fn with_coarsest_scales(mut self) -> Self {
         if let Scales::Group { group_size, scales } = &self.scales {
             let groups = self.n_cols / group_size;
             if scales.chunks_exact(groups).all(|row| row.iter().all(|&scale| same_bits(scale, row[0]))) {
                 self.scales = Scales::Row(scales.iter().step_by(groups).copied().collect());
             }
+        }
+        while let Scales::Group { group_size, scales } = &self.scales
+            && *group_size < ACTIVATION_GROUP
+            && (self.n_cols / group_size).is_multiple_of(2)
+            && scales.as_chunks::<2>().0.iter().all(|&[a, b]| same_bits(a, b))
+        {
+            self.scales = Scales::Group { group_size: 2 * group_size, scales: scales.iter().step_by(2).copied().collect() };
         }
         if let Scales::Row(scales) = &self.scales
             && scales.iter().all(|&scale| same_bits(scale, scales[0]))
@@ -366,6 +376,11 @@ mod tests {
         assert_eq!(rows.with_coarsest_scales().scales(), &Scales::Row(vec![0.5, 2.0]));
         let groups = matrix(1, 8, Scales::Group { group_size: 4, scales: vec![0.5, 2.0] });
         assert_eq!(groups.clone().with_coarsest_scales(), groups);
+        let scales = |group_size, scales| matrix(1, 512, Scales::Group { group_size, scales }).with_coarsest_scales().scales().clone();
+        let merged = Scales::Group { group_size: 128, scales: vec![1.0, 2.0, 2.0, 1.0] };
+        assert_eq!(scales(64, vec![1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0]), merged);
+        assert_eq!(scales(128, vec![1.0, 1.0, 2.0, 2.0]), Scales::Group { group_size: 128, scales: vec![1.0, 1.0, 2.0, 2.0] });
+        assert_eq!(scales(256, vec![1.0, 2.0]), Scales::Group { group_size: 256, scales: vec![1.0, 2.0] });
     }
 
     #[test]

@@ -48,6 +48,31 @@ pub fn absmax(x: &[f32], quantized: &mut [i8]) -> f32 {
     scale
 }
 
+/// Columns that share a scale where activations are quantised in groups: those of one weight scale of Ternary-Bonsai.
+pub const ACTIVATION_GROUP: usize = 128;
+
+/// Quantises one token's activations `x[k]` in groups: [`absmax`] of each `ACTIVATION_GROUP` columns (the last group may be shorter),
+/// scales into `scales[k / ACTIVATION_GROUP, rounded up]`.
+///
+/// Every activation comes back within half a scale of its group, |x − scale·int| ≤ scale · (1/2 + 2⁻¹⁵): rounding moves x · inverse_scale by
+/// at most 1/2, and the three roundings of f32 (both scales, their product with x) move it by at most 127 · 3.01 · 2⁻²⁴ < 2⁻¹⁵ more.
+pub fn absmax_groups(x: &[f32], quantized: &mut [i8], scales: &mut [f32]) {
+    assert_eq!(scales.len(), x.len().div_ceil(ACTIVATION_GROUP), "absmax_groups needs a scale for each group");
+    let groups = x.chunks(ACTIVATION_GROUP).zip(quantized.chunks_mut(ACTIVATION_GROUP));
+    for ((x, quantized), scale) in groups.zip(scales) {
+        *scale = absmax(x, quantized);
+    }
+}
+
+/// The runs of columns, ascending, that share a weight scale (`group_size` columns each) and an activation scale.
+pub fn segments(n_cols: usize, group_size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let next = move |start: usize| {
+        let (weights, activations) = ((start / group_size + 1) * group_size, (start / ACTIVATION_GROUP + 1) * ACTIVATION_GROUP);
+        start..weights.min(activations).min(n_cols)
+    };
+    std::iter::successors(Some(next(0)), move |segment| (segment.end < n_cols).then(|| next(segment.end)))
+}
+
 /// `(scale, inverse_scale)` of a token whose largest magnitude is `largest`.
 #[inline(always)]
 pub fn absmax_scales(largest: f32) -> (f32, f32) {
@@ -99,6 +124,25 @@ mod tests {
             assert_eq!(quantized, [127, -127]);
         }
         assert_eq!(quantise_one(-1e9, 1.0), -127, "the clamp exists");
+    }
+
+    #[test]
+    fn absmax_groups_gives_each_group_its_own_scale() {
+        let x: Vec<f32> = (0..300).map(|i| if i < 128 { 127.0 } else { 1.0 }).collect();
+        let (mut quantized, mut scales) = ([0i8; 300], [0.0f32; 3]);
+        absmax_groups(&x, &mut quantized, &mut scales);
+        assert_eq!(quantized, [127; 300]);
+        assert_eq!(scales, [1.0, 1.0 / 127.0, 1.0 / 127.0]);
+    }
+
+    #[test]
+    fn segments_end_where_either_group_ends() {
+        let all = |n_cols, group_size| segments(n_cols, group_size).collect::<Vec<_>>();
+        assert_eq!(all(300, 300), [0..128, 128..256, 256..300]);
+        assert_eq!(all(256, 64), [0..64, 64..128, 128..192, 192..256]);
+        assert_eq!(all(192, 96), [0..96, 96..128, 128..192]);
+        assert_eq!(all(512, 256), [0..128, 128..256, 256..384, 384..512]);
+        assert_eq!(all(1, 1), vec![0..1]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::kv::ValueType;
 use super::model_config::{self, GgufArchitecture};
 use super::vocabulary_arrays::{self, VocabularyArrays};
 use super::{keys, read};
-use crate::config::{Activation, ActivationPolicy, ModelConfig, RopeScaling};
+use crate::config::{Activation, ModelConfig, RopeScaling};
 use crate::error::CheckpointError;
 use crate::tokenizer_files::{GenerationDefaults, GgufVocabulary, TokenizerFiles, Vocabulary};
 
@@ -129,13 +129,7 @@ fn put_own_config(out: &mut MetadataBytes, config: &ModelConfig) -> Result<(), C
             Activation::Relu2 => "relu2",
         },
     );
-    out.string(
-        keys::BITNET_ACTIVATION_POLICY,
-        match config.activation_policy {
-            ActivationPolicy::Int8PerToken => "int8_per_token",
-            ActivationPolicy::Unquantised => "unquantised",
-        },
-    );
+    out.string(keys::BITNET_ACTIVATION_POLICY, config.activation_policy.name());
     if config.projection_norms {
         out.f32(keys::BITNET_PROJECTION_EPSILON, config.projection_norm_eps);
     }

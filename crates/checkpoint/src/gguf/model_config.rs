@@ -197,12 +197,7 @@ fn activation_policy(metadata: &Metadata, architecture: GgufArchitecture, traine
     match metadata.string(keys::BITNET_ACTIVATION_POLICY)? {
         None if architecture.family == Architecture::Bitnet || trained_int8 => Ok(ActivationPolicy::Int8PerToken),
         None => Ok(ActivationPolicy::Unquantised),
-        Some("int8_per_token") => Ok(ActivationPolicy::Int8PerToken),
-        Some("unquantised") => Ok(ActivationPolicy::Unquantised),
-        Some(other) => {
-            let reason = format!("expected int8_per_token or unquantised, got {other}");
-            Err(CheckpointError::config(keys::BITNET_ACTIVATION_POLICY, reason))
-        }
+        Some(name) => ActivationPolicy::named(name).map_err(|reason| CheckpointError::config(keys::BITNET_ACTIVATION_POLICY, reason)),
     }
 }
 

@@ -268,14 +268,8 @@ fn projection_norm_eps(fields: &Fields, rms_norm_eps: f32) -> Result<f32, Checkp
 }
 
 fn activation_policy(fields: &Fields, architecture: Architecture, projection_norms: bool) -> Result<ActivationPolicy, CheckpointError> {
-    match fields.text(POLICY_KEY)? {
-        Some("int8_per_token") => return Ok(ActivationPolicy::Int8PerToken),
-        Some("unquantised") => return Ok(ActivationPolicy::Unquantised),
-        Some(other) => {
-            let reason = format!("{} is neither int8_per_token nor unquantised", shown(other));
-            return Err(CheckpointError::config(POLICY_KEY, reason));
-        }
-        None => {}
+    if let Some(name) = fields.text(POLICY_KEY)? {
+        return ActivationPolicy::named(name).map_err(|reason| CheckpointError::config(POLICY_KEY, reason));
     }
     let bitnet_quantised = match fields.object("quantization_config")? {
         Some(quantization) => quantization.text("quant_method")? == Some("bitnet"),

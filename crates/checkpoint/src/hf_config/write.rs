@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{POLICY_KEY, PROJECTION_EPS_KEY};
-use crate::config::{Activation, ActivationPolicy, Architecture, ModelConfig, RopeScaling};
+use crate::config::{Activation, Architecture, ModelConfig, RopeScaling};
 use crate::tensor::DenseType;
 use crate::tokenizer_files::TokenizerFiles;
 
@@ -53,7 +53,7 @@ pub(crate) fn to_json(config: &ModelConfig, text: &TokenizerFiles, weights: Writ
     put("bos_token_id", json!(text.bos_token_id));
     put("eos_token_id", eos_value(&text.generation.eos_token_ids));
     put("torch_dtype", json!(dtype_name(dtype)));
-    put(POLICY_KEY, json!(policy_name(config.activation_policy)));
+    put(POLICY_KEY, json!(config.activation_policy.name()));
     match weights {
         WrittenWeights::PackedAutobitlinear => put("quantization_config", packed_quantization(config)),
         WrittenWeights::Mlx { group_size } => put("quantization", json!({ "group_size": group_size, "bits": 2, "mode": "affine" })),
@@ -117,13 +117,6 @@ fn activation_name(activation: Activation) -> &'static str {
     match activation {
         Activation::Silu => "silu",
         Activation::Relu2 => "relu2",
-    }
-}
-
-fn policy_name(policy: ActivationPolicy) -> &'static str {
-    match policy {
-        ActivationPolicy::Int8PerToken => "int8_per_token",
-        ActivationPolicy::Unquantised => "unquantised",
     }
 }
 

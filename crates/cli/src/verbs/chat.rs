@@ -19,7 +19,7 @@ use crate::arguments::{DeviceArguments, GlobalArguments, ModelArguments, Samplin
 use crate::failure::Misuse;
 use crate::generation::{GenerationOptions, generate};
 use crate::interrupt::Interrupt;
-use crate::open::{load_session, open_checkpoint, require_text_model};
+use crate::open::{load_session, open_to_write, require_text_model};
 use crate::terminal::{Output, Terminal, is_reader_left};
 
 const HELP: &str = "\
@@ -57,7 +57,7 @@ pub(crate) struct ChatArguments {
 
 /// Talks until the input ends.
 pub(crate) fn perform(arguments: &ChatArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
-    let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
+    let checkpoint = open_to_write(&arguments.model, global, terminal)?;
     require_text_model(&checkpoint)?;
     let files = checkpoint.tokenizer_files();
     let sampling = arguments.sampling.params(&files.generation);

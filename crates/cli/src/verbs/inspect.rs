@@ -133,6 +133,7 @@ fn activation(config: &ModelConfig) -> &'static str {
 fn activations(config: &ModelConfig) -> &'static str {
     match config.activation_policy {
         ActivationPolicy::Int8PerToken => "int8 per token",
+        ActivationPolicy::Int8PerGroup => "int8 per group of 128",
         ActivationPolicy::Unquantised => "unquantised",
     }
 }
@@ -198,7 +199,7 @@ fn shape(config: &ModelConfig) -> String {
 
 fn arithmetic(config: &ModelConfig) -> String {
     let mut parts = vec![
-        format!("{} activations", if config.activation_policy == ActivationPolicy::Int8PerToken { "int8" } else { "unquantised" }),
+        format!("{} activations", if config.activation_policy == ActivationPolicy::Unquantised { "unquantised" } else { "int8" }),
         activation(config).to_string(),
     ];
     let flags = [

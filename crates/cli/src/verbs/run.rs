@@ -13,7 +13,7 @@ use crate::clock;
 use crate::failure::Misuse;
 use crate::generation::{Finish, Generated, GenerationOptions, generate};
 use crate::interrupt::Interrupt;
-use crate::open::{load_session, open_checkpoint, require_text_model};
+use crate::open::{load_session, open_to_write, require_text_model};
 use crate::standard_input;
 use crate::terminal::{Output, Style, Terminal};
 use crate::token_input::parse_ids;
@@ -57,7 +57,7 @@ pub(crate) struct RunArguments {
 pub(crate) fn perform(arguments: &RunArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
     // Before the model is opened, which may take a download.
     let text = if arguments.ids.is_some() { String::new() } else { prompt_text(arguments.prompt.as_deref())? };
-    let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
+    let checkpoint = open_to_write(&arguments.model, global, terminal)?;
     require_text_model(&checkpoint)?;
     let files = checkpoint.tokenizer_files();
     let sampling = arguments.sampling.params(&files.generation);

@@ -17,6 +17,7 @@ const HUGE_PAGE: usize = 2 << 20;
 pub(crate) trait Plain: Copy + Send + Sync + 'static {}
 impl Plain for u8 {}
 impl Plain for i8 {}
+impl Plain for u16 {}
 impl Plain for i32 {}
 impl Plain for f32 {}
 impl<T: Plain, const N: usize> Plain for [T; N] {}

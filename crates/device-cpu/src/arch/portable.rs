@@ -10,7 +10,8 @@ use bitnet_model::numerics;
 use bitnet_ternary::quantise;
 
 use crate::attention::{AttentionStep, KvRow, KvRows, KvStore, gather_key};
-use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
+use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
+use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LINE_BYTES, LaneTiles};
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
@@ -29,6 +30,21 @@ pub(super) fn quantise_row(row: &[f32], out: Int8RowMut<'_>) {
         *sum = quarter.iter().map(|&integer| i32::from(integer)).sum();
     }
     *out.scale = RowScale { scale, sum: out.quarter_sums.iter().sum() };
+}
+
+/// `quantise::absmax_groups` of one row, with the sums of its groups and zero padding.
+#[inline(always)]
+pub(super) fn quantise_groups(row: &[f32], out: GroupRowMut<'_>) {
+    let groups = row.chunks(BLOCK_COLUMNS).zip(out.quantized.chunks_exact_mut(BLOCK_COLUMNS));
+    for ((values, quantized), scale) in groups.zip(out.scales) {
+        let (real, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(values));
+        let (quantized, padding) = quantized.split_at_mut(values.len());
+        for (integer, value) in quantized.iter_mut().zip(values) {
+            *integer = quantise::quantise_one(*value, inverse_scale);
+        }
+        padding.fill(0);
+        *scale = RowScale { scale: real, sum: quantized.iter().map(|&integer| i32::from(integer)).sum() };
+    }
 }
 
 /// `activation(gate) · up` of one row.
@@ -63,7 +79,7 @@ pub(super) fn linear_int8(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &
     for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
         let offset = tile * TILE_ROWS - columns.start;
         for token in 0..out.n_rows() {
-            let values = std::array::from_fn(|row| {
+            let values: [f32; TILE_ROWS] = std::array::from_fn(|row| {
                 let groups = weights.tile_scales(tile).iter().enumerate();
                 let sums = groups.map(|(group, scales)| (group_sum(x, token, weights, (tile, row, group)), scales[row]));
                 numerics::dequantise(sums, x.scales[token].scale)
@@ -97,23 +113,72 @@ fn group_sum(x: Int8Rows<'_>, token: usize, weights: &Tiles, (tile, row, group):
     products.sum()
 }
 
+/// Product of activations in groups for one thread's tiles, any grouping of the weights.
+#[inline(always)]
+pub(super) fn linear_groups(x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>) {
+    let columns = out.range();
+    for tile in LaneTiles::tiles_of(&columns) {
+        let offset = tile * LANE_ROWS - columns.start;
+        for token in 0..out.n_rows() {
+            let values = match weights.group_blocks() {
+                Some(group_blocks) => block_sums(x, token, weights, (tile, group_blocks)),
+                None => std::array::from_fn(|row| segment_sums(x, token, weights, (tile, row))),
+            };
+            store.store(&mut out.row_mut(token)[offset..], values);
+        }
+    }
+}
+
+/// Sixteen outputs of a token whose weights have groups of whole blocks.
+#[inline(always)]
+fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_blocks): (usize, usize)) -> [f32; LANE_ROWS] {
+    let mut y = [0.0f32; LANE_ROWS];
+    let blocks = weights.tile(tile).iter().zip(x.blocks(token)).zip(x.scales(token));
+    for (index, ((lines, activations), activation_scale)) in blocks.enumerate() {
+        let mut sums = [0i32; LANE_ROWS];
+        for (quarter, activations) in activations.as_chunks::<QUARTER_COLUMNS>().0.iter().enumerate() {
+            for (line, activations) in lines.iter().zip(activations.as_chunks::<LANE_COLUMNS>().0) {
+                add_lane(&mut sums, (line, 2 * quarter), activations);
+            }
+        }
+        let scales = weights.tile_scales(tile).group(index / group_blocks);
+        for ((y, sum), scale) in y.iter_mut().zip(sums).zip(scales) {
+            *y += (sum - activation_scale.sum) as f32 * (scale * activation_scale.scale);
+        }
+    }
+    y
+}
+
+/// sums + the codes that lie `shift` bits up · four columns of activations, for sixteen rows.
+#[inline(always)]
+fn add_lane(sums: &mut [i32; LANE_ROWS], (line, shift): (&[u8; LINE_BYTES], usize), activations: &[i8; LANE_COLUMNS]) {
+    for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<LANE_COLUMNS>().0) {
+        let products = bytes.iter().zip(activations);
+        *sum += products.map(|(byte, &x)| i32::from((byte >> shift) & 3) * i32::from(x)).sum::<i32>();
+    }
+}
+
+/// One output of a token, whatever the groups of the weights.
+#[inline(always)]
+fn segment_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, row): (usize, usize)) -> f32 {
+    let (activations, scales) = (x.blocks(token).as_flattened(), x.scales(token));
+    numerics::dequantise_segments(quantise::segments(weights.k(), weights.group_size()).map(|columns| {
+        let weight_scale = weights.tile_scales(tile).group(columns.start / weights.group_size())[row];
+        let activation_scale = scales[columns.start / BLOCK_COLUMNS].scale;
+        let products = columns.map(|column| i32::from(activations[column]) * i32::from(weights.trit(tile, row, column)));
+        (products.sum(), weight_scale, activation_scale)
+    }))
+}
+
 /// f32 product of one thread's tiles, any grouping.
 #[inline(always)]
 pub(super) fn linear_f32(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
     let columns = out.range();
-    let (k, group_size) = (weights.k(), weights.group_size());
-    if scratch.row.len() < k {
-        scratch.row.resize(k, 0.0);
-    }
-    let trits = &mut scratch.row[..k];
+    let trits = row_buffer(scratch, weights.k());
     for row in columns.clone() {
         unpack_trits(weights.tile(row / TILE_ROWS), row % TILE_ROWS, trits);
         for token in 0..out.n_rows() {
-            let mut y = 0.0f32;
-            let groups = x.row(token)[..k].chunks_exact(group_size).zip(trits.chunks_exact(group_size));
-            for ((x, trits), scales) in groups.zip(weights.tile_scales(row / TILE_ROWS)) {
-                y += numerics::dot_trits(x, trits) * scales[row % TILE_ROWS];
-            }
+            let y = scaled_dot(x.row(token), trits, weights, row);
             let out = &mut out.row_mut(token)[row - columns.start];
             match store {
                 Store::Write => *out = y,
@@ -121,6 +186,34 @@ pub(super) fn linear_f32(x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mu
             }
         }
     }
+}
+
+/// One output of one token.
+#[inline(always)]
+pub(super) fn ternary_dot_row(x: &[f32], weights: &Tiles, row: usize, scratch: &mut Scratch) -> f32 {
+    let trits = row_buffer(scratch, weights.k());
+    unpack_trits(weights.tile(row / TILE_ROWS), row % TILE_ROWS, trits);
+    scaled_dot(x, trits, weights, row)
+}
+
+/// The first `k` places of the row buffer.
+#[inline(always)]
+fn row_buffer(scratch: &mut Scratch, k: usize) -> &mut [f32] {
+    if scratch.row.len() < k {
+        scratch.row.resize(k, 0.0);
+    }
+    &mut scratch.row[..k]
+}
+
+/// Σ over groups of Σ x·trit × scale, for one row.
+#[inline(always)]
+fn scaled_dot(x: &[f32], trits: &[f32], weights: &Tiles, row: usize) -> f32 {
+    let mut y = 0.0f32;
+    let groups = x[..trits.len()].chunks_exact(weights.group_size()).zip(trits.chunks_exact(weights.group_size()));
+    for ((x, trits), scales) in groups.zip(weights.tile_scales(row / TILE_ROWS)) {
+        y += numerics::dot_trits(x, trits) * scales[row % TILE_ROWS];
+    }
+    y
 }
 
 /// Trits of one row of a tile as f32, `[k]`.

@@ -5,7 +5,8 @@ use bitnet_model::numerics;
 
 use crate::arch::portable;
 use crate::attention::AttentionStep;
-use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::lane_tile::LaneTiles;
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
@@ -31,6 +32,10 @@ impl Kernels for Scalar {
         portable::quantise_row(row, out);
     }
 
+    fn quantise_groups(&self, row: &[f32], out: GroupRowMut<'_>) {
+        portable::quantise_groups(row, out);
+    }
+
     fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]) {
         portable::gate_row(gate_up, activation, out);
     }
@@ -41,6 +46,10 @@ impl Kernels for Scalar {
 
     fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
         portable::linear_int8(x, weights, store, out);
+    }
+
+    fn linear_groups(&self, x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>, _scratch: &mut Scratch) {
+        portable::linear_groups(x, weights, store, out);
     }
 
     fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
@@ -67,6 +76,10 @@ impl Kernels for Scalar {
 
     fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
         portable::dot_row(x, head, row, scratch)
+    }
+
+    fn ternary_dot_row(&self, x: &[f32], weights: &Tiles, row: usize, scratch: &mut Scratch) -> f32 {
+        portable::ternary_dot_row(x, weights, row, scratch)
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

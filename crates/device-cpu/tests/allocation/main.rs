@@ -109,9 +109,8 @@ impl Fixture {
 #[test]
 fn step_after_warm_up_allocates_nothing() {
     let rope = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, HEADS.2);
-    // A head in memory, and one on file.
-    let cases = [(ActivationPolicy::Int8PerToken, usize::MAX), (ActivationPolicy::Unquantised, 0)];
-    for (policy, resident_table_bytes_max) in cases {
+    // Heads in memory, and one on file.
+    for (policy, resident_table_bytes_max) in ActivationPolicy::ALL.into_iter().zip([usize::MAX, usize::MAX, 0]) {
         let mut fixture = Fixture::new(policy, resident_table_bytes_max);
         let mut best = Vec::with_capacity(8);
         for n_tokens in [8, 1, 3] {

@@ -1,6 +1,6 @@
 //! `norm_quantize`, `bit_linear` and `bit_linear_add` against the reference.
 
-use bitnet_checkpoint::config::ActivationPolicy::{Int8PerToken, Unquantised};
+use bitnet_checkpoint::config::ActivationPolicy::{self, Int8PerGroup, Int8PerToken};
 use bitnet_ternary::TernaryMatrix;
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn linear_with_every_pattern_equals_reference() {
             for (x, label) in [(patterns[1].clone(), "all +127"), (patterns[2].clone(), "all -127"), (patterns.concat(), "all patterns")] {
                 assert_equal_on_all!(
                     devices,
-                    |device: &mut _| products(device, &x, &weights, Int8PerToken, 1),
+                    |device: &mut _| [Int8PerToken, Int8PerGroup].map(|policy| products(device, &x, &weights, policy, 1)).concat(),
                     "k {k} {weight_pattern:?} {label}"
                 );
             }
@@ -37,7 +37,7 @@ fn linear_of_every_width_equals_reference() {
         let group = [None, Some(k)][k % 2];
         let weights = TernaryMatrix::from_trits(n, k, &trits, scales(n, k, group, &mut noise)).expect("valid");
         let x = noise.floats((1 + k % 4) * k);
-        for policy in [Int8PerToken, Unquantised] {
+        for policy in ActivationPolicy::ALL {
             assert_equal_on_all!(devices, |device: &mut _| products(device, &x, &weights, policy, k % 3), "{n}x{k} {policy:?}");
         }
     }
@@ -48,10 +48,10 @@ fn linear_of_every_number_of_tokens_equals_reference() {
     let mut devices = devices(&[1, 2, 3, 4]);
     let mut noise = Noise(3);
     for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 130, 550] {
-        for (n, k) in [(29, 257), (8, 2304), (75, 384)] {
+        for (n, k) in [(29, 257), (8, 2304), (75, 384), (37, 1280)] {
             let weights = TernaryMatrix::from_trits(n, k, &noise.trits(n * k), scales(n, k, None, &mut noise)).expect("valid");
             let x = noise.floats(m * k);
-            for policy in [Int8PerToken, Unquantised] {
+            for policy in ActivationPolicy::ALL {
                 assert_equal_on_all!(devices, |device: &mut _| products(device, &x, &weights, policy, 0), "m {m} {n}x{k} {policy:?}");
             }
         }
@@ -69,7 +69,7 @@ fn linear_with_every_group_size_equals_reference() {
             let trits = pattern.trits(6, k, &mut noise);
             let weights = TernaryMatrix::from_trits(6, k, &trits, scales(6, k, Some(group_size), &mut noise)).expect("valid");
             let x = pattern.activations(m, k, &mut noise);
-            for policy in [Int8PerToken, Unquantised] {
+            for policy in ActivationPolicy::ALL {
                 assert_equal_on_all!(
                     devices,
                     |device: &mut _| products(device, &x, &weights, policy, 2),
@@ -90,7 +90,7 @@ fn linear_with_zero_and_extreme_activations_equals_reference() {
         let mut x = noise.floats(3 * k);
         x[k..2 * k].fill(value);
         x[2 * k + 77] = value;
-        for policy in [Int8PerToken, Unquantised] {
+        for policy in ActivationPolicy::ALL {
             assert_equal_on_all!(devices, |device: &mut _| products(device, &x, &weights, policy, 0), "value {value} {policy:?}");
         }
     }
@@ -110,14 +110,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn linear_of_any_shape_equals_reference(n in 1usize..40, k in 1usize..400, m in 1usize..10, seed: u64, grouping in 0usize..4, float: bool) {
+    fn linear_of_any_shape_equals_reference(n in 1usize..40, k in 1usize..400, m in 1usize..10, seed: u64, grouping in 0usize..4, policy in 0usize..3) {
         let mut devices = devices(&[1, 2, 4]);
         let mut noise = Noise(seed);
         let divisors: Vec<usize> = (1..=k).filter(|size| k % size == 0).collect();
         let group = if grouping == 0 { None } else { Some(divisors[noise.next() as usize % divisors.len()]) };
         let weights = TernaryMatrix::from_trits(n, k, &noise.trits(n * k), scales(n, k, group, &mut noise)).expect("valid");
         let x = noise.floats(m * k);
-        let policy = if float { Unquantised } else { Int8PerToken };
+        let policy = ActivationPolicy::ALL[policy];
         assert_equal_on_all!(devices, |device: &mut _| products(device, &x, &weights, policy, m % 3), "{n}x{k} m {m} group {group:?} {policy:?}");
     }
 }

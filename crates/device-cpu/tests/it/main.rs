@@ -4,6 +4,7 @@ mod attention;
 mod conformance;
 mod file_changes;
 mod golden;
+mod groups;
 mod linear;
 mod parity;
 mod rows;

@@ -1,6 +1,6 @@
 //! The published models, run by us, give what an independent implementation gives; and a model with a planted bug does not.
 
-use bitnet_checkpoint::config::Activation;
+use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_checkpoint::{Checkpoint, CheckpointError, ModelConfig, StoredTable, Tensor};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_model::{RunnerOptions, Session, TransformerRunner, WeightSource};
@@ -29,6 +29,44 @@ fn tiny_llama_with_inverse_scales_matches_its_golden() {
 #[test]
 fn tiny_qwen3_with_group_scales_matches_its_golden() {
     assert!(parity_of("tiny-qwen3-group128").passes());
+}
+
+#[test]
+fn tiny_qwen3_with_activations_in_groups_stays_close_to_its_golden() {
+    let golden = Golden::read("tiny-qwen3-group128");
+    let [exact, in_groups, per_token] = [ActivationPolicy::Unquantised, ActivationPolicy::Int8PerGroup, ActivationPolicy::Int8PerToken]
+        .map(|policy| {
+            let mut checkpoint = Checkpoint::open(&fixture("tiny-qwen3-group128")).expect("the fixture opens");
+            checkpoint.set_activation_policy(policy);
+            let parity = Parity::measure(&mut session(&checkpoint), &golden);
+            println!("tiny-qwen3-group128, {policy:?}: {parity:?}");
+            parity
+        });
+    assert!(in_groups.passes());
+    // The golden has no text of which a perplexity was measured: its prompts with the text that goes on from them serve.
+    let texts: Vec<_> = golden.prompts.iter().map(|prompt| [&prompt.ids[..], &prompt.greedy].concat()).collect();
+    let [exact_perplexity, perplexity] = [ActivationPolicy::Unquantised, ActivationPolicy::Int8PerGroup].map(|policy| {
+        let mut checkpoint = Checkpoint::open(&fixture("tiny-qwen3-group128")).expect("the fixture opens");
+        checkpoint.set_activation_policy(policy);
+        crate::golden::perplexity(&mut session(&checkpoint), &texts)
+    });
+    println!("tiny-qwen3-group128: perplexity {perplexity:.3} in groups, {exact_perplexity:.3} exact");
+    assert!((perplexity / exact_perplexity - 1.0).abs() < 0.003);
+    // A model of random weights says little of quality; that quantisation shows at all says that it took place.
+    assert!(in_groups.mean_difference > 10.0 * exact.mean_difference && in_groups.mean_difference < per_token.mean_difference);
+}
+
+#[test]
+fn trained_model_with_activations_in_groups_keeps_its_perplexity() {
+    let golden = Golden::read("tales-42m");
+    let [exact, in_groups, per_token] = [ActivationPolicy::Unquantised, ActivationPolicy::Int8PerGroup, ActivationPolicy::Int8PerToken]
+        .map(|policy| {
+            let mut checkpoint = Checkpoint::open(&fixture("../crates/cli/assets/tales-42m.gguf")).expect("the embedded model opens");
+            checkpoint.set_activation_policy(policy);
+            crate::golden::perplexity(&mut session(&checkpoint), &golden.chunks[..1])
+        });
+    println!("tales-42m, first chunk: perplexity {in_groups:.4} in groups, {exact:.4} exact, {per_token:.4} per token");
+    assert!((in_groups / exact - 1.0).abs() < 0.003);
 }
 
 #[test]

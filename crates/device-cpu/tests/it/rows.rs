@@ -1,14 +1,14 @@
 //! Norms, gate and final norm against the reference.
 
 use bitnet_checkpoint::config::Activation;
-use bitnet_checkpoint::config::ActivationPolicy::{Int8PerToken, Unquantised};
+use bitnet_checkpoint::config::ActivationPolicy::{self, Int8PerToken};
 use bitnet_model::device::{Device, Norm};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 use crate::support::{Noise, assert_equal_on_all, devices, upload};
 
 /// Norms, quantises and reads back through an identity matrix.
-fn normed<D: Device>(device: &mut D, x: &[f32], norms: &[Vec<f32>], policy: bitnet_checkpoint::config::ActivationPolicy) -> Vec<f32> {
+fn normed<D: Device>(device: &mut D, x: &[f32], norms: &[Vec<f32>], policy: ActivationPolicy) -> Vec<f32> {
     let width = norms[0].len();
     let m = x.len() / width;
     let identity: Vec<i8> = (0..width * width).map(|i| i8::from(i / width == i % width)).collect();
@@ -36,7 +36,7 @@ fn norms_equal_reference() {
         for (m, n_norms) in [(1, 1), (1, 2), (3, 1), (3, 2), (8, 1), (8, 2)] {
             let x: Vec<f32> = noise.floats(m * width).into_iter().map(|value| value * 30.0).collect();
             let norms: Vec<Vec<f32>> = (0..n_norms).map(|_| noise.floats(width)).collect();
-            for policy in [Int8PerToken, Unquantised] {
+            for policy in ActivationPolicy::ALL {
                 assert_equal_on_all!(devices, |device: &mut _| normed(device, &x, &norms, policy), "width {width} m {m} {policy:?}");
             }
         }

@@ -46,6 +46,7 @@ fn models() -> Vec<(&'static str, RandomWeights)> {
         },
         ..base()
     };
+    let in_groups = ModelConfig { activation_policy: ActivationPolicy::Int8PerGroup, ..qwen3.clone() };
     let embedding = ModelConfig {
         architecture: Architecture::Qwen3,
         qk_norm: true,
@@ -58,6 +59,7 @@ fn models() -> Vec<(&'static str, RandomWeights)> {
         ("bitnet", RandomWeights::new(bitnet, 1)),
         ("llama", RandomWeights::new(llama, 2)),
         ("qwen3 in groups of 128", RandomWeights::grouped(qwen3, 3, 128)),
+        ("qwen3 with activations in groups", RandomWeights::grouped(in_groups, 3, 128)),
         ("int8 in groups of 64", RandomWeights::grouped(base(), 4, 64)),
         ("embedding", RandomWeights::new(embedding, 5)),
     ]

@@ -23,6 +23,7 @@ enum Bug {
     LostLastPosition,
     RoundHalfAway,
     OneEpsilon,
+    FirstScaleForAll,
 }
 
 struct Planted {
@@ -105,6 +106,9 @@ impl Device for Planted {
         self.inner.norm_quantize(x, &seen.collect::<Vec<_>>(), out)?;
         if self.bug == Bug::RoundHalfAway {
             out.round_half_away(x);
+        }
+        if self.bug == Bug::FirstScaleForAll {
+            out.repeat_first_scale();
         }
         Ok(())
     }
@@ -210,6 +214,7 @@ fn conformance_catches_each_planted_bug_in_its_operation() {
         (Bug::LostLastPosition, "attention"),
         (Bug::RoundHalfAway, "norm_quantize"),
         (Bug::OneEpsilon, "norm_quantize"),
+        (Bug::FirstScaleForAll, "bit_linear"),
     ] {
         let message = verdict(bug).expect_err("the suite must fail on this device");
         assert!(message.starts_with(operation), "{bug:?} was caught by: {message}");

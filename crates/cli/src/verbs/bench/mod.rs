@@ -21,7 +21,7 @@ use clap::{Args, ValueEnum};
 
 use crate::arguments::{DeviceArguments, DeviceChoice, DeviceChoiceArguments, GlobalArguments, ModelArguments};
 use crate::failure::Misuse;
-use crate::open::{cpu_options, load_runner, open_checkpoint};
+use crate::open::{cpu_options, load_runner, open_to_write};
 use crate::terminal::Terminal;
 use report::{Machine, Measurement, Model};
 use workload::{Kind, Workload};
@@ -36,7 +36,7 @@ pub(crate) struct BenchArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// A random model of a published shape instead: 0.7b, 2b4t, 3b, 8b, or a config.json
-    #[arg(long, conflicts_with_all = ["model", "activations", "i2s_layout"])]
+    #[arg(long, conflicts_with_all = ["model", "i2s_layout"])]
     shape: Option<String>,
     /// Tokens to read; 0 leaves the test out
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
@@ -174,11 +174,15 @@ fn weight_source(
 ) -> anyhow::Result<(String, Box<dyn WeightSource>)> {
     const SEED: u64 = 1;
     let Some(shape) = &arguments.shape else {
-        let checkpoint = open_checkpoint(&arguments.model, global, terminal)?;
+        let checkpoint = open_to_write(&arguments.model, global, terminal)?;
         return Ok((short_name(arguments.model.name()), Box::new(checkpoint)));
     };
+    let as_told = |weights: RandomWeights| {
+        let policy = arguments.model.open.policy_to_write(weights.config().activation_policy);
+        Box::new(weights.with_activation_policy(policy))
+    };
     if let Some(weights) = RandomWeights::published(shape, SEED) {
-        return Ok((format!("random {shape}"), Box::new(weights)));
+        return Ok((format!("random {shape}"), as_told(weights)));
     }
     let path = PathBuf::from(shape);
     if !path.exists() {
@@ -190,7 +194,7 @@ fn weight_source(
     let file = std::fs::File::open(&path).with_context(context)?;
     file.take(limits::CONFIG_JSON_BYTES_MAX).read_to_end(&mut bytes).with_context(context)?;
     let config = read_config_json(&bytes).with_context(context)?;
-    Ok((short_name(shape), Box::new(RandomWeights::new(config, SEED))))
+    Ok((short_name(shape), as_told(RandomWeights::new(config, SEED))))
 }
 
 /// The last two parts of a path: a table has no room for more, and `config.json` alone says nothing.

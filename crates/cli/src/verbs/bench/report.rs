@@ -31,6 +31,7 @@ pub(super) struct Measurement {
     model: String,
     size_bytes: u64,
     n_parameters: u64,
+    activations: &'static str,
     device: &'static str,
     isa: &'static str,
     n_threads: usize,
@@ -75,6 +76,7 @@ impl Measurement {
             model: model.name.to_string(),
             size_bytes: model.size_bytes,
             n_parameters: size::n_parameters(config),
+            activations: config.activation_policy.name(),
             device: description.name,
             isa: description.isa,
             n_threads: description.n_threads,
@@ -112,6 +114,7 @@ impl Measurement {
             quoted(&self.model),
             self.size_bytes.to_string(),
             self.n_parameters.to_string(),
+            self.activations.to_string(),
             self.device.to_string(),
             self.isa.to_string(),
             self.n_threads.to_string(),
@@ -130,7 +133,7 @@ impl Measurement {
     }
 }
 
-const CSV_HEADING: &str = "model,size_bytes,n_parameters,device,isa,n_threads,n_sequences,test,tokens_per_second_mean,\
+const CSV_HEADING: &str = "model,size_bytes,n_parameters,activations,device,isa,n_threads,n_sequences,test,tokens_per_second_mean,\
     tokens_per_second_deviation,weight_bytes_per_token,linear_macs_per_token,read_bytes_per_second,int8_macs_per_second,roof_share,\
     peak_memory_bytes";
 

@@ -3,6 +3,7 @@
 //!
 //! Rows that a compiler vectorises by itself are left to `Scalar`: NEON is the baseline of this target.
 
+mod groups;
 mod int8;
 mod lanes;
 mod matrix;
@@ -16,7 +17,8 @@ use std::arch::is_aarch64_feature_detected;
 
 use crate::arch::{Scalar, eight, sixteen};
 use crate::attention::AttentionStep;
-use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::lane_tile::LaneTiles;
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::tile::Tiles;
@@ -73,6 +75,11 @@ impl Kernels for Neon {
         unsafe { rows::quantise(row, out) }
     }
 
+    fn quantise_groups(&self, row: &[f32], out: GroupRowMut<'_>) {
+        // SAFETY: a Neon exists only where NEON was detected.
+        unsafe { rows::quantise_groups(row, out) }
+    }
+
     fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         let job = Product { x, weights, store };
         match self.level {
@@ -82,6 +89,14 @@ impl Kernels for Neon {
             Level::Dot(dot) => unsafe { int8::linear(dot, job, out, scratch) },
             // SAFETY: a Neon exists only where NEON was detected.
             Level::Matrix(dot, matrix) => unsafe { int8::linear_matrix((dot, matrix), job, out, scratch) },
+        }
+    }
+
+    fn linear_groups(&self, x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        match self.level {
+            Level::Widening => self.base().linear_groups(x, weights, store, out, scratch),
+            // SAFETY: a Neon exists only where NEON was detected.
+            Level::Dot(dot) | Level::Matrix(dot, _) => unsafe { groups::linear(dot, (x, weights, store), out) },
         }
     }
 

@@ -6,8 +6,9 @@ use bitnet_model::numerics;
 use bitnet_ternary::{ACTIVATION_MAX, quantise};
 
 use super::vector::*;
-use crate::kernels::{Int8RowMut, RowScale};
-use crate::tile::QUARTER_COLUMNS;
+use crate::arch::portable;
+use crate::kernels::{GroupRowMut, Int8RowMut, RowScale};
+use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS};
 
 /// `quantise::absmax` of one row, with its sums and zero padding.
 #[target_feature(enable = "neon")]
@@ -33,6 +34,27 @@ pub(super) fn quantise(row: &[f32], out: Int8RowMut<'_>) {
         out.quarter_sums[quarters.len()] = last.iter().map(|&integer| i32::from(integer)).sum();
     }
     *out.scale = RowScale { scale, sum: out.quarter_sums.iter().sum() };
+}
+
+/// `quantise::absmax_groups` of one row, with the sums of its groups and zero padding.
+#[target_feature(enable = "neon")]
+pub(super) fn quantise_groups(row: &[f32], out: GroupRowMut<'_>) {
+    let (groups, tail) = row.as_chunks::<BLOCK_COLUMNS>();
+    let (whole, rest) = out.quantized.split_at_mut(groups.len() * BLOCK_COLUMNS);
+    let (scales, last_scale) = out.scales.split_at_mut(groups.len());
+    for ((values, quantized), scale) in groups.iter().zip(whole.as_chunks_mut::<BLOCK_COLUMNS>().0).zip(scales) {
+        let (real, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(values));
+        let mut sum = 0;
+        for (values, quantized) in values.as_chunks().0.iter().zip(quantized.as_chunks_mut().0) {
+            let integers = quantise_register(values, inverse_scale);
+            store_i8(quantized, integers);
+            sum += i32::from(vaddlvq_s8(integers));
+        }
+        *scale = RowScale { scale: real, sum };
+    }
+    if !tail.is_empty() {
+        portable::quantise_groups(tail, GroupRowMut { quantized: rest, scales: last_scale });
+    }
 }
 
 /// `quantise::quantise_one` of 16 values: `fcvtns` rounds ties to even, makes 0 of NaN and saturates, as a Rust cast does.

@@ -6,6 +6,7 @@ mod avx2;
 mod avx512;
 mod avx_vnni;
 mod float;
+mod groups;
 mod int8;
 mod lanes;
 mod roof;
@@ -18,7 +19,8 @@ use bitnet_checkpoint::config::Activation;
 
 use crate::arch::Scalar;
 use crate::attention::AttentionStep;
-use crate::kernels::{F32Rows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, Kernels, Scratch, Store};
+use crate::lane_tile::LaneTiles;
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
@@ -57,6 +59,11 @@ impl Kernels for Avx2 {
         unsafe { rows::quantise(row, out) }
     }
 
+    fn quantise_groups(&self, row: &[f32], out: GroupRowMut<'_>) {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { rows::quantise_groups(row, out) }
+    }
+
     fn gate(&self, gate_up: &[f32], activation: Activation, out: &mut [f32]) {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { avx2::gate(gate_up, activation, out) }
@@ -70,6 +77,11 @@ impl Kernels for Avx2 {
     fn linear_int8(&self, x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { int8::linear(x, weights, store, out, scratch) }
+    }
+
+    fn linear_groups(&self, x: GroupRows<'_>, weights: &LaneTiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { groups::linear(x, weights, store, out, scratch) }
     }
 
     fn linear_f32(&self, x: F32Rows<'_>, weights: &Tiles, store: Store, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

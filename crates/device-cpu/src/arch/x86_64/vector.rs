@@ -164,6 +164,14 @@ pub(super) fn sum_lanes_to_array(low: [__m256; 4], high: [__m256; 4]) -> [f32; 4
     to_array(sum_lanes(low, high))
 }
 
+/// Eight IEEE halves, given by their bits, as f32.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn widen_half_bits(bits: &[u16; 8]) -> __m256 {
+    // SAFETY: a reference to 8 halves is readable for 16 bytes; the load is unaligned.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) })
+}
+
 /// Eight IEEE halves as f32.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]

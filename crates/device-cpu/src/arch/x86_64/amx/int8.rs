@@ -188,7 +188,7 @@ fn finish_panel(product: &Product<'_>, tiles: Range<usize>, out: &mut ColumnsMut
                 *values = finished(&sums.as_chunks().0[line], row, scales);
             }
             let out = &mut out.row_mut(token)[offset..offset + n_columns];
-            for (out, values) in out.chunks_mut(TILE_ROWS).zip(values.as_chunks().0) {
+            for (out, values) in out.chunks_mut(TILE_ROWS).zip(values.as_chunks::<TILE_ROWS>().0) {
                 product.store.store(out, *values);
             }
         }
