@@ -1,0 +1,51 @@
+//! Bounds of crate `engine`. At a bound we refuse with a typed error.
+
+/// Most choices of one request.
+pub const N_CHOICES_MAX: u32 = 128;
+/// Most alternatives reported beside a token's own log-probability.
+pub const N_LOGPROBS_MAX: u32 = 20;
+/// Most stop tokens of one request.
+pub const N_STOP_TOKENS_MAX: usize = 64;
+/// Most entries of a logit bias.
+pub const N_LOGIT_BIAS_MAX: usize = 1024;
+/// Largest magnitude of a logit bias.
+pub const LOGIT_BIAS_MAX: f32 = 100.0;
+/// Most sequences that run at once, whatever the options say.
+pub const N_RUNNING_MAX: usize = 256;
+/// Most requests that wait, whatever the options say.
+pub const N_WAITING_MAX: usize = 1 << 16;
+/// Most events that wait in one stream before its sequences pause, whatever the options say.
+pub const N_STREAM_EVENTS_MAX: usize = 1 << 16;
+/// Prompt tokens of one step whose log-probabilities are asked for: each is a row of logits.
+pub const N_SCORED_TOKENS_PER_STEP: usize = 64;
+/// Longest draft of one sequence.
+pub const N_DRAFT_MAX: usize = 16;
+/// Drafted tokens of one step, over all sequences: each is a row of logits.
+pub const N_DRAFT_TOKENS_PER_STEP: usize = 48;
+/// Tenants whose share of service is remembered while they have nothing to do.
+pub const N_IDLE_TENANTS_MAX: usize = 4096;
+/// Models in one pool.
+pub const N_MODELS_MAX: usize = 64;
+/// Longest name of a model, in bytes.
+pub const MODEL_NAME_BYTES_MAX: usize = 256;
+
+/// Longest source of a constraint (schema, expression or grammar), in bytes.
+pub const CONSTRAINT_BYTES_MAX: usize = 256 << 10;
+/// Deepest nesting of a constraint's source, in brackets. Compilers recurse along it.
+pub const CONSTRAINT_DEPTH_MAX: usize = 64;
+/// Steps (bracket levels times `$ref` hops) of a constraint's compiler.
+pub const CONSTRAINT_LEXER_FUEL: u64 = 200_000;
+/// Steps that one mask may take.
+pub const CONSTRAINT_MASK_FUEL: u64 = 100_000;
+/// Items of the parser that one mask may make.
+pub const CONSTRAINT_MASK_ITEMS: usize = 50_000;
+/// States of a constraint's lexer, about 1.5 KiB each.
+pub const CONSTRAINT_LEXER_STATES: usize = 20_000;
+/// Symbols in a compiled grammar.
+pub const CONSTRAINT_GRAMMAR_SIZE: usize = 50_000;
+/// Largest repetition count in a constraint: the compiler unrolls some of them.
+pub const CONSTRAINT_REPEAT_MAX: u64 = 10_000;
+/// Bytes of compiled constraints that are kept for one tenant.
+pub const CONSTRAINT_CACHE_TENANT_BYTES: usize = 16 << 20;
+/// Bytes of compiled constraints that are kept for all tenants.
+pub const CONSTRAINT_CACHE_BYTES: usize = 128 << 20;
