@@ -64,9 +64,24 @@ impl SimulatedRunner {
         self
     }
 
-    fn fault(&self, token_ids: &[TokenId]) -> Option<(usize, Fault)> {
-        let is_at = |token_id: &TokenId| self.faults.iter().find(|(faulty, _)| faulty == token_id).map(|&(_, fault)| fault);
-        token_ids.iter().enumerate().find_map(|(index, token_id)| Some((index, is_at(token_id)?)))
+    /// The first fault that a batch runs into, and the row where it shows.
+    fn fault(&self, batch: &Batch) -> Option<(Fault, usize)> {
+        let (mut first, mut n_rows) = (0, 0);
+        for sequence in &batch.sequences {
+            let tokens = &batch.token_ids[first..first + sequence.n_tokens];
+            for (index, token_id) in tokens.iter().enumerate() {
+                // The row of a token is the last one, or one of one each.
+                let row = (index + sequence.n_rows()).checked_sub(sequence.n_tokens);
+                let fault = self.faults.iter().find(|(faulty, _)| faulty == token_id).map(|&(_, fault)| fault);
+                match (fault, row) {
+                    (None, _) | (Some(Fault::NotFinite), None) => {}
+                    (Some(fault), row) => return Some((fault, n_rows + row.unwrap_or(0))),
+                }
+            }
+            first += sequence.n_tokens;
+            n_rows += sequence.n_rows();
+        }
+        None
     }
 
     /// Writes the slots of a sequence's tokens and returns the hash of each token's history.
@@ -160,16 +175,12 @@ impl Runner for SimulatedRunner {
         self.wait(batch.token_ids.len());
         self.output.values.clear();
         self.output.greedy.clear();
-        if let Some((index, fault)) = self.fault(&batch.token_ids) {
+        if let Some((fault, row)) = self.fault(batch) {
             self.scramble(batch);
             match fault {
                 Fault::Panic => panic_any("planted"),
                 Fault::Error => return Err(DeviceError::Failed { reason: "planted".into() }.into()),
-                Fault::NotFinite => {
-                    if let Some(row) = row_of_token(batch, index) {
-                        return Err(RunnerError::NotFinite { row });
-                    }
-                }
+                Fault::NotFinite => return Err(RunnerError::NotFinite { row }),
             }
         }
         let mut first = 0;
@@ -180,19 +191,6 @@ impl Runner for SimulatedRunner {
         }
         Ok(&self.output)
     }
-}
-
-/// The last output row of the sequence that has the token, if it has one.
-fn row_of_token(batch: &Batch, token: usize) -> Option<usize> {
-    let (mut end, mut n_rows) = (0, 0);
-    for sequence in &batch.sequences {
-        end += sequence.n_tokens;
-        n_rows += sequence.n_rows();
-        if token < end {
-            return if sequence.n_rows() > 0 { Some(n_rows - 1) } else { None };
-        }
-    }
-    None
 }
 
 /// SplitMix64's finaliser (Steele, Lea, Flood 2014).

@@ -57,7 +57,12 @@ impl EngineCore {
     }
 
     /// Fails the request that made a step fail if it is known, else sets up smaller steps that will tell.
-    fn isolate(&mut self, part: Vec<Share>, error: RequestError, parts: &mut Vec<Vec<Share>>, sink: &mut dyn EventSink) {
+    fn isolate(&mut self, mut part: Vec<Share>, error: RequestError, parts: &mut Vec<Vec<Share>>, sink: &mut dyn EventSink) {
+        if part.iter().any(|share| share.n_drafts > 0) {
+            // Perhaps a guess was at fault, for which nobody is to blame.
+            part.iter_mut().for_each(|share| share.n_drafts = 0);
+            return parts.push(part);
+        }
         let mut requests: Vec<RequestId> = part.iter().map(|share| share.id.request).collect();
         requests.sort_unstable();
         requests.dedup();

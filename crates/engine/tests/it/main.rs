@@ -1,4 +1,5 @@
 //! The engine from outside.
 
 mod handle;
+mod simulation;
 mod support;
