@@ -24,6 +24,10 @@ pub const N_DRAFT_MAX: usize = 16;
 pub const N_DRAFT_TOKENS_PER_STEP: usize = 48;
 /// Tenants whose share of service is remembered while they have nothing to do.
 pub const N_IDLE_TENANTS_MAX: usize = 4096;
+/// Panics after which a prompt is refused.
+pub const N_PANICS_MAX: usize = 2;
+/// Prompts that are remembered for having panicked.
+pub const N_QUARANTINED_MAX: usize = 256;
 /// Models in one pool.
 pub const N_MODELS_MAX: usize = 64;
 /// Longest name of a model, in bytes.

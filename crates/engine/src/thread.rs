@@ -91,7 +91,7 @@ impl EngineThread {
     /// Serves until told to stop.
     pub(crate) fn run(mut self) {
         loop {
-            let (mail, phase) = self.inbox.take(self.core.stats().n_waiting);
+            let (mail, phase) = self.inbox.take();
             self.sort(mail);
             if phase >= Phase::Stopping {
                 break;
@@ -144,7 +144,9 @@ impl EngineThread {
     }
 
     fn publish_stats(&self) {
-        *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.core.stats();
+        let stats = self.core.stats();
+        self.inbox.report_waiting(stats.n_waiting);
+        *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
         self.published.n_live.store(self.core.n_live(), Ordering::Release);
     }
 
@@ -152,7 +154,7 @@ impl EngineThread {
     fn stop(mut self) {
         self.core.fail_all(&RequestError::Shutdown, &mut self.streams);
         self.inbox.advance(Phase::Stopped);
-        let (mail, _) = self.inbox.take(0);
+        let (mail, _) = self.inbox.take();
         self.sort(mail);
         self.core.fail_all(&RequestError::Shutdown, &mut self.streams);
         self.publish_stats();

@@ -2,6 +2,8 @@
 
 mod batch_invariance;
 mod constraint;
+mod faults;
 mod handle;
+mod requests;
 mod simulation;
 mod support;
