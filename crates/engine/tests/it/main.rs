@@ -1,4 +1,4 @@
-//! The engine from outside.
+//! The engine from outside: what its readers see, whatever happens inside.
 
 mod batch_invariance;
 mod constraint;
