@@ -30,6 +30,8 @@ pub enum Rows {
     LastBest(BestLogits),
     /// Every token: perplexity, prompt log-probabilities.
     All,
+    /// Every token, and of the logits of each the best only: drafted tokens to be verified.
+    AllBest(BestLogits),
 }
 
 /// One sequence's part of a batch: the next `n_tokens` of `Batch::token_ids`.
@@ -110,18 +112,20 @@ impl Batch {
 
     /// Output rows that this batch asks for.
     pub fn n_rows(&self) -> usize {
-        self.sequences
-            .iter()
-            .map(|sequence| match sequence.rows {
-                Rows::None => 0,
-                Rows::Last | Rows::LastBest(_) => 1,
-                Rows::All => sequence.n_tokens,
-            })
-            .sum()
+        self.sequences.iter().map(BatchSequence::n_rows).sum()
     }
 }
 
 impl BatchSequence {
+    /// Output rows that this sequence asks for.
+    pub fn n_rows(&self) -> usize {
+        match self.rows {
+            Rows::None => 0,
+            Rows::Last | Rows::LastBest(_) => 1,
+            Rows::All | Rows::AllBest(_) => self.n_tokens,
+        }
+    }
+
     fn validate(&self, sequence: usize, limits: BatchLimits) -> Result<(), BatchError> {
         if self.n_tokens == 0 {
             return Err(BatchError::EmptySequence { sequence });
@@ -184,9 +188,12 @@ impl Step {
             match sequence.rows {
                 Rows::None => {}
                 Rows::Last | Rows::LastBest(_) => self.output_tokens.push(end - 1),
-                Rows::All => self.output_tokens.extend(first_token..end),
+                Rows::All | Rows::AllBest(_) => self.output_tokens.extend(first_token..end),
             }
-            let wanted = if let Rows::LastBest(best) = sequence.rows { Some(best) } else { None };
+            let wanted = match sequence.rows {
+                Rows::LastBest(best) | Rows::AllBest(best) => Some(best),
+                Rows::None | Rows::Last | Rows::All => None,
+            };
             self.wanted.resize(self.output_tokens.len(), wanted);
         }
         rope.fill(&self.positions, &mut self.rope);

@@ -48,7 +48,7 @@ pub(super) struct Measurement {
     roofs: Option<RoofLine>,
     /// The share of the roof that limits the test: of memory for one sequence that writes, of arithmetic for a prompt.
     roof_share: Option<f64>,
-    peak_memory_bytes: Option<u64>,
+    pub(super) peak_memory_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]

@@ -1,0 +1,89 @@
+//! Compiled constraints, kept for their tenant in bounded bytes, the least recently used given up first. One tenant never finds
+//! another's: that it compiled fast would tell that the other uses it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::constraint::ConstraintState;
+use crate::constraint::source::{Kind, Source};
+use crate::limits::{CONSTRAINT_CACHE_BYTES, CONSTRAINT_CACHE_TENANT_BYTES};
+use crate::request::TenantSalt;
+
+/// What a compiled constraint takes at least, and for each byte of its source. Measured: a small schema takes about 40 KiB, the
+/// largest allowed grammar a few MiB.
+const BYTES_MIN: usize = 48 << 10;
+const BYTES_PER_SOURCE_BYTE: usize = 64;
+
+type Key = (TenantSalt, Kind, String);
+
+struct Kept {
+    state: ConstraintState,
+    n_bytes: usize,
+    last_use: u64,
+}
+
+/// The cache.
+#[derive(Default)]
+pub(super) struct ConstraintCache {
+    kept: HashMap<Key, Kept>,
+    by_use: BTreeMap<u64, Key>,
+    tenant_bytes: HashMap<TenantSalt, usize>,
+    n_bytes: usize,
+    last_use: u64,
+}
+
+impl ConstraintCache {
+    /// A fresh state of a constraint that was compiled before.
+    pub(super) fn find(&mut self, tenant: TenantSalt, source: &Source) -> Option<ConstraintState> {
+        let key = (tenant, source.kind, source.text.clone());
+        let kept = self.kept.get_mut(&key)?;
+        self.by_use.remove(&kept.last_use);
+        self.last_use += 1;
+        kept.last_use = self.last_use;
+        self.by_use.insert(self.last_use, key);
+        Some(kept.state.duplicate())
+    }
+
+    /// Keeps a compiled constraint.
+    pub(super) fn insert(&mut self, tenant: TenantSalt, source: Source, state: ConstraintState) {
+        let n_bytes = BYTES_MIN + source.text.len() * BYTES_PER_SOURCE_BYTE;
+        let key = (tenant, source.kind, source.text);
+        if n_bytes > CONSTRAINT_CACHE_TENANT_BYTES || self.kept.contains_key(&key) {
+            return;
+        }
+        while self.tenant_bytes.get(&tenant).copied().unwrap_or(0) + n_bytes > CONSTRAINT_CACHE_TENANT_BYTES {
+            let Some(oldest) = self.by_use.values().find(|(owner, ..)| *owner == tenant).cloned() else { return };
+            self.remove(&oldest);
+        }
+        while self.n_bytes + n_bytes > CONSTRAINT_CACHE_BYTES {
+            let Some(oldest) = self.by_use.values().next().cloned() else { return };
+            self.remove(&oldest);
+        }
+        self.last_use += 1;
+        self.by_use.insert(self.last_use, key.clone());
+        self.kept.insert(key, Kept { state, n_bytes, last_use: self.last_use });
+        *self.tenant_bytes.entry(tenant).or_default() += n_bytes;
+        self.n_bytes += n_bytes;
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(kept) = self.kept.remove(key) else { return };
+        self.by_use.remove(&kept.last_use);
+        self.n_bytes -= kept.n_bytes;
+        if let Some(bytes) = self.tenant_bytes.get_mut(&key.0) {
+            *bytes -= kept.n_bytes;
+            if *bytes == 0 {
+                self.tenant_bytes.remove(&key.0);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    #[cfg(test)]
+    pub(super) fn n_bytes_of(&self, tenant: TenantSalt) -> usize {
+        self.tenant_bytes.get(&tenant).copied().unwrap_or(0)
+    }
+}
