@@ -155,7 +155,7 @@ pub(crate) struct DeviceChoiceArguments {
     /// Instruction set of the processor, to compare; results are the same
     #[arg(long, value_enum, default_value_t, hide_short_help = true)]
     pub(crate) isa: IsaArgument,
-    /// How keys and values are cached; f32 follows a float32 implementation most closely
+    /// How keys and values are cached
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub(crate) kv_cache: KvArgument,
 }
@@ -163,11 +163,11 @@ pub(crate) struct DeviceChoiceArguments {
 /// How keys and values are cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum KvArgument {
-    /// Rounded to 16-bit floats: half the memory
-    #[default]
-    F16,
     /// As computed
+    #[default]
     F32,
+    /// Rounded to 16-bit floats: half the memory
+    F16,
 }
 
 impl From<KvArgument> for KvType {
