@@ -84,16 +84,17 @@ impl Parity {
         parity
     }
 
-    /// Same top-1 wherever the golden's top-2 gap is not tiny, and on 97% of all positions; perplexity within 0.3%; greedy text
-    /// equal up to a tie.
-    ///
-    /// Where exact integers and fake-quantised floats round an activation to different sides, logits move by some hundredths:
-    /// on tiny-bitnet-online an independent NumPy oracle with exact integers misses the same three of 104 positions as we do.
+    /// Whether the golden is nearly undecided wherever it says another token.
     pub(crate) fn misses_are_near_ties(&self) -> bool {
         const TINY_GAP: f64 = 0.05;
         self.missed_gaps.iter().all(|&gap| gap < TINY_GAP)
     }
 
+    /// Same top-1 wherever the golden's top-2 gap is not tiny, and on 97% of all positions; perplexity within 0.3%; greedy text
+    /// equal up to a tie.
+    ///
+    /// Where exact integers and fake-quantised floats round an activation to different sides, logits move by some hundredths:
+    /// on tiny-bitnet-online an independent NumPy oracle with exact integers misses the same three of 104 positions as we do.
     pub(crate) fn passes(&self) -> bool {
         // Two right implementations differ by 0.02 a logit on average, so a lead below 0.1 is a tie.
         const TIE: f32 = 0.1;
