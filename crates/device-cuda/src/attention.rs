@@ -2,7 +2,7 @@
 //! once for all layers.
 
 use bitnet_model::batch::Step;
-use bitnet_model::device::{DeviceError, Heads, KvLayout};
+use bitnet_model::device::{DeviceError, Heads, KvLayout, KvType};
 use bitnet_model::limits::BLOCK_TOKENS;
 
 use crate::device::CudaVector;
@@ -15,7 +15,7 @@ use crate::queue::{Arguments, Queue};
 /// Floats of a tile of values in shared memory.
 const TILE_FLOATS: usize = 8192;
 
-/// Keys and values of all layers, `[n_layers, n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]` each.
+/// Keys and values of all layers, `[n_layers, n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]` each, f32 or f16.
 pub struct CudaKvCache {
     keys: Buffer,
     values: Buffer,
@@ -28,7 +28,7 @@ impl CudaKvCache {
             let reason = format!("heads of {}; at most {HEAD_DIM_MAX}", layout.head_dim);
             return Err(DeviceError::Unsupported { what: "a KV cache", reason });
         }
-        let sizes = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim, size_of::<f32>()];
+        let sizes = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim, number_bytes(layout.kv_type)];
         let size_bytes = sizes.into_iter().fold(1usize, usize::saturating_mul);
         if u32::try_from(layout.n_blocks.saturating_mul(BLOCK_TOKENS)).is_err() {
             return Err(DeviceError::OutOfMemory { what: "KV cache", size_bytes });
@@ -40,8 +40,23 @@ impl CudaKvCache {
     fn of_layer(&self, layer: usize) -> [u64; 2] {
         let layout = self.layout;
         assert!(layer < layout.n_layers, "layer {layer} of {}", layout.n_layers);
-        let offset = layer * layout.n_blocks * layout.n_kv_heads * BLOCK_TOKENS * layout.head_dim * size_of::<f32>();
+        let offset = layer * layout.n_blocks * layout.n_kv_heads * BLOCK_TOKENS * layout.head_dim * number_bytes(layout.kv_type);
         [self.keys.address() + offset as u64, self.values.address() + offset as u64]
+    }
+}
+
+fn number_bytes(kv_type: KvType) -> usize {
+    match kv_type {
+        KvType::F32 => 4,
+        KvType::F16 => 2,
+    }
+}
+
+/// A cache's type as the kernels number it.
+fn type_number(kv_type: KvType) -> usize {
+    match kv_type {
+        KvType::F32 => 0,
+        KvType::F16 => 1,
     }
 }
 
@@ -159,7 +174,11 @@ pub(crate) fn rope_append(
     let arguments = Arguments::new().address(qkv.address_for_rows(step.n_tokens)).address(norm(q_norm)).address(norm(k_norm));
     let arguments = arguments.address(keys).address(values).address(step.cos).address(step.sin).address(step.slots);
     let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon);
-    queue.record(arguments.launch(kernels.rope_append, [step.n_tokens, n_heads.div_ceil(WARPS)], (WARPS * 32, 0)))
+    queue.record(arguments.launch(
+        kernels.rope_append[type_number(cache.layout.kv_type)],
+        [step.n_tokens, n_heads.div_ceil(WARPS)],
+        (WARPS * 32, 0),
+    ))
 }
 
 /// Records `attention`: prompts by tiles, tokens that stand alone one by one.
@@ -182,7 +201,7 @@ pub(crate) fn attention(
         128 => Some(1),
         _ => None,
     };
-    let sharing = heads.n_heads / heads.n_kv_heads;
+    let (sharing, kv_type) = (heads.n_heads / heads.n_kv_heads, cache.0.layout.kv_type);
     match tile {
         Some(tile) => {
             let variant = (0..3).rev().find(|variant| sharing.is_multiple_of(1 << variant)).expect("one head a block always fits");
@@ -190,16 +209,21 @@ pub(crate) fn attention(
             if n_runs > 0 {
                 let arguments = arguments.address(runs);
                 let grid = [heads.n_heads >> variant, n_runs];
-                queue.record(by_tiles(arguments, heads, (step, gpu.shared_bytes_max), (kernels.attention_tile[tile][variant], grid)))?;
+                queue.record(by_tiles(
+                    arguments,
+                    heads,
+                    (step, gpu.shared_bytes_max, kv_type),
+                    (kernels.attention_tile[tile][type_number(kv_type)][variant], grid),
+                ))?;
             }
             match step.n_single {
                 0 => Ok(()),
-                n => queue.record(one_by_one(arguments.address(step.single), heads, (step, n), (kernels, gpu.n_multiprocessors))),
+                n => queue.record(one_by_one(arguments.address(step.single), heads, (step, n, kv_type), (kernels, gpu.n_multiprocessors))),
             }
         }
         None => {
             let all = step.all;
-            queue.record(one_by_one(arguments.address(all), heads, (step, step.n_tokens), (kernels, gpu.n_multiprocessors)))
+            queue.record(one_by_one(arguments.address(all), heads, (step, step.n_tokens, kv_type), (kernels, gpu.n_multiprocessors)))
         }
     }
 }
@@ -208,13 +232,14 @@ pub(crate) fn attention(
 fn by_tiles(
     arguments: Arguments,
     heads: &Heads<'_, CudaVector>,
-    (step, shared_bytes_max): (&StagedStep, usize),
+    (step, shared_bytes_max, kv_type): (&StagedStep, usize, KvType),
     (kernel, grid): (Kernel, [usize; 2]),
 ) -> Launch {
     const TILE: usize = 64;
     const LANES: usize = 16;
     let dim = heads.head_dim;
-    let n_fixed = TILE_ROWS * dim + 2 * TILE * (dim + LANES) + TILE_ROWS * 4;
+    let tile_floats = 2 * TILE * (dim + LANES) * number_bytes(kv_type) / size_of::<f32>();
+    let n_fixed = TILE_ROWS * dim + tile_floats + TILE_ROWS * 4;
     // As many scores as fit beside the rest; a GPU keeps 1 KiB of each block's shared memory for itself.
     let window_max = ((shared_bytes_max - (10 << 10)) / size_of::<f32>() - n_fixed) / TILE_ROWS / TILE * TILE;
     let window = step.n_positions_max.next_multiple_of(TILE).min(window_max);
@@ -226,7 +251,7 @@ fn by_tiles(
 fn one_by_one(
     arguments: Arguments,
     heads: &Heads<'_, CudaVector>,
-    (step, n): (&StagedStep, usize),
+    (step, n, kv_type): (&StagedStep, usize, KvType),
     (kernels, n_multiprocessors): (&Kernels, usize),
 ) -> Launch {
     let (dim, sharing) = (heads.head_dim, heads.n_heads / heads.n_kv_heads);
@@ -240,9 +265,9 @@ fn one_by_one(
     let window = step.n_positions_max.next_power_of_two().next_multiple_of(tile).min(ATTENTION_WINDOW.next_multiple_of(tile));
     let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(dim).word(window).word(tile);
     let arguments = arguments.float(1.0 / (dim as f32).sqrt());
-    let n_floats = n_heads * (dim.next_multiple_of(16) + window) + 2 * tile * dim;
+    let n_floats = n_heads * (dim.next_multiple_of(16) + window) + 2 * tile * dim * number_bytes(kv_type) / size_of::<f32>();
     const THREADS: usize = 256;
-    arguments.launch(kernels.attention[variant], [heads.n_heads / n_heads, n], (THREADS, n_floats * size_of::<f32>()))
+    arguments.launch(kernels.attention[type_number(kv_type)][variant], [heads.n_heads / n_heads, n], (THREADS, n_floats * size_of::<f32>()))
 }
 
 fn check_heads(qkv: &CudaHidden, heads: &Heads<'_, CudaVector>, step: &StagedStep, cache: &CudaKvCache) {

@@ -3,7 +3,7 @@
 //!
 //! This file only checks handles and hands work to the file of each operation; kernels are under `kernels/`.
 
-use bitnet_checkpoint::Tensor;
+use bitnet_checkpoint::StoredTable;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{BestLogits, Step};
@@ -153,8 +153,9 @@ impl Device for CudaDevice {
         Ok(CudaLinear { packed: Packed::new(weights, policy, (&mut self.queue, &self.kernels))?, policy })
     }
 
-    fn table(&mut self, rows: &Tensor, table_use: TableUse) -> Result<CudaTable, DeviceError> {
-        CudaTable::new((rows, table_use), (&mut self.queue, &self.kernels))
+    fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<CudaTable, DeviceError> {
+        let rows = rows.into_tensor().map_err(|error| DeviceError::unreadable(&error))?;
+        CudaTable::new((&rows, table_use), (&mut self.queue, &self.kernels))
     }
 
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<CudaHidden, DeviceError> {

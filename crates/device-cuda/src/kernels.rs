@@ -52,10 +52,10 @@ fn whole(name: &str, source: &str) -> String {
 pub(crate) struct Kernels {
     pub(crate) argmax: Kernel,
     pub(crate) argmax_begin: Kernel,
-    /// 1, 2, 4 query heads a block.
-    pub(crate) attention: [Kernel; 3],
-    /// Heads of 64 and 128; 1, 2, 4 query heads that share keys.
-    pub(crate) attention_tile: [[Kernel; 3]; 2],
+    /// Caches of f32 and f16; 1, 2, 4 query heads a block.
+    pub(crate) attention: [[Kernel; 3]; 2],
+    /// Heads of 64 and 128; caches of f32 and f16; 1, 2, 4 query heads that share keys.
+    pub(crate) attention_tile: [[[Kernel; 3]; 2]; 2],
     /// 1, 4 tokens at a time.
     pub(crate) bit_linear_f32: [Kernel; 2],
     /// 8, 16, 32, 64 tokens a block.
@@ -78,7 +78,8 @@ pub(crate) struct Kernels {
     pub(crate) pack_int8: Kernel,
     pub(crate) roof_multiply: Kernel,
     pub(crate) roof_read: Kernel,
-    pub(crate) rope_append: Kernel,
+    /// Caches of f32 and f16.
+    pub(crate) rope_append: [Kernel; 2],
     /// f32, f16, bf16.
     pub(crate) screen_exact: [Kernel; 3],
     /// 8, 16, 32, 64 tokens a block.
@@ -107,20 +108,22 @@ impl Kernels {
         };
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
-        let tiles = |dim: u32| -> Result<[Kernel; 3], CudaError> {
-            let [one, two, four] = [1, 2, 4].map(|sharing| kernel("attention_tile.cu", &format!("attention_tile_{dim}_{sharing}")));
-            Ok([one?, two?, four?])
+        let cached = |file: &str, name: &str| -> Result<[[Kernel; 3]; 2], CudaError> {
+            let of_type = |element: &str| -> Result<[Kernel; 3], CudaError> {
+                let [one, two, four] = [1, 2, 4].map(|heads| kernel(file, &format!("{name}_{element}_{heads}")));
+                Ok([one?, two?, four?])
+            };
+            Ok([of_type("f32")?, of_type("f16")?])
         };
         let typed = |name: &str| -> Result<[Kernel; 3], CudaError> {
             let [f32, f16, bf16] = ["f32", "f16", "bf16"].map(|element| kernel("screen.cu", &format!("{name}_{element}")));
             Ok([f32?, f16?, bf16?])
         };
-        let attention = |name| kernel("attention.cu", name);
         Ok(Self {
             argmax: kernel("argmax.cu", "argmax")?,
             argmax_begin: kernel("argmax.cu", "argmax_begin")?,
-            attention: [attention("attention_1")?, attention("attention_2")?, attention("attention_4")?],
-            attention_tile: [tiles(64)?, tiles(128)?],
+            attention: cached("attention.cu", "attention")?,
+            attention_tile: [cached("attention_tile.cu", "attention_tile_64")?, cached("attention_tile.cu", "attention_tile_128")?],
             bit_linear_f32: [kernel("bit_linear_f32.cu", "bit_linear_f32_1")?, kernel("bit_linear_f32.cu", "bit_linear_f32_4")?],
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
             bit_linear_few_narrow: numbered("bit_linear_few.cu", "bit_linear_few_narrow", [1, 2, 4, 8])?,
@@ -137,7 +140,7 @@ impl Kernels {
             pack_int8: kernel("pack.cu", "pack_int8")?,
             roof_multiply: kernel("roof.cu", "roof_multiply")?,
             roof_read: kernel("roof.cu", "roof_read")?,
-            rope_append: kernel("rope_append.cu", "rope_append")?,
+            rope_append: [kernel("rope_append.cu", "rope_append_f32")?, kernel("rope_append.cu", "rope_append_f16")?],
             screen_exact: typed("screen_exact")?,
             screen_few: numbered("screen.cu", "screen_few", [1, 2, 4, 8])?,
             screen_one: kernel("screen.cu", "screen_one")?,

@@ -7,8 +7,8 @@
 
 struct AttentionArgs {
     const float* qkv;         // [m, (n_heads + 2·n_kv_heads)·head_dim]
-    const float* keys;        // of the layer: [n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]
-    const float* values;      // likewise
+    const void* keys;         // of the layer: [n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]
+    const void* values;       // likewise
     float* out;               // [m, n_heads·head_dim]
     const u32* positions;     // [m]
     const u32* table_starts;  // [m]: where the block table of the token's sequence begins
@@ -28,13 +28,25 @@ __device__ __forceinline__ float4 load_four(const float* x, u32 column, u32 k, b
                        column + 3 < k ? x[column + 3] : 0.0f);
 }
 
-template <int HEADS>
+// The same of a cached row of `dim` numbers: 16 bytes or 8 at once where rows are aligned.
+__device__ __forceinline__ float4 load_cached(const float* row, u32 column, u32 dim) { return load_four(row, column, dim, dim % 4 == 0); }
+__device__ __forceinline__ float4 load_cached(const Half* row, u32 column, u32 dim) {
+    if (dim % 4 == 0 && column + 4 <= dim) {
+        const uint2 bits = *(const uint2*)(row + column);
+        const float2 low = two_halves(bits.x), high = two_halves(bits.y);
+        return make_float4(low.x, low.y, high.x, high.y);
+    }
+    return make_float4(column < dim ? as_float(row[column]) : 0.0f, column + 1 < dim ? as_float(row[column + 1]) : 0.0f,
+                       column + 2 < dim ? as_float(row[column + 2]) : 0.0f, column + 3 < dim ? as_float(row[column + 3]) : 0.0f);
+}
+
+template <int HEADS, typename Element>
 struct Attention {
     const AttentionArgs& a;
     const u32* blocks;
     float* queries;   // [HEADS, dim_padded]
     float* scores;    // [HEADS, window]
-    float* tiles;     // [2, tile, head_dim]
+    Element* tiles;   // [2, tile, head_dim]
     u32 kv_head;
     u32 dim_padded;
     u32 n_positions;
@@ -48,17 +60,17 @@ struct Attention {
     __device__ __forceinline__ void fetch(u32 index) const {
         const u32 first = index * a.tile, end = min(n_positions, first + a.tile);
         const u32 to = (u32)__cvta_generic_to_shared(tiles + (index & 1) * a.tile * a.head_dim);
-        const u32 lane = threadIdx.x & 31;
+        const u32 lane = threadIdx.x & 31, row_bytes = a.head_dim * sizeof(Element);
 #pragma unroll 4
         for (u32 position = first + threadIdx.x / 32; position < end; position += blockDim.x / 32) {
-            const float* from = a.values + place(position);
-            const u32 row = to + (position - first) * a.head_dim * 4;
-            if (a.head_dim % 4 == 0) {
-                for (u32 column = lane * 4; column < a.head_dim; column += 128)
-                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(row + column * 4), "l"(from + column));
+            const char* from = (const char*)((const Element*)a.values + place(position));
+            const u32 row = to + (position - first) * row_bytes;
+            if (row_bytes % 16 == 0) {
+                for (u32 byte = lane * 16; byte < row_bytes; byte += 512)
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(row + byte), "l"(from + byte));
             } else {
-                for (u32 column = lane; column < a.head_dim; column += 32)
-                    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(row + column * 4), "l"(from + column));
+                for (u32 byte = lane * 4; byte < row_bytes; byte += 128)
+                    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(row + byte), "l"(from + byte));
             }
         }
         asm volatile("cp.async.commit_group;");
@@ -67,16 +79,15 @@ struct Attention {
     // Scores of positions first..end, and the largest seen by this thread. Four threads share a position.
     __device__ __forceinline__ void score(u32 first, u32 end, float (&largest)[HEADS]) const {
         const u32 thread = threadIdx.x & 3, quads = blockDim.x / 4;
-        const bool aligned = a.head_dim % 4 == 0;
         for (u32 base = first; base < end; base += quads) {
             const u32 position = base + threadIdx.x / 4;
-            const float* key = a.keys + place(min(position, end - 1));
+            const Element* key = (const Element*)a.keys + place(min(position, end - 1));
             float4 lanes[HEADS] = {};
             const int n = dim_padded / LANES;
 #pragma unroll 8
             for (int turn = 0; turn < n; turn++) {
                 const u32 column = turn * LANES + thread * 4;
-                const float4 k = load_four(key, column, a.head_dim, aligned);
+                const float4 k = load_cached(key, column, a.head_dim);
 #pragma unroll
                 for (int head = 0; head < HEADS; head++) {
                     const float4 q = *(const float4*)(queries + head * dim_padded + column);
@@ -144,15 +155,15 @@ struct Attention {
                 asm volatile("cp.async.wait_group 1;");
                 __syncthreads();
                 const u32 tile_first = tile * a.tile, n = min(end - tile_first, a.tile);
-                const float* values = tiles + (tile & 1) * a.tile * dim;
+                const Element* values = tiles + (tile & 1) * a.tile * dim;
 #pragma unroll
                 for (int pair = 0; pair < PAIRS_MAX; pair++) {
                     const u32 index = pair * blockDim.x + threadIdx.x;
                     if (index >= HEADS * dim) continue;
                     const float* weights = scores + index / dim * a.window + (tile_first - first);
-                    const float* column = values + index % dim;
+                    const Element* column = values + index % dim;
 #pragma unroll 16
-                    for (int position = 0; position < (int)n; position++) out[pair] += weights[position] * column[position * dim];
+                    for (int position = 0; position < (int)n; position++) out[pair] += weights[position] * as_float(column[position * dim]);
                 }
                 __syncthreads();
                 fetch(tile + 2);
@@ -169,7 +180,7 @@ struct Attention {
     }
 };
 
-template <int HEADS>
+template <int HEADS, typename Element>
 __device__ __forceinline__ void attention_body(const AttentionArgs& a) {
     extern __shared__ float shared[];
     admit_successor();
@@ -178,12 +189,18 @@ __device__ __forceinline__ void attention_body(const AttentionArgs& a) {
     const u32 tiles_of_kv_head = sharing / HEADS, kv_head = blockIdx.x / tiles_of_kv_head;
     const u32 dim_padded = (a.head_dim + LANES - 1) / LANES * LANES;
     float* scores = shared + HEADS * dim_padded;
-    Attention<HEADS> attention{
-        a, a.blocks + a.table_starts[token], shared, scores, scores + HEADS * a.window, kv_head, dim_padded, a.positions[token] + 1,
+    Attention<HEADS, Element> attention{
+        a, a.blocks + a.table_starts[token], shared, scores, (Element*)(scores + HEADS * a.window), kv_head, dim_padded, a.positions[token] + 1,
     };
     attention.run(kv_head * sharing + blockIdx.x % tiles_of_kv_head * HEADS, token);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) attention_1(const AttentionArgs a) { attention_body<1>(a); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_2(const AttentionArgs a) { attention_body<2>(a); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_4(const AttentionArgs a) { attention_body<4>(a); }
+#define ATTENTION(name, heads, element) \
+    extern "C" __global__ void __launch_bounds__(256, 2) name(const AttentionArgs a) { attention_body<heads, element>(a); }
+
+ATTENTION(attention_f32_1, 1, float)
+ATTENTION(attention_f32_2, 2, float)
+ATTENTION(attention_f32_4, 4, float)
+ATTENTION(attention_f16_1, 1, Half)
+ATTENTION(attention_f16_2, 2, Half)
+ATTENTION(attention_f16_4, 4, Half)

@@ -9,8 +9,8 @@
 
 struct AttentionTileArgs {
     const float* qkv;         // [m, (n_heads + 2·n_kv_heads)·DIM]
-    const float* keys;        // of the layer: [n_blocks, n_kv_heads, BLOCK_TOKENS, DIM]
-    const float* values;      // likewise
+    const void* keys;         // of the layer: [n_blocks, n_kv_heads, BLOCK_TOKENS, DIM]
+    const void* values;       // likewise
     float* out;               // [m, n_heads·DIM]
     const u32* positions;     // [m]
     const u32* table_starts;  // [m]: where the block table of the token's sequence begins
@@ -29,7 +29,14 @@ __device__ __forceinline__ int ordered(float value) {
 
 __device__ __forceinline__ float from_ordered(int key) { return __int_as_float(key >= 0 ? key : key ^ 0x7fffffff); }
 
-template <int DIM, int SHARING>
+__device__ __forceinline__ float4 four(const float* from) { return *(const float4*)from; }
+__device__ __forceinline__ float4 four(const Half* from) {
+    const uint2 bits = *(const uint2*)from;
+    const float2 low = two_halves(bits.x), high = two_halves(bits.y);
+    return make_float4(low.x, low.y, high.x, high.y);
+}
+
+template <int DIM, int SHARING, typename Element>
 struct AttentionTile {
     static const int STRIDE = DIM + LANES;
     static const int ROWS_PER_THREAD = ROWS * DIM / THREADS;
@@ -37,7 +44,7 @@ struct AttentionTile {
     const AttentionTileArgs& a;
     const u32* blocks;
     float* queries;    // [ROWS, DIM]
-    float* buffers;    // [2, TILE, STRIDE]
+    Element* buffers;  // [2, TILE, STRIDE]
     float* scores;     // [ROWS, window + 4]
     int* largest;      // [ROWS], ordered
     const u32* limits; // [ROWS]: positions that a row sees
@@ -45,17 +52,19 @@ struct AttentionTile {
     u32 n_positions;   // that any row sees
 
     // Starts to fetch tile `index` of keys or values into buffer `index & 1`; rows beyond `n_positions` become zeros. Always one group.
-    __device__ __forceinline__ void fetch(const float* from, u32 index) const {
-        float* buffer = buffers + (index & 1) * TILE * STRIDE;
+    __device__ __forceinline__ void fetch(const void* from, u32 index) const {
+        const int PIECE = 16 / sizeof(Element);
+        Element* buffer = buffers + (index & 1) * TILE * STRIDE;
         if (index * TILE < n_positions) {
 #pragma unroll
-            for (int step = 0; step < TILE * DIM / 4 / THREADS; step++) {
-                const u32 item = step * THREADS + threadIdx.x, row = item / (DIM / 4), piece = item % (DIM / 4);
+            for (int step = 0; step < TILE * DIM / PIECE / THREADS; step++) {
+                const u32 item = step * THREADS + threadIdx.x, row = item / (DIM / PIECE), piece = item % (DIM / PIECE);
                 const u32 position = index * TILE + row;
                 const u32 n_bytes = position < n_positions ? 16 : 0;
                 const u64 block = blocks[min(position, n_positions - 1) / BLOCK_TOKENS];
-                const float* line = from + ((block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * DIM + piece * 4;
-                const u32 to = (u32)__cvta_generic_to_shared(buffer + row * STRIDE + piece * 4);
+                const u64 place = ((block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * DIM + piece * PIECE;
+                const Element* line = (const Element*)from + place;
+                const u32 to = (u32)__cvta_generic_to_shared(buffer + row * STRIDE + piece * PIECE);
                 asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(line), "r"(n_bytes));
             }
         }
@@ -73,7 +82,7 @@ struct AttentionTile {
             else asm volatile("cp.async.commit_group;");
             asm volatile("cp.async.wait_group 1;");
             __syncthreads();
-            const float* keys = buffers + (tile & 1) * TILE * STRIDE + column_of_quad * STRIDE + thread * 4;
+            const Element* keys = buffers + (tile & 1) * TILE * STRIDE + column_of_quad * STRIDE + thread * 4;
             const float* rows = queries + first_row * DIM + thread * 4;
             float4 lanes[4][4] = {};
 #pragma unroll 2
@@ -82,7 +91,7 @@ struct AttentionTile {
 #pragma unroll
                 for (int index = 0; index < 4; index++) {
                     q[index] = *(const float4*)(rows + index * DIM + column);
-                    k[index] = *(const float4*)(keys + index * 16 * STRIDE + column);
+                    k[index] = four(keys + index * 16 * STRIDE + column);
                 }
 #pragma unroll
                 for (int row = 0; row < 4; row++)
@@ -140,13 +149,13 @@ struct AttentionTile {
                 else asm volatile("cp.async.commit_group;");
                 asm volatile("cp.async.wait_group 1;");
                 __syncthreads();
-                const float* values = buffers + (tile & 1) * TILE * STRIDE + column;
+                const Element* values = buffers + (tile & 1) * TILE * STRIDE + column;
                 const float* weights = scores + first_row * width + tile * TILE - first;
 #pragma unroll 2
                 for (int position = 0; position < TILE; position += 4) {
                     float value[4];
 #pragma unroll
-                    for (int part = 0; part < 4; part++) value[part] = values[(position + part) * STRIDE];
+                    for (int part = 0; part < 4; part++) value[part] = as_float(values[(position + part) * STRIDE]);
 #pragma unroll
                     for (int row = 0; row < ROWS_PER_THREAD; row++) {
                         const float4 weight = *(const float4*)(weights + row * width + position);
@@ -171,7 +180,7 @@ struct AttentionTile {
     }
 };
 
-template <int DIM, int SHARING>
+template <int DIM, int SHARING, typename Element>
 __device__ __forceinline__ void attention_tile_body(const AttentionTileArgs& a) {
     extern __shared__ float shared[];
     __shared__ int largest[ROWS];
@@ -191,20 +200,26 @@ __device__ __forceinline__ void attention_tile_body(const AttentionTileArgs& a) 
         shared[index] = a.qkv[(u64)token * width + (first_head + row % SHARING) * DIM + index % DIM];
     }
     __syncthreads();
-    float* buffers = shared + ROWS * DIM;
-    const AttentionTile<DIM, SHARING> tile{
-        a, a.blocks + a.table_starts[first_token], shared, buffers, buffers + 2 * TILE * (DIM + LANES), largest, limits, kv_head,
+    Element* buffers = (Element*)(shared + ROWS * DIM);
+    const AttentionTile<DIM, SHARING, Element> tile{
+        a, a.blocks + a.table_starts[first_token], shared, buffers, (float*)(buffers + 2 * TILE * (DIM + LANES)), largest, limits, kv_head,
         a.positions[first_token + n_tokens - 1] + 1,
     };
     tile.run(first_token, n_tokens, first_head);
 }
 
-#define ATTENTION_TILE(name, dim, sharing) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const AttentionTileArgs a) { attention_tile_body<dim, sharing>(a); }
+#define ATTENTION_TILE(name, dim, sharing, element) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const AttentionTileArgs a) { attention_tile_body<dim, sharing, element>(a); }
 
-ATTENTION_TILE(attention_tile_64_1, 64, 1)
-ATTENTION_TILE(attention_tile_64_2, 64, 2)
-ATTENTION_TILE(attention_tile_64_4, 64, 4)
-ATTENTION_TILE(attention_tile_128_1, 128, 1)
-ATTENTION_TILE(attention_tile_128_2, 128, 2)
-ATTENTION_TILE(attention_tile_128_4, 128, 4)
+ATTENTION_TILE(attention_tile_64_f32_1, 64, 1, float)
+ATTENTION_TILE(attention_tile_64_f32_2, 64, 2, float)
+ATTENTION_TILE(attention_tile_64_f32_4, 64, 4, float)
+ATTENTION_TILE(attention_tile_128_f32_1, 128, 1, float)
+ATTENTION_TILE(attention_tile_128_f32_2, 128, 2, float)
+ATTENTION_TILE(attention_tile_128_f32_4, 128, 4, float)
+ATTENTION_TILE(attention_tile_64_f16_1, 64, 1, Half)
+ATTENTION_TILE(attention_tile_64_f16_2, 64, 2, Half)
+ATTENTION_TILE(attention_tile_64_f16_4, 64, 4, Half)
+ATTENTION_TILE(attention_tile_128_f16_1, 128, 1, Half)
+ATTENTION_TILE(attention_tile_128_f16_2, 128, 2, Half)
+ATTENTION_TILE(attention_tile_128_f16_4, 128, 4, Half)

@@ -12,12 +12,6 @@ struct EmbedArgs {
     u32 unused;
 };
 
-__device__ __forceinline__ float half_to_float(u16 bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-
 __device__ __forceinline__ float trit_at(const u32* words, u32 column) {
     // pack_f32: a block of 256 columns is four threads' words; thread t holds lanes 4t..4t+4 of 16 chunks.
     const u32 chunk = (column & 255) / LANES, lane = column & (LANES - 1);
@@ -37,9 +31,9 @@ extern "C" __global__ void __launch_bounds__(256) embed(const EmbedArgs a) {
         if (a.kind == 0) {
             value = ((const float*)a.rows)[row * a.stride + column];
         } else if (a.kind == 1) {
-            value = half_to_float(((const u16*)a.rows)[row * a.stride + column]);
+            value = as_float(((const Half*)a.rows)[row * a.stride + column]);
         } else if (a.kind == 2) {
-            value = __int_as_float((u32)((const u16*)a.rows)[row * a.stride + column] << 16);
+            value = as_float(((const u16*)a.rows)[row * a.stride + column]);
         } else {
             const float scale = a.n_groups == 0 ? a.scales[0] : a.scales[row * a.n_groups + column / a.group_size];
             value = trit_at((const u32*)a.rows + row * a.stride * 16, column) * scale;

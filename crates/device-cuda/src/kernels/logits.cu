@@ -35,19 +35,15 @@ __device__ __forceinline__ Eight load_eight(const u16* from) {
     return eight;
 }
 
-struct Half {
-    u16 bits;
-};
-
 __device__ __forceinline__ Eight load_eight(const Half* from) {
     const uint4 words = __ldg((const uint4*)from);
     const u32 pairs[4] = {words.x, words.y, words.z, words.w};
     Eight eight;
 #pragma unroll
     for (int pair = 0; pair < 4; pair++) {
-        asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
-            : "=f"(eight.values[2 * pair]), "=f"(eight.values[2 * pair + 1])
-            : "r"(pairs[pair]));
+        const float2 two = two_halves(pairs[pair]);
+        eight.values[2 * pair] = two.x;
+        eight.values[2 * pair + 1] = two.y;
     }
     return eight;
 }

@@ -11,6 +11,30 @@ typedef unsigned long long u64;
 #define FULL_WARP 0xffffffffu
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 
+// An IEEE half in memory.
+struct Half {
+    u16 bits;
+};
+
+__device__ __forceinline__ float as_float(float value) { return value; }
+__device__ __forceinline__ float as_float(u16 bfloat) { return __int_as_float((u32)bfloat << 16); }
+__device__ __forceinline__ float as_float(Half half) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half.bits));
+    return value;
+}
+
+// Two neighbouring halves, the lower bits first.
+__device__ __forceinline__ float2 two_halves(u32 bits) { return make_float2(as_float(Half{(u16)bits}), as_float(Half{(u16)(bits >> 16)})); }
+
+// What the cache keeps of a key or value: itself, or numerics::round_to_f16.
+__device__ __forceinline__ void store(float* to, float value) { *to = value; }
+__device__ __forceinline__ void store(Half* to, float value) {
+    value = value > 65504.0f ? 65504.0f : value;
+    value = value < -65504.0f ? -65504.0f : value;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(value));
+}
+
 // Waits until the kernels before this one have finished. Every kernel calls it before it touches what another wrote.
 __device__ __forceinline__ void await_predecessors() {
 #if __CUDA_ARCH__ >= 900

@@ -6,8 +6,8 @@ struct RopeAppendArgs {
     float* qkv;             // [m, (n_heads + 2·n_kv_heads)·head_dim]
     const float* q_norm;    // [head_dim], or null
     const float* k_norm;    // [head_dim], or null
-    float* keys;            // of the layer: [n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]
-    float* values;          // likewise
+    void* keys;             // of the layer: [n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]
+    void* values;           // likewise
     const float* cos;       // [m, head_dim / 2]
     const float* sin;       // [m, head_dim / 2]
     const u32* slots;       // [m]: block · BLOCK_TOKENS + row
@@ -17,7 +17,8 @@ struct RopeAppendArgs {
     float epsilon;
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_append(const RopeAppendArgs a) {
+template <typename Element>
+__device__ __forceinline__ void rope_append_body(const RopeAppendArgs& a) {
     __shared__ float heads[WARPS][HEAD_DIM_MAX];
     await_predecessors();
     admit_successor();
@@ -43,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_append(const RopeA
     const u64 slot = a.slots[token];
     const u64 place = ((slot / BLOCK_TOKENS * a.n_kv_heads + kv_head) * BLOCK_TOKENS + slot % BLOCK_TOKENS) * dim;
     if (head >= n_rotated) {
-        for (u32 index = lane; index < dim; index += 32) a.values[place + index] = values[index];
+        for (u32 index = lane; index < dim; index += 32) store((Element*)a.values + place + index, values[index]);
         return;
     }
     const float* norm = head < a.n_heads ? a.q_norm : a.k_norm;
@@ -68,8 +69,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_append(const RopeA
         row[pair] = low;
         row[half + pair] = high;
         if (head >= a.n_heads) {
-            a.keys[place + pair] = low;
-            a.keys[place + half + pair] = high;
+            store((Element*)a.keys + place + pair, low);
+            store((Element*)a.keys + place + half + pair, high);
         }
     }
 }
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_append_f32(const RopeAppendArgs a) { rope_append_body<float>(a); }
+extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_append_f16(const RopeAppendArgs a) { rope_append_body<Half>(a); }

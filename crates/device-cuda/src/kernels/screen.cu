@@ -53,18 +53,6 @@ struct ScreenExactArgs {
     float rounding;
 };
 
-struct Half {
-    u16 bits;
-};
-
-__device__ __forceinline__ float as_float(float value) { return value; }
-__device__ __forceinline__ float as_float(u16 bfloat) { return __int_as_float((u32)bfloat << 16); }
-__device__ __forceinline__ float as_float(Half half) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half.bits));
-    return value;
-}
-
 // Floats in the order of integers.
 __device__ __forceinline__ int ordered(float value) {
     const int bits = __float_as_int(value);
