@@ -22,20 +22,16 @@ struct AttentionArgs {
     float scale;
 };
 
-__device__ __forceinline__ float4 load_four(const float* x, u32 column, u32 k, bool aligned) {
-    if (aligned && column + 4 <= k) return *(const float4*)(x + column);
-    return make_float4(column < k ? x[column] : 0.0f, column + 1 < k ? x[column + 1] : 0.0f, column + 2 < k ? x[column + 2] : 0.0f,
-                       column + 3 < k ? x[column + 3] : 0.0f);
+__device__ __forceinline__ float4 four(const float* from) { return *(const float4*)from; }
+__device__ __forceinline__ float4 four(const Half* from) {
+    const uint2 bits = *(const uint2*)from;
+    const float2 low = two_halves(bits.x), high = two_halves(bits.y);
+    return make_float4(low.x, low.y, high.x, high.y);
 }
 
-// The same of a cached row of `dim` numbers: 16 bytes or 8 at once where rows are aligned.
-__device__ __forceinline__ float4 load_cached(const float* row, u32 column, u32 dim) { return load_four(row, column, dim, dim % 4 == 0); }
-__device__ __forceinline__ float4 load_cached(const Half* row, u32 column, u32 dim) {
-    if (dim % 4 == 0 && column + 4 <= dim) {
-        const uint2 bits = *(const uint2*)(row + column);
-        const float2 low = two_halves(bits.x), high = two_halves(bits.y);
-        return make_float4(low.x, low.y, high.x, high.y);
-    }
+// Four numbers of a row of `dim` from `column`, zeros beyond its end.
+template <typename Element>
+__device__ __forceinline__ float4 load_cached(const Element* row, u32 column, u32 dim) {
     return make_float4(column < dim ? as_float(row[column]) : 0.0f, column + 1 < dim ? as_float(row[column + 1]) : 0.0f,
                        column + 2 < dim ? as_float(row[column + 2]) : 0.0f, column + 3 < dim ? as_float(row[column + 3]) : 0.0f);
 }
@@ -61,7 +57,7 @@ struct Attention {
         const u32 first = index * a.tile, end = min(n_positions, first + a.tile);
         const u32 to = (u32)__cvta_generic_to_shared(tiles + (index & 1) * a.tile * a.head_dim);
         const u32 lane = threadIdx.x & 31, row_bytes = a.head_dim * sizeof(Element);
-#pragma unroll 4
+#pragma unroll 1
         for (u32 position = first + threadIdx.x / 32; position < end; position += blockDim.x / 32) {
             const char* from = (const char*)((const Element*)a.values + place(position));
             const u32 row = to + (position - first) * row_bytes;
@@ -76,6 +72,17 @@ struct Attention {
         asm volatile("cp.async.commit_group;");
     }
 
+    __device__ __forceinline__ void add_products(float4 (&lanes)[HEADS], float4 k, u32 column) const {
+#pragma unroll
+        for (int head = 0; head < HEADS; head++) {
+            const float4 q = *(const float4*)(queries + head * dim_padded + column);
+            lanes[head].x += q.x * k.x;
+            lanes[head].y += q.y * k.y;
+            lanes[head].z += q.z * k.z;
+            lanes[head].w += q.w * k.w;
+        }
+    }
+
     // Scores of positions first..end, and the largest seen by this thread. Four threads share a position.
     __device__ __forceinline__ void score(u32 first, u32 end, float (&largest)[HEADS]) const {
         const u32 thread = threadIdx.x & 3, quads = blockDim.x / 4;
@@ -83,20 +90,13 @@ struct Attention {
             const u32 position = base + threadIdx.x / 4;
             const Element* key = (const Element*)a.keys + place(min(position, end - 1));
             float4 lanes[HEADS] = {};
-            const int n = dim_padded / LANES;
+            const int n = dim_padded / LANES, n_whole = a.head_dim % LANES == 0 ? n : 0;
+            // Whole chunks: their loads are in flight together. Then those with an end inside.
 #pragma unroll 8
-            for (int turn = 0; turn < n; turn++) {
-                const u32 column = turn * LANES + thread * 4;
-                const float4 k = load_cached(key, column, a.head_dim);
-#pragma unroll
-                for (int head = 0; head < HEADS; head++) {
-                    const float4 q = *(const float4*)(queries + head * dim_padded + column);
-                    lanes[head].x += q.x * k.x;
-                    lanes[head].y += q.y * k.y;
-                    lanes[head].z += q.z * k.z;
-                    lanes[head].w += q.w * k.w;
-                }
-            }
+            for (int turn = 0; turn < n_whole; turn++) add_products(lanes, four(key + turn * LANES + thread * 4), turn * LANES + thread * 4);
+#pragma unroll 1
+            for (int turn = n_whole; turn < n; turn++)
+                add_products(lanes, load_cached(key, turn * LANES + thread * 4, a.head_dim), turn * LANES + thread * 4);
 #pragma unroll
             for (int head = 0; head < HEADS; head++) {
                 const float score = sum_lanes_of_four(lanes[head]) * a.scale;
@@ -123,22 +123,20 @@ struct Attention {
         float largest[HEADS];
 #pragma unroll
         for (int head = 0; head < HEADS; head++) largest[head] = NEGATIVE_INFINITY;
-        for (u32 window = 0; window < n_windows; window++)
-            score(window * a.window, min(n_positions, (window + 1) * a.window), largest);
-#pragma unroll
-        for (int head = 0; head < HEADS; head++) largest[head] = largest_of_block(largest[head], scratch);
-
         // Warp w sums the numerators of head w in 16 lanes; every thread adds up values for up to PAIRS_MAX pairs of head and column.
         float sum = 0.0f, out[PAIRS_MAX] = {};
-        for (u32 window = 0; window < n_windows; window++) {
-            const u32 first = window * a.window, end = min(n_positions, first + a.window);
-            if (n_windows > 1) {
-                float again[HEADS];
+        // First all windows for the largest scores, then all for the rest: the second time a lone window's scores are still there.
+#pragma unroll 1
+        for (u32 turn = 0; turn < 2 * n_windows; turn++) {
+            const bool is_second = turn >= n_windows;
+            const u32 first = (is_second ? turn - n_windows : turn) * a.window, end = min(n_positions, first + a.window);
+            __syncthreads();
+            if (!is_second || n_windows > 1) score(first, end, largest);
+            if (turn + 1 == n_windows) {
 #pragma unroll
-                for (int head = 0; head < HEADS; head++) again[head] = largest[head];
-                __syncthreads();
-                score(first, end, again);
+                for (int head = 0; head < HEADS; head++) largest[head] = largest_of_block(largest[head], scratch);
             }
+            if (!is_second) continue;
             __syncthreads();
 #pragma unroll
             for (int head = 0; head < HEADS; head++)
@@ -148,7 +146,7 @@ struct Attention {
             if (threadIdx.x / 32 < HEADS) {
                 const float* numerators = scores + threadIdx.x / 32 * a.window + (threadIdx.x & (LANES - 1));
                 const int n = n_turns(threadIdx.x & (LANES - 1), end - first, LANES);
-#pragma unroll 8
+#pragma unroll 4
                 for (int turn = 0; turn < n; turn++) sum += numerators[turn * LANES];
             }
             for (u32 tile = first / a.tile; tile * a.tile < end; tile++) {
@@ -162,7 +160,7 @@ struct Attention {
                     if (index >= HEADS * dim) continue;
                     const float* weights = scores + index / dim * a.window + (tile_first - first);
                     const Element* column = values + index % dim;
-#pragma unroll 16
+#pragma unroll 8
                     for (int position = 0; position < (int)n; position++) out[pair] += weights[position] * as_float(column[position * dim]);
                 }
                 __syncthreads();

@@ -62,7 +62,7 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
     const float inverse_scale = 127.0f / largest;
     int sum = 0;
     const int n = n_turns(threadIdx.x, a.n_blocks * 64, WARPS * 32);
-#pragma unroll 4
+#pragma unroll 1
     for (int turn = 0; turn < n; turn++) {
         const u32 four = turn * WARPS * 32 + threadIdx.x;
         u32 packed = 0;

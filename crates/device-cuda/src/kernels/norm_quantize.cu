@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
     int sum = 0;
     char4* out = (char4*)(a.quantized + (u64)blockIdx.x * a.stride);
     const int n = n_turns(threadIdx.x, a.stride / 4, THREADS);
-#pragma unroll 4
+#pragma unroll 1
     for (int turn = 0; turn < n; turn++) {
         const u32 four = turn * THREADS + threadIdx.x;
         int q[4];

@@ -113,6 +113,9 @@ struct Norms {
     u32 unused;
 };
 
+// Loops are unrolled no further than their loads need: kernels of a step run one after another, so their code comes from afar each time, and
+// a line of code that is run once costs more than a turn of a loop.
+
 // How often a loop from `first` to `end` by `stride` runs. Loops are counted in signed integers by one: only such a loop is unrolled so that
 // its loads are in flight together, and a sum of one lane is a chain that must not wait for memory at each link.
 __device__ __forceinline__ int n_turns(u32 first, u32 end, int stride) { return ((int)end - (int)first + stride - 1) / stride; }
@@ -124,7 +127,7 @@ __device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, f
         float lane = 0.0f;
         const float* of_lane = row + (threadIdx.x & (LANES - 1));
         const int n = n_turns(threadIdx.x & (LANES - 1), k, LANES);
-#pragma unroll 32
+#pragma unroll 16
         for (int turn = 0; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
         lane = sum_lanes(lane);
         if (threadIdx.x == 0) *scratch = 1.0f / sqrtf(lane / (float)k + epsilon);
@@ -136,13 +139,12 @@ __device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, f
 // RMSNorms in place on row[k] in shared memory, by the THREADS threads of the block.
 template <int THREADS>
 __device__ __forceinline__ void norm_block(float* row, u32 k, const Norms& norms, float* scratch) {
-#pragma unroll
-    for (u32 norm = 0; norm < 2; norm++) {
-        if (norm >= norms.n) break;
-        const float factor = inverse_rms_of_block(row, k, norms.epsilons[norm], scratch);
-        const float* weights = norms.weights[norm];
+#pragma unroll 1
+    for (u32 norm = 0; norm < norms.n; norm++) {
+        const float factor = inverse_rms_of_block(row, k, norm == 0 ? norms.epsilons[0] : norms.epsilons[1], scratch);
+        const float* weights = norm == 0 ? norms.weights[0] : norms.weights[1];
         const int n = n_turns(threadIdx.x, k, THREADS);
-#pragma unroll 8
+#pragma unroll 5
         for (int turn = 0; turn < n; turn++) {
             const u32 index = turn * THREADS + threadIdx.x;
             row[index] = (row[index] * factor) * __ldg(weights + index);
@@ -165,7 +167,7 @@ __device__ __forceinline__ void prefetch_norms(const Norms& norms, u32 k) {
 template <int THREADS>
 __device__ __forceinline__ void copy_row(float* row, const float* x, u32 k) {
     const int n = n_turns(threadIdx.x, k, THREADS);
-#pragma unroll 8
+#pragma unroll 5
     for (int turn = 0; turn < n; turn++) row[turn * THREADS + threadIdx.x] = x[turn * THREADS + threadIdx.x];
 }
 
@@ -174,7 +176,7 @@ template <int THREADS>
 __device__ __forceinline__ float largest_of_thread(const float* row, u32 k) {
     float largest = 0.0f;
     const int n = n_turns(threadIdx.x, k, THREADS);
-#pragma unroll 8
+#pragma unroll 5
     for (int turn = 0; turn < n; turn++) largest = larger(largest, fabsf(row[turn * THREADS + threadIdx.x]));
     return largest;
 }
