@@ -4,13 +4,14 @@
 
 use std::time::Instant;
 
+use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_device_cuda::limits::STEP_TOKENS;
 use bitnet_device_cuda::{CudaDevice, CudaRoofMeter, CudaRoofs};
 use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows};
 use bitnet_model::device::KvType;
 use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::random::RandomWeights;
-use bitnet_model::{Runner, RunnerOptions, TokenId, TransformerRunner};
+use bitnet_model::{Runner, RunnerOptions, TokenId, TransformerRunner, WeightSource};
 
 const REPETITIONS: usize = 5;
 const SEQUENCES_MAX: usize = 256;
@@ -54,6 +55,12 @@ struct Bench {
 impl Bench {
     fn load(shape: &str) -> Self {
         let weights = RandomWeights::published(shape, 1).expect("a published shape");
+        // As `bitnet bench` does: decision 0010.
+        let policy = match weights.config().activation_policy {
+            ActivationPolicy::Unquantised => ActivationPolicy::Int8PerGroup,
+            policy => policy,
+        };
+        let weights = weights.with_activation_policy(policy);
         let options = RunnerOptions { n_tokens_max: STEP_TOKENS, n_cached_tokens: SEQUENCES_MAX * 256, kv_type: KvType::F16 };
         let started = Instant::now();
         let runner = TransformerRunner::load(CudaDevice::new(0).expect("worked above"), &weights, options, &mut |_| {}).expect("loads");

@@ -3,6 +3,7 @@
 
 use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_model::device::{DeviceError, Norm};
+use bitnet_ternary::quantise::ACTIVATION_GROUP;
 
 use crate::device::CudaVector;
 use crate::driver::{Buffer, Launch};
@@ -27,8 +28,8 @@ pub struct CudaActivations {
 
 /// Rows on the GPU.
 pub(crate) enum Rows {
-    /// int8 `[m, stride]`, scales `[m]`, sums of integers `[m]`.
-    Int8 { quantized: Buffer, scales: Buffer, sums: Buffer },
+    /// int8 `[m, stride]`, scales and sums of integers `[m, n_groups]`, where a row is one group or each [`ACTIVATION_GROUP`] columns are.
+    Int8 { quantized: Buffer, scales: Buffer, sums: Buffer, in_groups: bool },
     /// f32 `[m, stride]`.
     F32(Buffer),
 }
@@ -44,11 +45,16 @@ impl CudaActivations {
     pub(crate) fn new(queue: &mut Queue, n_rows_max: usize, width_max: usize, policy: ActivationPolicy) -> Result<Self, DeviceError> {
         let n = n_rows_max.saturating_mul(width_max.next_multiple_of(BLOCK_COLUMNS));
         let rows = match policy {
-            ActivationPolicy::Int8PerToken => Rows::Int8 {
-                quantized: queue.zeroed("activations", n)?,
-                scales: queue.zeroed("activation scales", n_rows_max * size_of::<f32>())?,
-                sums: queue.zeroed("activation sums", n_rows_max * size_of::<i32>())?,
-            },
+            ActivationPolicy::Int8PerToken | ActivationPolicy::Int8PerGroup => {
+                let in_groups = policy == ActivationPolicy::Int8PerGroup;
+                let n_scales = n_rows_max.saturating_mul(if in_groups { width_max.div_ceil(ACTIVATION_GROUP) } else { 1 });
+                Rows::Int8 {
+                    quantized: queue.zeroed("activations", n)?,
+                    scales: queue.zeroed("activation scales", n_scales.saturating_mul(size_of::<f32>()))?,
+                    sums: queue.zeroed("activation sums", n_scales.saturating_mul(size_of::<i32>()))?,
+                    in_groups,
+                }
+            }
             ActivationPolicy::Unquantised => Rows::F32(queue.zeroed("activations", n.saturating_mul(size_of::<f32>()))?),
         };
         Ok(Self { rows, n_rows_max, width_max, n_rows: 0, width: 0, recipe: None })
@@ -60,6 +66,14 @@ impl CudaActivations {
 
     pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// Scales of a row.
+    pub(crate) fn n_groups(&self) -> usize {
+        match self.rows {
+            Rows::Int8 { in_groups: true, .. } => self.width.div_ceil(ACTIVATION_GROUP),
+            _ => 1,
+        }
     }
 
     /// Columns from one row to the next.
@@ -80,12 +94,12 @@ impl CudaActivations {
         (self.n_rows, self.width) = (n_rows, width);
         let source = norm_arguments(Arguments::new().address(x.address()), norms, width);
         let arguments = match &self.rows {
-            Rows::Int8 { quantized, scales, sums } => {
+            Rows::Int8 { quantized, scales, sums, .. } => {
                 source.address(quantized.address()).address(0).address(scales.address()).address(sums.address())
             }
             Rows::F32(values) => source.address(0).address(values.address()).address(0).address(0),
         };
-        let arguments = arguments.word(width).word(self.stride());
+        let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(0);
         let launch = arguments.launch(kernels.norm_quantize, [n_rows, 1], (THREADS, width * size_of::<f32>()));
         self.recipe = Some(Recipe { launch, source });
         queue.record(launch)

@@ -10,13 +10,14 @@ use crate::error::CudaError;
 const NUMERICS: &str = include_str!("kernels/numerics.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 18] = [
     ("argmax.cu", include_str!("kernels/argmax.cu")),
     ("attention.cu", include_str!("kernels/attention.cu")),
     ("attention_tile.cu", include_str!("kernels/attention_tile.cu")),
     ("bit_linear_f32.cu", include_str!("kernels/bit_linear_f32.cu")),
     ("bit_linear_few.cu", include_str!("kernels/bit_linear_few.cu")),
     ("bit_linear_grouped.cu", include_str!("kernels/bit_linear_grouped.cu")),
+    ("bit_linear_groups.cu", include_str!("kernels/bit_linear_groups.cu")),
     ("bit_linear_many.cu", include_str!("kernels/bit_linear_many.cu")),
     ("bit_linear_one.cu", include_str!("kernels/bit_linear_one.cu")),
     ("embed.cu", include_str!("kernels/embed.cu")),
@@ -63,6 +64,8 @@ pub(crate) struct Kernels {
     /// Likewise, with 16 out features a block instead of 32.
     pub(crate) bit_linear_few_narrow: [Kernel; 4],
     pub(crate) bit_linear_grouped: Kernel,
+    /// 1, 8 tokens at a time.
+    pub(crate) bit_linear_groups: [Kernel; 2],
     pub(crate) bit_linear_many: Kernel,
     /// 4, 8, 16, 32 threads a row.
     pub(crate) bit_linear_one: [Kernel; 4],
@@ -128,6 +131,10 @@ impl Kernels {
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
             bit_linear_few_narrow: numbered("bit_linear_few.cu", "bit_linear_few_narrow", [1, 2, 4, 8])?,
             bit_linear_grouped: kernel("bit_linear_grouped.cu", "bit_linear_grouped")?,
+            bit_linear_groups: [
+                kernel("bit_linear_groups.cu", "bit_linear_groups_1")?,
+                kernel("bit_linear_groups.cu", "bit_linear_groups_8")?,
+            ],
             bit_linear_many: kernel("bit_linear_many.cu", "bit_linear_many")?,
             bit_linear_one: numbered("bit_linear_one.cu", "bit_linear_one", [1, 2, 4, 8])?,
             bit_linear_gate_one: numbered("bit_linear_one.cu", "bit_linear_gate_one", [1, 2, 4, 8])?,

@@ -2,6 +2,7 @@
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::device::DeviceError;
+use bitnet_ternary::quantise::ACTIVATION_GROUP;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 use crate::activations::{BLOCK_COLUMNS, CudaActivations, Rows};
@@ -87,7 +88,7 @@ impl Packed {
                 return Err(refused(format!("scales for groups of {group_size} columns; groups must be multiples of {CHUNK}")));
             }
         };
-        if policy == ActivationPolicy::Int8PerToken && k > K_INT8_MAX {
+        if policy != ActivationPolicy::Unquantised && k > K_INT8_MAX {
             return Err(refused(format!("{k} in features; at most {K_INT8_MAX}")));
         }
         if u32::try_from(n.max(k)).is_err() {
@@ -100,7 +101,7 @@ impl Packed {
         let words = queue.buffer("linear layer", n_words * size_of::<u32>())?;
         let scales = queue.uploaded("weight scales", &float_bytes(scales))?;
         let kernel = match policy {
-            ActivationPolicy::Int8PerToken => kernels.pack_int8,
+            ActivationPolicy::Int8PerToken | ActivationPolicy::Int8PerGroup => kernels.pack_int8,
             ActivationPolicy::Unquantised => kernels.pack_f32,
         };
         let arguments = Arguments::new().address(codes.address()).address(words.address()).word(n).word(k).word(row_bytes).word(n_blocks);
@@ -167,11 +168,17 @@ pub(crate) fn bit_linear(
             let rows = F32Rows { address: values.address(), m: x.n_rows(), stride: x.stride() };
             f32_rows(rows, packed, target, (queue, kernels))
         }
-        (Rows::Int8 { quantized, scales, sums }, granularity) => {
-            assert_eq!(weights.policy, ActivationPolicy::Int8PerToken, "activations follow the weights' policy");
+        (Rows::Int8 { quantized, scales, sums, in_groups }, granularity) => {
+            let policy = if *in_groups { ActivationPolicy::Int8PerGroup } else { ActivationPolicy::Int8PerToken };
+            assert_eq!(weights.policy, policy, "activations follow the weights' policy");
             let rows = [quantized.address(), scales.address(), sums.address()];
+            let is_whole = granularity.size(packed.k).is_multiple_of(ACTIVATION_GROUP) || !matches!(granularity, Granularity::Group(_));
             match granularity {
-                Granularity::Group(size) => queue.record(grouped(rows, x.n_rows(), (packed, size), target, kernels)),
+                _ if *in_groups && is_whole => queue.record(groups(rows, x, packed, target, kernels)),
+                Granularity::Group(_) => {
+                    let n_activation_groups = if *in_groups { x.n_groups() } else { 0 };
+                    queue.record(grouped(rows, (x.n_rows(), n_activation_groups), packed, target, kernels))
+                }
                 _ if x.n_rows() == 1 => {
                     let source = x.take_back(queue);
                     queue.record(one(source, rows, packed, target, (kernels, n_multiprocessors)))
@@ -253,12 +260,33 @@ fn several([quantized, scales, sums]: [u64; 3], m: usize, packed: &Packed, targe
     arguments.launch(kernel, [packed.n.div_ceil(rows), 1], (256, 0))
 }
 
-/// int8 rows with a scale for each group of columns.
-fn grouped([quantized, scales, _]: [u64; 3], m: usize, (packed, size): (&Packed, usize), target: Target, kernels: &Kernels) -> Launch {
+/// int8 rows with a scale for each 128 columns, where weight scales are for whole 128s.
+fn groups([quantized, scales, sums]: [u64; 3], x: &CudaActivations, packed: &Packed, target: Target, kernels: &Kernels) -> Launch {
+    const ROWS: usize = 8;
+    let (variant, tokens) = if x.n_rows() == 1 { (0, 1) } else { (1, 8) };
+    let n_segments = x.n_groups();
+    let n_groups = packed.granularity.n_groups(packed.k);
+    let arguments = Arguments::new().address(quantized).address(scales).address(sums).address(packed.words()).address(packed.scales());
+    let arguments = arguments.address(target.address).word(x.n_rows()).word(packed.n).word(packed.n_blocks()).word(n_segments);
+    let arguments = arguments.word(n_groups).word(packed.granularity.size(packed.k).div_ceil(ACTIVATION_GROUP));
+    let arguments = arguments.word(target.width).word(target.add);
+    let grid = [packed.n.div_ceil(ROWS), x.n_rows().div_ceil(tokens)];
+    arguments.launch(kernels.bit_linear_groups[variant], grid, (256, ROWS * tokens * n_segments * size_of::<f32>()))
+}
+
+/// int8 rows with other groups of weights; no activation groups: one scale a row.
+fn grouped(
+    [quantized, scales, _]: [u64; 3],
+    (m, n_activation_groups): (usize, usize),
+    packed: &Packed,
+    target: Target,
+    kernels: &Kernels,
+) -> Launch {
     const THREADS: usize = 128;
+    let size = packed.granularity.size(packed.k);
     let arguments = Arguments::new().address(quantized).address(scales).address(packed.words()).address(packed.scales());
     let arguments = arguments.address(target.address).word(m).word(packed.n).word(packed.n_blocks()).word(packed.k / size);
-    let arguments = arguments.word(size / CHUNK).word(target.width).word(target.add).word(0);
+    let arguments = arguments.word(size / CHUNK).word(n_activation_groups).word(target.width).word(target.add);
     arguments.launch(kernels.bit_linear_grouped, [packed.n.div_ceil(THREADS), m], (THREADS, 0))
 }
 
