@@ -182,11 +182,13 @@ impl From<KvArgument> for KvType {
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum DeviceChoice {
-    /// The fastest there is
+    /// The fastest there is: a GPU if one works, else the processor
     #[default]
     Auto,
     /// The processor
     Cpu,
+    /// The first NVIDIA GPU (`bitnet devices` lists them; $CUDA_VISIBLE_DEVICES chooses)
+    Cuda,
     /// The plain scalar code that defines every result: slow, for checking
     Reference,
 }

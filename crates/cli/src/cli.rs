@@ -28,6 +28,7 @@ pub(crate) enum Verb {
     Logits(verbs::logits::LogitsArguments),
     Embed(verbs::embed::EmbedArguments),
     Pull(verbs::pull::PullArguments),
+    Devices(verbs::devices::DevicesArguments),
     Completions(verbs::completions::CompletionsArguments),
 }
 

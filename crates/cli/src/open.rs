@@ -3,6 +3,8 @@
 use anyhow::Context;
 use bitnet_checkpoint::{Checkpoint, Note};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
+use bitnet_device_cuda::limits::STEP_TOKENS;
+use bitnet_device_cuda::{CudaDevice, CudaError};
 use bitnet_model::device::Device;
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TransformerRunner, WeightSource};
@@ -14,6 +16,9 @@ use crate::terminal::Terminal;
 
 /// tales-42m (fixtures say how it is made), so that the first command needs no download.
 static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/tales-42m.gguf");
+
+/// The GPU that is used; the driver numbers those that it may show from 0.
+pub(crate) const FIRST_GPU: usize = 0;
 
 /// Opens the model that `arguments` name, downloading it if need be.
 pub(crate) fn open_checkpoint(arguments: &ModelArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
@@ -92,12 +97,48 @@ pub(crate) fn load_runner(
 ) -> anyhow::Result<Box<dyn Runner>> {
     let bar = terminal.steps_bar(source.config().n_layers as u64, "loading");
     let mut progress = |layer| bar.set_position(layer as u64);
-    let runner = match arguments.choice.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => load_onto(CpuDevice::new(cpu_options(arguments))?, source, options, &mut progress),
-        DeviceChoice::Reference => load_onto(ReferenceDevice, source, options, &mut progress),
+    let on_gpu = match arguments.choice.device {
+        DeviceChoice::Cuda => Some(load_onto(CudaDevice::new(FIRST_GPU)?, source, gpu_options(options), &mut progress)?),
+        DeviceChoice::Auto => load_onto_gpu_if_any(source, options, (terminal, &mut progress))?,
+        DeviceChoice::Cpu | DeviceChoice::Reference => None,
+    };
+    let runner = match on_gpu {
+        Some(runner) => runner,
+        None if arguments.choice.device == DeviceChoice::Reference => load_onto(ReferenceDevice, source, options, &mut progress)?,
+        None => load_onto(CpuDevice::new(cpu_options(arguments))?, source, options, &mut progress)?,
     };
     bar.finish_and_clear();
-    Ok(runner?)
+    Ok(runner)
+}
+
+/// The GPU, if there is one that works and has room for the model; otherwise says why not, where that is news.
+fn load_onto_gpu_if_any(
+    source: &dyn WeightSource,
+    options: RunnerOptions,
+    (terminal, progress): (&Terminal, &mut dyn FnMut(usize)),
+) -> anyhow::Result<Option<Box<dyn Runner>>> {
+    let device = match CudaDevice::new(FIRST_GPU) {
+        Ok(device) => device,
+        Err(CudaError::NoDriver | CudaError::NoDevice) => return Ok(None),
+        Err(error) => {
+            terminal.note(&format!("note: the GPU is not used: {error}"));
+            return Ok(None);
+        }
+    };
+    match load_onto(device, source, gpu_options(options), progress) {
+        Ok(runner) => Ok(Some(runner)),
+        Err(LoadError::Device(error)) => {
+            terminal.note(&format!("note: the GPU is not used: {error}"));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A GPU reads a prompt in longer steps, as far as the cache holds them.
+fn gpu_options(options: RunnerOptions) -> RunnerOptions {
+    let n_tokens_max = options.n_tokens_max.max(STEP_TOKENS.min(options.n_cached_tokens));
+    RunnerOptions { n_tokens_max, ..options }
 }
 
 fn load_onto<D: Device + 'static>(

@@ -19,6 +19,11 @@ pub struct BestLogits {
     pub within: f32,
 }
 
+impl BestLogits {
+    /// The largest, and all that equal it.
+    pub const GREATEST: Self = Self { n: 1, within: 0.0 };
+}
+
 /// For which of a sequence's tokens in this batch an output row is wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rows {
@@ -28,6 +33,9 @@ pub enum Rows {
     Last,
     /// The last token, and of its logits the best only.
     LastBest(BestLogits),
+    /// The last token, and of its logits only which is the largest: greedy decoding. `StepOutput::greedy` says it, `StepOutput::values` has no
+    /// row for it, and no logits leave the device.
+    LastGreedy,
     /// Every token: perplexity, prompt log-probabilities.
     All,
     /// Every token, and of the logits of each the best only: drafted tokens to be verified.
@@ -121,7 +129,7 @@ impl BatchSequence {
     pub fn n_rows(&self) -> usize {
         match self.rows {
             Rows::None => 0,
-            Rows::Last | Rows::LastBest(_) => 1,
+            Rows::Last | Rows::LastBest(_) | Rows::LastGreedy => 1,
             Rows::All | Rows::AllBest(_) => self.n_tokens,
         }
     }
@@ -160,6 +168,8 @@ pub struct Step {
     pub output_tokens: Vec<usize>,
     /// How much of the logits of each of those is wanted; all of them for `None`.
     pub wanted: Vec<Option<BestLogits>>,
+    /// Whether the logits of each of those leave the device.
+    pub has_values: Vec<bool>,
     /// Rotary angles of each token.
     pub rope: RopeRows,
 }
@@ -178,6 +188,7 @@ impl Step {
         self.sequences.clear();
         self.output_tokens.clear();
         self.wanted.clear();
+        self.has_values.clear();
         self.block_tables.resize_with(batch.sequences.len(), Vec::new);
         for (index, sequence) in batch.sequences.iter().enumerate() {
             let first_token = self.positions.len();
@@ -187,14 +198,16 @@ impl Step {
             let end = self.positions.len();
             match sequence.rows {
                 Rows::None => {}
-                Rows::Last | Rows::LastBest(_) => self.output_tokens.push(end - 1),
+                Rows::Last | Rows::LastBest(_) | Rows::LastGreedy => self.output_tokens.push(end - 1),
                 Rows::All | Rows::AllBest(_) => self.output_tokens.extend(first_token..end),
             }
             let wanted = match sequence.rows {
                 Rows::LastBest(best) | Rows::AllBest(best) => Some(best),
+                Rows::LastGreedy => Some(BestLogits::GREATEST),
                 Rows::None | Rows::Last | Rows::All => None,
             };
             self.wanted.resize(self.output_tokens.len(), wanted);
+            self.has_values.resize(self.output_tokens.len(), sequence.rows != Rows::LastGreedy);
         }
         rope.fill(&self.positions, &mut self.rope);
     }

@@ -135,7 +135,12 @@ pub trait Device: Send {
     /// Makes an empty cache.
     fn kv_cache(&mut self, layout: KvLayout) -> Result<Self::KvCache, DeviceError>;
 
-    /// `x[i] = table[token_ids[i]]`; sets x to `[m, k]`.
+    /// Output rows that are computed at once: bounds the logits buffer.
+    fn n_output_rows(&self) -> usize {
+        32
+    }
+
+    /// `x[i] = table[token_ids[i]]`; sets x to `[m, k]`. Begins a step: every [`Step`] that operations get until the next call is the same.
     fn embed(&mut self, table: &Self::Table, token_ids: &[TokenId], x: &mut Self::Hidden) -> Result<(), DeviceError>;
 
     /// Applies `norms` to each row of `x[m, k]`, then quantises it by the policy of `out` (`quantise::absmax`, `quantise::absmax_groups`,
@@ -206,6 +211,15 @@ pub trait Device: Send {
 
     /// Index of the largest value of each row of `logits`, the lowest index where several are equal.
     fn argmax(&mut self, logits: &Self::Hidden, out: &mut Vec<TokenId>) -> Result<(), DeviceError>;
+
+    /// As [`Self::argmax`] for callers who do not look at the logits: the first row that holds NaN or +∞ (−∞ marks what
+    /// was not wanted), if there is one.
+    fn argmax_checked(&mut self, logits: &Self::Hidden, out: &mut Vec<TokenId>) -> Result<Option<usize>, DeviceError> {
+        self.argmax(logits, out)?;
+        let width = self.finish(logits)?.len() / out.len().max(1);
+        let is_damaged = |value: &f32| value.is_nan() || *value == f32::INFINITY;
+        Ok(self.finish(logits)?.chunks(width.max(1)).position(|row| row.iter().any(is_damaged)))
+    }
 
     /// Ends the step: waits for everything submitted and yields the rows of `x`, `[rows, width]`, on the host.
     fn finish<'a>(&mut self, x: &'a Self::Hidden) -> Result<&'a [f32], DeviceError>;

@@ -15,13 +15,21 @@ pub struct RopeTable {
     amplitude: f32,
 }
 
-/// cos and sin for the tokens of a step, each `[n_tokens, head_dim / 2]`.
+/// cos and sin for the tokens of a step, each `[n_tokens, head_dim / 2]`. Angles of positions that were asked for before are kept: they
+/// cost more than all else that is done for a token of a long prompt on the host.
 #[derive(Debug, Clone, Default)]
 pub struct RopeRows {
     cos: Vec<f32>,
     sin: Vec<f32>,
     width: usize,
+    /// The table that `known` is of.
+    table: Option<RopeTable>,
+    /// cos and sin of every [`KNOWN_POSITIONS`] neighbouring positions, `[KNOWN_POSITIONS, head_dim / 2]` each, where one was asked for.
+    known: Vec<Option<[Vec<f32>; 2]>>,
 }
+
+/// Positions whose angles are computed together.
+const KNOWN_POSITIONS: usize = 64;
 
 impl RopeRows {
     /// cos and sin of one token, each `[head_dim / 2]`.
@@ -68,17 +76,33 @@ impl RopeTable {
 
     /// Angles of `positions`, into reused buffers.
     pub fn fill(&self, positions: &[usize], rows: &mut RopeRows) {
-        rows.width = self.frequencies.len();
+        if rows.table.as_ref() != Some(self) {
+            *rows = RopeRows { width: self.frequencies.len(), table: Some(self.clone()), ..RopeRows::default() };
+        }
         rows.cos.clear();
         rows.sin.clear();
         for &position in positions {
+            let (group, place) = (position / KNOWN_POSITIONS, position % KNOWN_POSITIONS * rows.width);
+            if rows.known.len() <= group {
+                rows.known.resize(group + 1, None);
+            }
+            let [cos, sin] = rows.known[group].get_or_insert_with(|| self.angles(group * KNOWN_POSITIONS));
+            rows.cos.extend_from_slice(&cos[place..place + rows.width]);
+            rows.sin.extend_from_slice(&sin[place..place + rows.width]);
+        }
+    }
+
+    /// cos and sin of [`KNOWN_POSITIONS`] positions from `first`.
+    fn angles(&self, first: usize) -> [Vec<f32>; 2] {
+        let [mut cos, mut sin] = [(); 2].map(|()| Vec::with_capacity(KNOWN_POSITIONS * self.frequencies.len()));
+        for position in first..first + KNOWN_POSITIONS {
             for &frequency in &self.frequencies {
-                let angle = f64::from(position as f32 * frequency);
-                let (sin, cos) = libm::sincos(angle);
-                rows.cos.push(cos as f32 * self.amplitude);
-                rows.sin.push(sin as f32 * self.amplitude);
+                let angle = libm::sincos(f64::from(position as f32 * frequency));
+                cos.push(angle.1 as f32 * self.amplitude);
+                sin.push(angle.0 as f32 * self.amplitude);
             }
         }
+        [cos, sin]
     }
 }
 

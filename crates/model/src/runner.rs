@@ -9,7 +9,7 @@ use crate::device::{Device, DeviceDescription, DeviceError, KvLayout, KvType};
 use crate::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use crate::rope::RopeTable;
 use crate::token::TokenId;
-use crate::transformer::{OUTPUT_ROWS, Transformer, Workspace};
+use crate::transformer::{Transformer, Workspace};
 use crate::weights::{LoadError, WeightSource, Weights};
 
 /// Why a step failed.
@@ -25,14 +25,14 @@ pub enum RunnerError {
     NoPooling,
 }
 
-/// What a step yields: one row for each output token the batch asked for, in batch order.
+/// What a step yields: one row for each output token the batch asked for, in batch order; none for those of `Rows::LastGreedy`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutput {
     /// `[n_rows, width]`: logits over the vocabulary, or hidden states of an embedding model.
     pub values: Vec<f32>,
     /// Row length: `n_vocab`, or `hidden_size` of an embedding model.
     pub width: usize,
-    /// Most likely token of each row; empty for an embedding model.
+    /// Most likely token of each output token, those of `Rows::LastGreedy` among them; empty for an embedding model.
     pub greedy: Vec<TokenId>,
 }
 
@@ -82,6 +82,8 @@ pub struct TransformerRunner<D: Device> {
     limits: BatchLimits,
     step: Step,
     output: StepOutput,
+    /// Most likely tokens of the rows at hand.
+    greedy: Vec<TokenId>,
 }
 
 impl<D: Device> TransformerRunner<D> {
@@ -117,20 +119,35 @@ impl<D: Device> TransformerRunner<D> {
             limits,
             step: Step::default(),
             output: StepOutput { width, ..StepOutput::default() },
+            greedy: Vec::new(),
         })
     }
 
-    /// Copies the rows that `Transformer::outputs` left on the device behind those already in `output`.
-    fn collect_outputs(&mut self) -> Result<(), DeviceError> {
+    /// Appends what `Transformer::outputs` left on the device for output tokens `range` to `output`.
+    fn collect_outputs(&mut self, range: std::ops::Range<usize>) -> Result<(), RunnerError> {
         let Transformer { device, workspace, .. } = &mut self.transformer;
-        match &workspace.logits {
-            Some(logits) => {
-                let mut greedy = Vec::new();
-                device.argmax(logits, &mut greedy)?;
-                self.output.greedy.append(&mut greedy);
-                self.output.values.extend_from_slice(device.finish(logits)?);
+        let output = &mut self.output;
+        let has_values = &self.step.has_values[range.clone()];
+        if let Some(logits) = &workspace.logits {
+            if !has_values.contains(&true) {
+                let damaged = device.argmax_checked(logits, &mut self.greedy)?;
+                output.greedy.extend_from_slice(&self.greedy);
+                return damaged.map_or(Ok(()), |row| Err(RunnerError::NotFinite { row: range.start + row }));
             }
-            None => self.output.values.extend_from_slice(device.finish(&workspace.normed)?),
+            device.argmax(logits, &mut self.greedy)?;
+            output.greedy.extend_from_slice(&self.greedy);
+        }
+        // Logits that are not wanted are −∞.
+        let is_damaged = |value: f32, is_partial: bool| !(value.is_finite() || is_partial && value == f32::NEG_INFINITY);
+        let rows = device.finish(workspace.logits.as_ref().unwrap_or(&workspace.normed))?.chunks_exact(output.width);
+        for (index, (row, has_values)) in range.zip(rows.zip(has_values)) {
+            let is_partial = self.step.wanted[index].is_some();
+            if row.iter().any(|&value| is_damaged(value, is_partial)) {
+                return Err(RunnerError::NotFinite { row: index });
+            }
+            if *has_values || workspace.logits.is_none() {
+                output.values.extend_from_slice(row);
+            }
         }
         Ok(())
     }
@@ -163,17 +180,12 @@ impl<D: Device> Runner for TransformerRunner<D> {
         self.transformer.forward(&self.step)?;
         self.output.values.clear();
         self.output.greedy.clear();
-        for first in (0..self.step.output_tokens.len()).step_by(OUTPUT_ROWS) {
-            let end = self.step.output_tokens.len().min(first + OUTPUT_ROWS);
-            self.transformer.outputs(&self.step.output_tokens[first..end], &self.step.wanted[first..end])?;
-            self.collect_outputs()?;
+        let n_output_rows = self.transformer.device.n_output_rows().min(self.limits.n_tokens_max);
+        for first in (0..self.step.output_tokens.len()).step_by(n_output_rows) {
+            let range = first..self.step.output_tokens.len().min(first + n_output_rows);
+            self.transformer.outputs(&self.step.output_tokens[range.clone()], &self.step.wanted[range.clone()])?;
+            self.collect_outputs(range)?;
         }
-        // Logits that are not wanted are −∞.
-        let is_damaged = |value: f32, is_partial: bool| !(value.is_finite() || is_partial && value == f32::NEG_INFINITY);
-        let mut rows = self.output.rows().zip(&self.step.wanted);
-        match rows.position(|(row, wanted)| row.iter().any(|&value| is_damaged(value, wanted.is_some()))) {
-            Some(row) => Err(RunnerError::NotFinite { row }),
-            None => Ok(&self.output),
-        }
+        Ok(&self.output)
     }
 }

@@ -10,9 +10,6 @@ use crate::batch::{BestLogits, Step};
 use crate::device::{Device, DeviceError, Heads};
 use crate::weights::{Layer, Weights};
 
-/// Output rows computed at a time; bounds the logits buffer.
-pub(crate) const OUTPUT_ROWS: usize = 32;
-
 /// Buffers of a step, made once.
 pub(crate) struct Workspace<D: Device> {
     /// Residual stream, `[m, h]`.
@@ -27,15 +24,16 @@ pub(crate) struct Workspace<D: Device> {
     gate_up: D::Hidden,
     /// activation(gate)·up, `[m, f]`.
     gated: D::Hidden,
-    /// Rows after the last norm, `[OUTPUT_ROWS, h]`.
+    /// Rows after the last norm, `[n_output_rows, h]`.
     pub(crate) normed: D::Hidden,
-    /// `[OUTPUT_ROWS, n_vocab]`; absent in embedding models.
+    /// `[n_output_rows, n_vocab]`; absent in embedding models.
     pub(crate) logits: Option<D::Hidden>,
 }
 
 impl<D: Device> Workspace<D> {
     pub(crate) fn new(device: &mut D, config: &ModelConfig, n_tokens_max: usize) -> Result<Self, DeviceError> {
         let width_max = config.hidden_size.max(config.intermediate_size).max(config.q_size());
+        let n_output_rows = device.n_output_rows().min(n_tokens_max);
         Ok(Self {
             x: device.hidden(n_tokens_max, config.hidden_size)?,
             activations: device.activations(n_tokens_max, width_max, config.activation_policy)?,
@@ -43,8 +41,8 @@ impl<D: Device> Workspace<D> {
             attended: device.hidden(n_tokens_max, config.q_size())?,
             gate_up: device.hidden(n_tokens_max, 2 * config.intermediate_size)?,
             gated: device.hidden(n_tokens_max, config.intermediate_size)?,
-            normed: device.hidden(OUTPUT_ROWS, config.hidden_size)?,
-            logits: if config.last_token_pooling { None } else { Some(device.hidden(OUTPUT_ROWS, config.n_vocab)?) },
+            normed: device.hidden(n_output_rows, config.hidden_size)?,
+            logits: if config.last_token_pooling { None } else { Some(device.hidden(n_output_rows, config.n_vocab)?) },
         })
     }
 }
@@ -98,7 +96,7 @@ impl<D: Device> Transformer<D> {
         device.bit_linear_add(&buffers.activations, &layer.down.weights, &mut buffers.x)
     }
 
-    /// Final norm of the rows `tokens` (at most [`OUTPUT_ROWS`]) of the last step, and their logits as far as `wanted`, unless this is
+    /// Final norm of the rows `tokens` (at most `Device::n_output_rows`) of the last step, and their logits as far as `wanted`, unless this is
     /// an embedding model. Results are in `workspace.normed` and `workspace.logits`.
     pub(crate) fn outputs(&mut self, tokens: &[usize], wanted: &[Option<BestLogits>]) -> Result<(), DeviceError> {
         let Self { device, weights, workspace: buffers, .. } = self;

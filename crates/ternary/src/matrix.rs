@@ -140,6 +140,11 @@ impl TernaryMatrix {
         &self.codes[row * row_bytes..(row + 1) * row_bytes]
     }
 
+    /// Packed codes of all rows, `[n_rows, row_bytes(n_cols)]`.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
     /// Unpacks one row into `trits[n_cols]`. Panics if `row >= n_rows` or the buffer has another length.
     pub fn unpack_row(&self, row: usize, trits: &mut [i8]) {
         assert_eq!(trits.len(), self.n_cols, "unpack_row needs a buffer of one row");

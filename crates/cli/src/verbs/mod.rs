@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod convert;
+pub(crate) mod devices;
 pub(crate) mod embed;
 pub(crate) mod inspect;
 pub(crate) mod logits;
@@ -27,6 +28,7 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
         Verb::Logits(arguments) => logits::perform(arguments, global, terminal),
         Verb::Embed(arguments) => embed::perform(arguments, global, terminal),
         Verb::Pull(arguments) => pull::perform(arguments, global, terminal),
+        Verb::Devices(arguments) => devices::perform(arguments, terminal),
         Verb::Completions(arguments) => completions::perform(arguments),
     }
 }

@@ -1,5 +1,5 @@
 //! The suite that every [`Device`](crate::device::Device) must pass, bit for bit against the
-//! [`ReferenceDevice`](crate::reference::ReferenceDevice): single operations ([`check_operations`]) and whole models
+//! [`ReferenceDevice`](crate::reference::ReferenceDevice): single operations ([`check_operations`], or one by one) and whole models
 //! ([`check_models`]). Called from each device's tests; a difference panics with what was computed and where it differs.
 
 mod models;
@@ -8,7 +8,7 @@ mod operations;
 mod planted_bugs;
 
 pub use models::check_models;
-pub use operations::check_operations;
+pub use operations::{check_attention, check_best_logits, check_gate, check_linear, check_norm_quantize, check_operations, check_outputs};
 
 /// Panics unless the values are the same bits, naming the first that is not.
 fn assert_same(what: &str, expected: &[f32], got: &[f32]) {

@@ -35,7 +35,8 @@ struct LinearCase {
     extreme: bool,
 }
 
-fn check_linear<D: Device>(device: &mut D) {
+/// `bit_linear` and `bit_linear_add`, through `norm_quantize` without norms.
+pub fn check_linear<D: Device>(device: &mut D) {
     for policy in ActivationPolicy::ALL {
         for (n, k) in [(1, 1), (3, 5), (4, 127), (7, 128), (5, 129), (9, 300), (6, 2560), (5, 6912)] {
             for m in [1, 2, 3, 4, 5, 8, 33] {
@@ -104,7 +105,7 @@ fn linear_outputs<D: Device>(
 const EPSILONS: [f32; 2] = [1e-6, 0.5];
 
 /// Norms and quantisation seen through an identity matrix.
-fn check_norm_quantize<D: Device>(device: &mut D) {
+pub fn check_norm_quantize<D: Device>(device: &mut D) {
     for policy in ActivationPolicy::ALL {
         for k in [1, 16, 17, 100, 256, 300] {
             for (what, input) in [
@@ -151,7 +152,8 @@ fn quantized_through_identity<D: Device>(
 /// Sequences of a batch: (first position, tokens).
 type Lengths = &'static [(usize, usize)];
 
-fn check_attention<D: Device>(device: &mut D) {
+/// `rope_append` and `attention`.
+pub fn check_attention<D: Device>(device: &mut D) {
     let batches: [Lengths; 4] = [&[(0, 1)], &[(0, 37)], &[(5, 1), (40, 1), (0, 1)], &[(0, 5), (31, 3), (15, 2), (64, 1)]];
     for (n_heads, n_kv_heads, head_dim) in [(1, 1, 2), (4, 2, 64), (5, 1, 128), (6, 3, 100), (3, 3, 20)] {
         for (qk_norm, kv_type) in [(false, KvType::F32), (true, KvType::F32), (false, KvType::F16)] {
@@ -231,7 +233,8 @@ fn attention_batch(lengths: Lengths, past: bool) -> Batch {
     batch
 }
 
-fn check_gate<D: Device>(device: &mut D) {
+/// `gate`.
+pub fn check_gate<D: Device>(device: &mut D) {
     for width in [1, 16, 33, 640] {
         for activation in [Activation::Silu, Activation::Relu2] {
             let mut input = random_values(3 * 2 * width, 41).iter().map(|value| value * 30.0).collect::<Vec<_>>();
@@ -253,8 +256,8 @@ fn gate_output<D: Device>(device: &mut D, activation: Activation, (input, width)
     run(device).expect("the case fits the device")
 }
 
-/// final_norm, logits and argmax over every kind of table.
-fn check_outputs<D: Device>(device: &mut D) {
+/// `final_norm`, `logits`, `argmax` and `embed` over every kind of table.
+pub fn check_outputs<D: Device>(device: &mut D) {
     for (n_vocab, k) in [(1, 1), (5, 33), (17, 128), (67, 256), (9, 2560)] {
         for (what, head) in head_tables(n_vocab, k) {
             for rows in [&[0usize][..], &[4, 1, 2], &[0, 1, 2, 3, 4]] {
@@ -270,7 +273,7 @@ fn check_outputs<D: Device>(device: &mut D) {
 }
 
 /// Logits of which only the best are wanted: those are the reference's, and each other is the reference's or −∞.
-fn check_best_logits<D: Device>(device: &mut D) {
+pub fn check_best_logits<D: Device>(device: &mut D) {
     for (n_vocab, k) in [(67, 256), (301, 33), (1000, 128), (515, 2560)] {
         for (what, head) in head_tables(n_vocab, k) {
             for (n, within) in [(1, 0.0), (4, 0.0), (1, 0.7), (n_vocab / 16, 0.0), (n_vocab, 0.0)] {

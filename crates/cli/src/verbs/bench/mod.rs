@@ -13,15 +13,16 @@ use std::time::Instant;
 
 use anyhow::Context;
 use bitnet_checkpoint::{CheckpointError, ModelConfig, StoredTable, Tensor, limits, read_config_json};
-use bitnet_device_cpu::{CpuDevice, RoofMeter, Roofs};
+use bitnet_device_cpu::{CpuDevice, CpuOptions, RoofMeter, Roofs};
+use bitnet_device_cuda::{CudaDevice, CudaRoofMeter};
 use bitnet_model::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use bitnet_model::random::{PUBLISHED_SHAPES, RandomWeights};
 use bitnet_model::{Runner, RunnerOptions, WeightSource};
 use clap::{Args, ValueEnum};
 
-use crate::arguments::{DeviceArguments, DeviceChoice, DeviceChoiceArguments, GlobalArguments, ModelArguments};
+use crate::arguments::{DeviceArguments, DeviceChoiceArguments, GlobalArguments, ModelArguments};
 use crate::failure::Misuse;
-use crate::open::{cpu_options, load_runner, open_to_write};
+use crate::open::{FIRST_GPU, cpu_options, load_runner, open_to_write};
 use crate::terminal::Terminal;
 use report::{Machine, Measurement, Model};
 use workload::{Kind, Workload};
@@ -104,11 +105,40 @@ fn workloads(arguments: &BenchArguments) -> Vec<Workload> {
 /// A loaded model and what measures the machine's roofs beside it.
 struct Bench {
     runner: Box<dyn Runner>,
-    /// What roofs are measured with; absent for the reference, which has none to reach.
-    roof_device: Option<CpuDevice>,
+    /// The processor as a device, to measure its roofs.
+    cpu_options: CpuOptions,
     /// Most memory in use before the first meter of roofs was made.
     peak_memory_bytes: Option<u64>,
     size_bytes: u64,
+}
+
+/// What measures the roofs of the device that a model is on.
+enum Meter {
+    Cpu(CpuDevice, RoofMeter),
+    Cuda(Box<CudaRoofMeter>),
+    /// The reference has no roof to reach.
+    None,
+}
+
+impl Meter {
+    fn new(runner: &dyn Runner, cpu_options: CpuOptions) -> anyhow::Result<Self> {
+        Ok(match runner.device().name {
+            "cpu" => Self::Cpu(CpuDevice::new(cpu_options)?, RoofMeter::new()?),
+            "cuda" => Self::Cuda(Box::new(CudaRoofMeter::new(CudaDevice::new(FIRST_GPU)?)?)),
+            _ => Self::None,
+        })
+    }
+
+    fn measure(&mut self) -> anyhow::Result<Option<Roofs>> {
+        Ok(match self {
+            Self::Cpu(device, meter) => Some(meter.measure(device)),
+            Self::Cuda(meter) => {
+                let roofs = meter.measure()?;
+                Some(Roofs { read_bytes_per_s: roofs.read_bytes_per_s, int8_macs_per_s: Some(roofs.int8_macs_per_s) })
+            }
+            Self::None => None,
+        })
+    }
 }
 
 impl Bench {
@@ -124,11 +154,7 @@ impl Bench {
         let n_tokens_max = STEP_TOKENS_MAX.max(n_sequences);
         let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: arguments.device.kv_cache.into() };
         let runner = load_runner(&measured, device, options, terminal)?;
-        let roof_device = match arguments.device.device {
-            DeviceChoice::Reference => None,
-            DeviceChoice::Auto | DeviceChoice::Cpu => Some(CpuDevice::new(cpu_options(device))?),
-        };
-        Ok(Self { runner, roof_device, peak_memory_bytes: None, size_bytes: measured.size_bytes.into_inner() })
+        Ok(Self { runner, cpu_options: cpu_options(device), peak_memory_bytes: None, size_bytes: measured.size_bytes.into_inner() })
     }
 
     /// Runs every workload once unmeasured, then all of them in turn, the roofs between, as often as asked.
@@ -141,7 +167,7 @@ impl Bench {
     ) -> anyhow::Result<Vec<Measurement>> {
         let bar = terminal.steps_bar((workloads.len() * (1 + repetitions.get())) as u64, "measuring");
         let mut rates = vec![Vec::with_capacity(repetitions.get()); workloads.len()];
-        let (mut roofs, mut meter): (Option<Roofs>, Option<RoofMeter>) = (None, None);
+        let (mut roofs, mut meter): (Option<Roofs>, Meter) = (None, Meter::None);
         for repetition in 0..=repetitions.get() {
             for (workload, rates) in workloads.iter().zip(&mut rates) {
                 let start = Instant::now();
@@ -154,10 +180,10 @@ impl Bench {
             if repetition == 0 {
                 // The meter takes memory that is not the model's.
                 self.peak_memory_bytes = self.peak_memory_bytes.or_else(report::peak_memory_bytes);
-                meter = Some(RoofMeter::new()?);
+                meter = Meter::new(&*self.runner, self.cpu_options)?;
             }
-            if let (Some(device), Some(meter)) = (&mut self.roof_device, &meter) {
-                roofs = (0..ROOF_MEASUREMENTS).fold(roofs, |best, _| Some(meter.measure(device).best(best)));
+            for _ in 0..ROOF_MEASUREMENTS {
+                roofs = meter.measure()?.map(|measured| measured.best(roofs));
             }
         }
         bar.finish_and_clear();

@@ -1,12 +1,12 @@
 //! What a bench runs: prompts to read, or tokens to write, for some sequences at once. The runner is driven as the engine drives it:
 //! every sequence has blocks of its own, and all that write share each step.
 
-use bitnet_model::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows};
+use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows};
 use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::{Runner, RunnerError, TokenId};
 
-/// Greedy decoding: the largest logit is enough, and is exact.
-const GREEDY: Rows = Rows::LastBest(BestLogits { n: 1, within: 0.0 });
+/// Greedy decoding: which logit is the largest is enough, and is exact.
+const GREEDY: Rows = Rows::LastGreedy;
 
 /// One test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

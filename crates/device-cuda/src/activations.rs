@@ -1,0 +1,126 @@
+//! `CudaActivations`: what a linear layer reads — int8 rows with their scales and sums, or f32 rows — and `norm_quantize`, which makes
+//! them. Rows are filled with zeros to whole blocks of 256 columns, so that products have no tails.
+
+use bitnet_checkpoint::config::ActivationPolicy;
+use bitnet_model::device::{DeviceError, Norm};
+use bitnet_ternary::quantise::ACTIVATION_GROUP;
+
+use crate::device::CudaVector;
+use crate::driver::{Buffer, Launch};
+use crate::hidden::CudaHidden;
+use crate::kernels::Kernels;
+use crate::queue::{Arguments, Queue};
+
+/// Columns of a block of packed weights.
+pub(crate) const BLOCK_COLUMNS: usize = 256;
+const THREADS: usize = 512;
+
+/// Activations `[m, k]`, at most as many and as wide as were asked for.
+pub struct CudaActivations {
+    pub(crate) rows: Rows,
+    n_rows_max: usize,
+    width_max: usize,
+    n_rows: usize,
+    width: usize,
+    /// How these rows were asked for: a product of one row does that itself if nothing has come between.
+    recipe: Option<Recipe>,
+}
+
+/// Rows on the GPU.
+pub(crate) enum Rows {
+    /// int8 `[m, stride]`, scales and sums of integers `[m, n_groups]`, where a row is one group or each [`ACTIVATION_GROUP`] columns are.
+    Int8 { quantized: Buffer, scales: Buffer, sums: Buffer, in_groups: bool },
+    /// f32 `[m, stride]`.
+    F32(Buffer),
+}
+
+/// The launch that makes the rows, and the arguments of it that say from what.
+#[derive(Clone, Copy)]
+struct Recipe {
+    launch: Launch,
+    source: Arguments,
+}
+
+impl CudaActivations {
+    pub(crate) fn new(queue: &mut Queue, n_rows_max: usize, width_max: usize, policy: ActivationPolicy) -> Result<Self, DeviceError> {
+        let n = n_rows_max.saturating_mul(width_max.next_multiple_of(BLOCK_COLUMNS));
+        let rows = match policy {
+            ActivationPolicy::Int8PerToken | ActivationPolicy::Int8PerGroup => {
+                let in_groups = policy == ActivationPolicy::Int8PerGroup;
+                let n_scales = n_rows_max.saturating_mul(if in_groups { width_max.div_ceil(ACTIVATION_GROUP) } else { 1 });
+                Rows::Int8 {
+                    quantized: queue.zeroed("activations", n)?,
+                    scales: queue.zeroed("activation scales", n_scales.saturating_mul(size_of::<f32>()))?,
+                    sums: queue.zeroed("activation sums", n_scales.saturating_mul(size_of::<i32>()))?,
+                    in_groups,
+                }
+            }
+            ActivationPolicy::Unquantised => Rows::F32(queue.zeroed("activations", n.saturating_mul(size_of::<f32>()))?),
+        };
+        Ok(Self { rows, n_rows_max, width_max, n_rows: 0, width: 0, recipe: None })
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Scales of a row.
+    pub(crate) fn n_groups(&self) -> usize {
+        match self.rows {
+            Rows::Int8 { in_groups: true, .. } => self.width.div_ceil(ACTIVATION_GROUP),
+            _ => 1,
+        }
+    }
+
+    /// Columns from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.width.next_multiple_of(BLOCK_COLUMNS)
+    }
+
+    /// Records norms and quantisation of the rows of `x` into this.
+    pub(crate) fn fill(
+        &mut self,
+        x: &CudaHidden,
+        norms: &[Norm<CudaVector>],
+        (queue, kernels): (&mut Queue, &Kernels),
+    ) -> Result<(), DeviceError> {
+        let (n_rows, width) = (x.n_rows(), x.width());
+        let (rows_max, width_max) = (self.n_rows_max, self.width_max);
+        assert!(n_rows <= rows_max && width <= width_max, "{n_rows} x {width} activations in room for {rows_max} x {width_max}");
+        (self.n_rows, self.width) = (n_rows, width);
+        let source = norm_arguments(Arguments::new().address(x.address()), norms, width);
+        let arguments = match &self.rows {
+            Rows::Int8 { quantized, scales, sums, .. } => {
+                source.address(quantized.address()).address(0).address(scales.address()).address(sums.address())
+            }
+            Rows::F32(values) => source.address(0).address(values.address()).address(0).address(0),
+        };
+        let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(0);
+        let launch = arguments.launch(kernels.norm_quantize, [n_rows, 1], (THREADS, width * size_of::<f32>()));
+        self.recipe = Some(Recipe { launch, source });
+        queue.record(launch)
+    }
+
+    /// If making these rows is the last thing recorded, takes that back: the arguments that say from what they are made.
+    pub(crate) fn take_back(&self, queue: &mut Queue) -> Option<Arguments> {
+        let recipe = self.recipe?;
+        if queue.last() != Some(&recipe.launch) {
+            return None;
+        }
+        queue.take_back();
+        Some(recipe.source)
+    }
+}
+
+/// The kernels' `Norms`.
+pub(crate) fn norm_arguments(arguments: Arguments, norms: &[Norm<CudaVector>], width: usize) -> Arguments {
+    assert!(norms.len() <= 2, "one or two norms before a projection, got {}", norms.len());
+    assert!(norms.iter().all(|norm| norm.weight.len() == width), "norms are as wide as the rows");
+    let address = |index: usize| norms.get(index).map_or(0, |norm| norm.weight.address());
+    let epsilon = |index: usize| norms.get(index).map_or(0.0, |norm| norm.epsilon);
+    arguments.address(address(0)).address(address(1)).float(epsilon(0)).float(epsilon(1)).word(norms.len()).word(0)
+}

@@ -1,0 +1,277 @@
+//! `CudaKvCache`, and the operations that read and write it: `rope_append` and `attention`. What they need of a step goes to the GPU
+//! once for all layers.
+
+use bitnet_model::batch::Step;
+use bitnet_model::device::{DeviceError, Heads, KvLayout, KvType};
+use bitnet_model::limits::BLOCK_TOKENS;
+
+use crate::device::CudaVector;
+use crate::driver::{Buffer, GpuDescription, Kernel, Launch};
+use crate::hidden::CudaHidden;
+use crate::kernels::Kernels;
+use crate::limits::{ATTENTION_WINDOW, HEAD_DIM_MAX};
+use crate::queue::{Arguments, Queue};
+
+/// Floats of a tile of values in shared memory.
+const TILE_FLOATS: usize = 8192;
+
+/// Keys and values of all layers, `[n_layers, n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim]` each, f32 or f16.
+pub struct CudaKvCache {
+    keys: Buffer,
+    values: Buffer,
+    layout: KvLayout,
+}
+
+impl CudaKvCache {
+    pub(crate) fn new(queue: &mut Queue, layout: KvLayout) -> Result<Self, DeviceError> {
+        if layout.head_dim > HEAD_DIM_MAX {
+            let reason = format!("heads of {}; at most {HEAD_DIM_MAX}", layout.head_dim);
+            return Err(DeviceError::Unsupported { what: "a KV cache", reason });
+        }
+        let sizes = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim, number_bytes(layout.kv_type)];
+        let size_bytes = sizes.into_iter().fold(1usize, usize::saturating_mul);
+        if u32::try_from(layout.n_blocks.saturating_mul(BLOCK_TOKENS)).is_err() {
+            return Err(DeviceError::OutOfMemory { what: "KV cache", size_bytes });
+        }
+        Ok(Self { keys: queue.zeroed("KV cache", size_bytes)?, values: queue.zeroed("KV cache", size_bytes)?, layout })
+    }
+
+    /// Keys and values of a layer.
+    fn of_layer(&self, layer: usize) -> [u64; 2] {
+        let layout = self.layout;
+        assert!(layer < layout.n_layers, "layer {layer} of {}", layout.n_layers);
+        let offset = layer * layout.n_blocks * layout.n_kv_heads * BLOCK_TOKENS * layout.head_dim * number_bytes(layout.kv_type);
+        [self.keys.address() + offset as u64, self.values.address() + offset as u64]
+    }
+}
+
+fn number_bytes(kv_type: KvType) -> usize {
+    match kv_type {
+        KvType::F32 => 4,
+        KvType::F16 => 2,
+    }
+}
+
+/// A cache's type as the kernels number it.
+fn type_number(kv_type: KvType) -> usize {
+    match kv_type {
+        KvType::F32 => 0,
+        KvType::F16 => 1,
+    }
+}
+
+/// What the kernels need of a step, on the GPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StagedStep {
+    n_tokens: usize,
+    /// `[m, head_dim / 2]` each.
+    cos: u64,
+    sin: u64,
+    /// `[m]`: block · BLOCK_TOKENS + row of the token's slot.
+    slots: u64,
+    /// `[m]`.
+    positions: u64,
+    /// `[m]`: where the token's block table begins in `blocks`.
+    table_starts: u64,
+    blocks: u64,
+    n_positions_max: usize,
+    /// Tokens that stand alone in their sequence, `[n_single]`.
+    single: u64,
+    n_single: usize,
+    /// 0..n_tokens.
+    all: u64,
+    /// Runs of up to [`TILE_ROWS`] tokens of one sequence, `[n_runs, 2]`: first token, number of tokens. Of several lengths, by how many
+    /// query heads share keys: 1, 2, 4.
+    runs: [(u64, usize); 3],
+}
+
+/// Rows of `attention_tile`: query heads that share keys, times tokens.
+const TILE_ROWS: usize = 16;
+
+impl StagedStep {
+    pub(crate) fn new(step: &Step, queue: &mut Queue) -> Result<Self, DeviceError> {
+        let n_tokens = step.n_tokens();
+        let (cos, sin) = step.rope.all();
+        let slot = |token| {
+            let (block, row) = step.slot(token);
+            block.0 * BLOCK_TOKENS as u32 + row as u32
+        };
+        let mut n_blocks = 0;
+        let starts = step.block_tables.iter().map(|table| {
+            let start = n_blocks as u32;
+            n_blocks += table.len();
+            start
+        });
+        let starts: Vec<u32> = starts.collect();
+        let lengths: Vec<usize> = step.sequences.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
+        let firsts = lengths.iter().scan(0, |next, length| {
+            *next += length;
+            Some(*next - length)
+        });
+        let sequences: Vec<(usize, usize)> = firsts.zip(lengths.iter().copied()).collect();
+        let single: Vec<u32> = sequences.iter().filter(|(_, n)| *n == 1).map(|&(first, _)| first as u32).collect();
+        let n_single = single.len();
+        let mut runs = [(0, 0); 3];
+        for (variant, runs) in runs.iter_mut().enumerate() {
+            let cut = cut_runs(&sequences, TILE_ROWS >> variant);
+            *runs = (queue.stage(cut.iter().copied())?, cut.len() / 2);
+        }
+        Ok(Self {
+            single: queue.stage(single.into_iter())?,
+            n_single,
+            all: queue.stage((0..n_tokens).map(|token| token as u32))?,
+            runs,
+            n_tokens,
+            cos: queue.stage(cos.iter().map(|value| value.to_bits()))?,
+            sin: queue.stage(sin.iter().map(|value| value.to_bits()))?,
+            slots: queue.stage((0..n_tokens).map(slot))?,
+            positions: queue.stage(step.positions.iter().map(|&position| position as u32))?,
+            table_starts: queue.stage(step.sequences.iter().map(|&sequence| starts[sequence]))?,
+            blocks: queue.stage(Tables { tables: &step.block_tables, n: n_blocks.next_power_of_two() }.into_vec().into_iter())?,
+            n_positions_max: step.positions.iter().max().map_or(0, |&position| position + 1),
+        })
+    }
+}
+
+/// Runs of at most `n_max` tokens of sequences (first token, number) that have more than one, the longest reach first: it takes longest.
+fn cut_runs(sequences: &[(usize, usize)], n_max: usize) -> Vec<u32> {
+    let several = sequences.iter().filter(|(_, n)| *n > 1);
+    let cut = several.flat_map(|&(first, n)| (0..n).step_by(n_max).map(move |start| [(first + start) as u32, n_max.min(n - start) as u32]));
+    let mut runs: Vec<[u32; 2]> = cut.collect();
+    runs.reverse();
+    runs.into_flattened()
+}
+
+/// Block tables one after another, filled up to `n`: a power of two, so that what is staged behind them moves seldom, and a step's
+/// launches stay the same from token to token.
+struct Tables<'a> {
+    tables: &'a [Vec<bitnet_model::batch::BlockId>],
+    n: usize,
+}
+
+impl Tables<'_> {
+    fn into_vec(self) -> Vec<u32> {
+        let mut blocks: Vec<u32> = self.tables.iter().flatten().map(|block| block.0).collect();
+        blocks.resize(self.n, 0);
+        blocks
+    }
+}
+
+/// Records `rope_append`.
+pub(crate) fn rope_append(
+    qkv: &mut CudaHidden,
+    heads: &Heads<'_, CudaVector>,
+    step: &StagedStep,
+    (cache, layer): (&CudaKvCache, usize),
+    (queue, kernels): (&mut Queue, &Kernels),
+) -> Result<(), DeviceError> {
+    const WARPS: usize = 8;
+    check_heads(qkv, heads, step, cache);
+    let n_heads = heads.n_heads + 2 * heads.n_kv_heads;
+    let [keys, values] = cache.of_layer(layer);
+    let (q_norm, k_norm) = heads.qk_norms.unzip();
+    let norm = |norm: Option<&CudaVector>| norm.map_or(0, CudaVector::address);
+    let arguments = Arguments::new().address(qkv.address_for_rows(step.n_tokens)).address(norm(q_norm)).address(norm(k_norm));
+    let arguments = arguments.address(keys).address(values).address(step.cos).address(step.sin).address(step.slots);
+    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon);
+    queue.record(arguments.launch(
+        kernels.rope_append[type_number(cache.layout.kv_type)],
+        [step.n_tokens, n_heads.div_ceil(WARPS)],
+        (WARPS * 32, 0),
+    ))
+}
+
+/// Records `attention`: prompts by tiles, tokens that stand alone one by one.
+pub(crate) fn attention(
+    (qkv, out): (&CudaHidden, &mut CudaHidden),
+    heads: &Heads<'_, CudaVector>,
+    step: &StagedStep,
+    cache: (&CudaKvCache, usize),
+    device: (&mut Queue, &Kernels, &GpuDescription),
+) -> Result<(), DeviceError> {
+    check_heads(qkv, heads, step, cache.0);
+    let (queue, kernels, gpu) = device;
+    let dim = heads.head_dim;
+    assert_eq!(out.width(), heads.n_heads * dim, "a row of all query heads");
+    let [keys, values] = cache.0.of_layer(cache.1);
+    let arguments = Arguments::new().address(qkv.address()).address(keys).address(values).address(out.address_for_rows(step.n_tokens));
+    let arguments = arguments.address(step.positions).address(step.table_starts).address(step.blocks);
+    let tile = match dim {
+        64 => Some(0),
+        128 => Some(1),
+        _ => None,
+    };
+    let (sharing, kv_type) = (heads.n_heads / heads.n_kv_heads, cache.0.layout.kv_type);
+    match tile {
+        Some(tile) => {
+            let variant = (0..3).rev().find(|variant| sharing.is_multiple_of(1 << variant)).expect("one head a block always fits");
+            let (runs, n_runs) = step.runs[variant];
+            if n_runs > 0 {
+                let arguments = arguments.address(runs);
+                let grid = [heads.n_heads >> variant, n_runs];
+                queue.record(by_tiles(
+                    arguments,
+                    heads,
+                    (step, gpu.shared_bytes_max, kv_type),
+                    (kernels.attention_tile[tile][type_number(kv_type)][variant], grid),
+                ))?;
+            }
+            match step.n_single {
+                0 => Ok(()),
+                n => queue.record(one_by_one(arguments.address(step.single), heads, (step, n, kv_type), (kernels, gpu.n_multiprocessors))),
+            }
+        }
+        None => {
+            let all = step.all;
+            queue.record(one_by_one(arguments.address(all), heads, (step, step.n_tokens, kv_type), (kernels, gpu.n_multiprocessors)))
+        }
+    }
+}
+
+/// Runs of tokens of heads of 64 or 128.
+fn by_tiles(
+    arguments: Arguments,
+    heads: &Heads<'_, CudaVector>,
+    (step, shared_bytes_max, kv_type): (&StagedStep, usize, KvType),
+    (kernel, grid): (Kernel, [usize; 2]),
+) -> Launch {
+    const TILE: usize = 64;
+    const LANES: usize = 16;
+    let dim = heads.head_dim;
+    let tile_floats = 2 * TILE * (dim + LANES) * number_bytes(kv_type) / size_of::<f32>();
+    let n_fixed = TILE_ROWS * dim + tile_floats + TILE_ROWS * 4;
+    // As many scores as fit beside the rest; a GPU keeps 1 KiB of each block's shared memory for itself.
+    let window_max = ((shared_bytes_max - (10 << 10)) / size_of::<f32>() - n_fixed) / TILE_ROWS / TILE * TILE;
+    let window = step.n_positions_max.next_multiple_of(TILE).min(window_max);
+    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(window).float(1.0 / (dim as f32).sqrt());
+    arguments.launch(kernel, grid, (256, (n_fixed + TILE_ROWS * window) * size_of::<f32>()))
+}
+
+/// `n` tokens, each by itself.
+fn one_by_one(
+    arguments: Arguments,
+    heads: &Heads<'_, CudaVector>,
+    (step, n, kv_type): (&StagedStep, usize, KvType),
+    (kernels, n_multiprocessors): (&Kernels, usize),
+) -> Launch {
+    let (dim, sharing) = (heads.head_dim, heads.n_heads / heads.n_kv_heads);
+    // Heads that share keys read them once, as long as there are blocks for all processors.
+    let fits =
+        |variant: &usize| sharing.is_multiple_of(1 << variant) && (*variant == 0 || (n * heads.n_heads) >> variant >= n_multiprocessors);
+    let variant = (0..3).rev().find(fits).expect("one head a block always fits");
+    let n_heads = 1 << variant;
+    let tile = (TILE_FLOATS / dim / BLOCK_TOKENS * BLOCK_TOKENS).clamp(BLOCK_TOKENS, 128);
+    // By powers of two, so that a step's launches stay the same from token to token.
+    let window = step.n_positions_max.next_power_of_two().next_multiple_of(tile).min(ATTENTION_WINDOW.next_multiple_of(tile));
+    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(dim).word(window).word(tile);
+    let arguments = arguments.float(1.0 / (dim as f32).sqrt());
+    let n_floats = n_heads * (dim.next_multiple_of(16) + window) + 2 * tile * dim * number_bytes(kv_type) / size_of::<f32>();
+    const THREADS: usize = 256;
+    arguments.launch(kernels.attention[type_number(kv_type)][variant], [heads.n_heads / n_heads, n], (THREADS, n_floats * size_of::<f32>()))
+}
+
+fn check_heads(qkv: &CudaHidden, heads: &Heads<'_, CudaVector>, step: &StagedStep, cache: &CudaKvCache) {
+    assert_eq!(qkv.width(), (heads.n_heads + 2 * heads.n_kv_heads) * heads.head_dim, "a row of query, key and value heads");
+    assert_eq!(qkv.n_rows(), step.n_tokens, "a row for each token");
+    assert_eq!((cache.layout.n_kv_heads, cache.layout.head_dim), (heads.n_kv_heads, heads.head_dim), "the cache's heads");
+}

@@ -1,0 +1,290 @@
+//! `CudaDevice`: the operations of `bitnet_model::device::Device` on one NVIDIA GPU. Each is recorded; `argmax` and `finish` run what
+//! was recorded and wait for it.
+//!
+//! This file only checks handles and hands work to the file of each operation; kernels are under `kernels/`.
+
+use bitnet_checkpoint::StoredTable;
+use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_model::TokenId;
+use bitnet_model::batch::{BestLogits, Step};
+use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norm, TableUse};
+use bitnet_ternary::TernaryMatrix;
+
+use crate::activations::{CudaActivations, norm_arguments};
+use crate::attention::{self, CudaKvCache, StagedStep};
+use crate::driver::{Buffer, GpuDescription, HostBuffer, Stream, gpus};
+use crate::error::CudaError;
+use crate::hidden::CudaHidden;
+use crate::kernels::Kernels;
+use crate::limits::CAPABILITY_MIN;
+use crate::linear::{self, CudaLinear, Packed, Store, activation_number, bit_linear, float_bytes};
+use crate::queue::{Arguments, Queue};
+use crate::table::CudaTable;
+
+/// Rows of logits at a time: so many sequences read the head together.
+const OUTPUT_ROWS: usize = 256;
+/// Rows whose best token one call of `argmax` may ask for.
+const ARGMAX_ROWS_MAX: usize = 65_536;
+
+/// One GPU as a device.
+pub struct CudaDevice {
+    queue: Queue,
+    kernels: Kernels,
+    gpu: GpuDescription,
+    isa: &'static str,
+    /// The step whose data is on the GPU; `embed` begins another.
+    step: Option<StagedStep>,
+    /// Key of the best logit of each row and whether the row is damaged, `[ARGMAX_ROWS_MAX, 2]`.
+    best: Buffer,
+    host_best: HostBuffer,
+}
+
+/// f32 vector `[n]`.
+pub struct CudaVector {
+    values: Buffer,
+    n: usize,
+}
+
+impl CudaVector {
+    pub(crate) fn address(&self) -> u64 {
+        self.values.address()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.n
+    }
+}
+
+/// Whether the kernels run on this GPU.
+pub fn check_gpu(gpu: &GpuDescription) -> Result<(), CudaError> {
+    let (major, minor) = gpu.capability;
+    if major < CAPABILITY_MIN {
+        return Err(CudaError::TooOld { name: gpu.name.clone(), major, minor, needed: CAPABILITY_MIN });
+    }
+    Ok(())
+}
+
+impl CudaDevice {
+    /// Makes GPU `ordinal` a device: loads its kernels, compiling them if this is their first use here.
+    pub fn new(ordinal: usize) -> Result<Self, CudaError> {
+        let gpu = gpus()?.into_iter().nth(ordinal).ok_or(CudaError::NoSuchDevice { ordinal })?;
+        check_gpu(&gpu)?;
+        let (major, minor) = gpu.capability;
+        let stream = Stream::new(ordinal, major >= 9)?;
+        // Static shared memory counts, too; no kernel with much dynamic memory has more than this.
+        const STATIC_SHARED_BYTES: usize = 9 << 10;
+        let kernels = Kernels::load(&stream, &format!("sm_{major}{minor}"), gpu.shared_bytes_max - STATIC_SHARED_BYTES)?;
+        let mut queue = Queue::new(stream)?;
+        let best_bytes = ARGMAX_ROWS_MAX * 2 * size_of::<u64>();
+        let (best, host_best) = (queue.buffer("best logits", best_bytes)?, queue.host_buffer("best logits", best_bytes)?);
+        let isa = match (major, minor) {
+            (8, 0) => "sm_80",
+            (8, 9) => "sm_89",
+            (8, _) => "sm_8x",
+            (9, _) => "sm_90",
+            (10, _) => "sm_100",
+            (12, _) => "sm_120",
+            _ => "sm_new",
+        };
+        Ok(Self { queue, kernels, gpu, isa, step: None, best, host_best })
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &GpuDescription {
+        &self.gpu
+    }
+
+    /// What records work and the kernels, for measuring.
+    pub(crate) fn parts(&mut self) -> (&mut Queue, &Kernels) {
+        (&mut self.queue, &self.kernels)
+    }
+
+    /// The step's data on the GPU, brought there by the first operation that needs it.
+    fn staged(&mut self, step: &Step) -> Result<StagedStep, DeviceError> {
+        match self.step {
+            Some(staged) => Ok(staged),
+            None => Ok(*self.step.insert(StagedStep::new(step, &mut self.queue)?)),
+        }
+    }
+
+    /// For each row of logits, the index of the largest and whether a value is NaN or +∞.
+    fn best(&mut self, logits: &CudaHidden) -> Result<impl Iterator<Item = (TokenId, bool)>, DeviceError> {
+        /// Columns that one block looks at.
+        const BLOCK_COLUMNS: usize = 8192;
+        let (n_rows, width) = (logits.n_rows(), logits.width());
+        assert!(n_rows <= ARGMAX_ROWS_MAX, "{n_rows} rows of logits");
+        let arguments = |width| Arguments::new().address(logits.address()).address(self.best.address()).word(width).word(0);
+        let begin = arguments(n_rows * 2).launch(self.kernels.argmax_begin, [(n_rows * 2).div_ceil(256), 1], (256, 0));
+        self.queue.record(begin)?;
+        self.queue.record(arguments(width).launch(self.kernels.argmax, [width.div_ceil(BLOCK_COLUMNS), n_rows], (256, 0)))?;
+        self.queue.fetch(&self.best, &self.host_best, n_rows * 2 * size_of::<u64>())?;
+        let rows = self.host_best.words(n_rows * 4).chunks_exact(4);
+        // The lower half of a key is the index's complement; key 0 says that nothing is above −∞.
+        Ok(rows.map(|words| (TokenId(if words[1] == 0 { 0 } else { !words[0] }), words[2] != 0)))
+    }
+
+    fn check_width(&self, what: &'static str, width: usize) -> Result<(), DeviceError> {
+        let limit = (self.gpu.shared_bytes_max - (16 << 10)) / 6;
+        if width > limit {
+            return Err(DeviceError::Unsupported { what, reason: format!("rows of {width}; this GPU's shared memory holds {limit}") });
+        }
+        Ok(())
+    }
+}
+
+impl Device for CudaDevice {
+    type Vector = CudaVector;
+    type Linear = CudaLinear;
+    type Table = CudaTable;
+    type Hidden = CudaHidden;
+    type Activations = CudaActivations;
+    type KvCache = CudaKvCache;
+
+    fn describe(&self) -> DeviceDescription {
+        DeviceDescription { name: "cuda", isa: self.isa, n_threads: self.gpu.n_multiprocessors }
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<CudaVector, DeviceError> {
+        Ok(CudaVector { values: self.queue.uploaded("vector", &float_bytes(values))?, n: values.len() })
+    }
+
+    fn linear(&mut self, weights: &TernaryMatrix, policy: ActivationPolicy) -> Result<CudaLinear, DeviceError> {
+        self.check_width("a linear layer", weights.n_cols())?;
+        Ok(CudaLinear { packed: Packed::new(weights, policy, (&mut self.queue, &self.kernels))?, policy })
+    }
+
+    fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<CudaTable, DeviceError> {
+        let rows = rows.into_tensor().map_err(|error| DeviceError::unreadable(&error))?;
+        CudaTable::new((&rows, table_use), (&mut self.queue, &self.kernels))
+    }
+
+    fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<CudaHidden, DeviceError> {
+        CudaHidden::new(&mut self.queue, n_rows_max, width)
+    }
+
+    fn activations(&mut self, n_rows_max: usize, width_max: usize, policy: ActivationPolicy) -> Result<CudaActivations, DeviceError> {
+        self.check_width("activations", width_max)?;
+        CudaActivations::new(&mut self.queue, n_rows_max, width_max, policy)
+    }
+
+    fn kv_cache(&mut self, layout: KvLayout) -> Result<CudaKvCache, DeviceError> {
+        CudaKvCache::new(&mut self.queue, layout)
+    }
+
+    fn n_output_rows(&self) -> usize {
+        OUTPUT_ROWS
+    }
+
+    fn embed(&mut self, table: &CudaTable, token_ids: &[TokenId], x: &mut CudaHidden) -> Result<(), DeviceError> {
+        self.queue.run()?;
+        self.step = None;
+        table.embed(token_ids, x, (&mut self.queue, &self.kernels))
+    }
+
+    fn norm_quantize(&mut self, x: &CudaHidden, norms: &[Norm<CudaVector>], out: &mut CudaActivations) -> Result<(), DeviceError> {
+        out.fill(x, norms, (&mut self.queue, &self.kernels))
+    }
+
+    fn bit_linear(
+        &mut self,
+        x: &CudaActivations,
+        weights: &CudaLinear,
+        out: &mut CudaHidden,
+        first_column: usize,
+    ) -> Result<(), DeviceError> {
+        let device = (&mut self.queue, &self.kernels, self.gpu.n_multiprocessors);
+        bit_linear(x, weights, (out, Store::Write { first_column }), device)
+    }
+
+    fn bit_linear_add(&mut self, x: &CudaActivations, weights: &CudaLinear, residual: &mut CudaHidden) -> Result<(), DeviceError> {
+        let device = (&mut self.queue, &self.kernels, self.gpu.n_multiprocessors);
+        bit_linear(x, weights, (residual, Store::Add), device)
+    }
+
+    fn rope_append(
+        &mut self,
+        qkv: &mut CudaHidden,
+        heads: &Heads<'_, CudaVector>,
+        step: &Step,
+        (cache, layer): (&mut CudaKvCache, usize),
+    ) -> Result<(), DeviceError> {
+        let staged = self.staged(step)?;
+        attention::rope_append(qkv, heads, &staged, (cache, layer), (&mut self.queue, &self.kernels))
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &CudaHidden,
+        heads: &Heads<'_, CudaVector>,
+        step: &Step,
+        cache: (&CudaKvCache, usize),
+        out: &mut CudaHidden,
+    ) -> Result<(), DeviceError> {
+        let staged = self.staged(step)?;
+        attention::attention((qkv, out), heads, &staged, cache, (&mut self.queue, &self.kernels, &self.gpu))
+    }
+
+    fn linear_bytes(&self, weights: &CudaLinear) -> u64 {
+        weights.packed.size_bytes()
+    }
+
+    fn head_bytes(&self, head: &CudaTable) -> u64 {
+        head.read_bytes()
+    }
+
+    fn gate(&mut self, gate_up: &CudaHidden, activation: Activation, out: &mut CudaHidden) -> Result<(), DeviceError> {
+        const THREADS: usize = 256;
+        let (width, n_rows) = (out.width(), gate_up.n_rows());
+        assert_eq!(gate_up.width(), 2 * width, "gate and up are as wide as the output");
+        let address = out.address_for_rows(n_rows);
+        let device = (&mut self.queue, &self.kernels, self.gpu.n_multiprocessors);
+        if linear::gate_behind_product(gate_up, (activation, address), device)? {
+            return Ok(());
+        }
+        let arguments = Arguments::new().address(gate_up.address()).address(address).word(width).word(activation_number(activation));
+        self.queue.record(arguments.launch(self.kernels.gate, [width.div_ceil(THREADS), n_rows], (THREADS, 0)))
+    }
+
+    fn final_norm(&mut self, x: &CudaHidden, norm: &Norm<CudaVector>, rows: &[usize], out: &mut CudaHidden) -> Result<(), DeviceError> {
+        let width = x.width();
+        assert_eq!(out.width(), width, "normed rows keep their width");
+        assert!(rows.iter().all(|&row| row < x.n_rows()), "rows of {}", x.n_rows());
+        self.check_width("rows", width)?;
+        let staged = self.queue.stage(rows.iter().map(|&row| row as u32))?;
+        let arguments = Arguments::new().address(x.address()).address(staged).address(out.address_for_rows(rows.len()));
+        let arguments = norm_arguments(arguments, std::slice::from_ref(norm), width).word(width).word(0);
+        self.queue.record(arguments.launch(self.kernels.final_norm, [rows.len(), 1], (512, width * size_of::<f32>())))
+    }
+
+    fn logits(
+        &mut self,
+        x: &CudaHidden,
+        head: &mut CudaTable,
+        wanted: &[Option<BestLogits>],
+        out: &mut CudaHidden,
+    ) -> Result<(), DeviceError> {
+        head.logits((x, wanted), out, (&mut self.queue, &self.kernels))
+    }
+
+    fn argmax(&mut self, logits: &CudaHidden, out: &mut Vec<TokenId>) -> Result<(), DeviceError> {
+        let best = self.best(logits)?;
+        out.clear();
+        out.extend(best.map(|(token_id, _)| token_id));
+        Ok(())
+    }
+
+    fn argmax_checked(&mut self, logits: &CudaHidden, out: &mut Vec<TokenId>) -> Result<Option<usize>, DeviceError> {
+        let best = self.best(logits)?;
+        out.clear();
+        let mut damaged = None;
+        for (row, (token_id, is_damaged)) in best.enumerate() {
+            out.push(token_id);
+            damaged = damaged.or(is_damaged.then_some(row));
+        }
+        Ok(damaged)
+    }
+
+    fn finish<'a>(&mut self, x: &'a CudaHidden) -> Result<&'a [f32], DeviceError> {
+        x.fetch(&mut self.queue)
+    }
+}

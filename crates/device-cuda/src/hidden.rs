@@ -1,0 +1,69 @@
+//! `CudaHidden`: f32 rows `[m, width]` on the GPU; m changes from step to step. Their copy on the host is made when it is asked for.
+
+use std::cell::{Cell, OnceCell};
+
+use bitnet_model::device::DeviceError;
+
+use crate::driver::{Buffer, HostBuffer};
+use crate::queue::Queue;
+
+/// f32 rows `[n_rows, width]`, row-major, at most as many as were asked for.
+pub struct CudaHidden {
+    /// `[n_rows_max, width]`.
+    values: Buffer,
+    width: usize,
+    n_rows_max: usize,
+    n_rows: usize,
+    /// The rows as last fetched.
+    host: OnceCell<HostBuffer>,
+    /// Whether `host` holds the rows as they are now. Set only through a shared borrow by which nothing can change the rows, cleared by
+    /// every operation that writes them.
+    is_fetched: Cell<bool>,
+}
+
+impl CudaHidden {
+    pub(crate) fn new(queue: &mut Queue, n_rows_max: usize, width: usize) -> Result<Self, DeviceError> {
+        assert!(width > 0, "hidden rows have a width");
+        let size_bytes = n_rows_max.saturating_mul(width).saturating_mul(size_of::<f32>());
+        let values = queue.zeroed("hidden rows", size_bytes)?;
+        Ok(Self { values, width, n_rows_max, n_rows: 0, host: OnceCell::new(), is_fetched: Cell::new(false) })
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Where a kernel reads the rows.
+    pub(crate) fn address(&self) -> u64 {
+        self.values.address()
+    }
+
+    /// Where a kernel writes `n_rows` rows, which are then in use. Panics over the capacity.
+    pub(crate) fn address_for_rows(&mut self, n_rows: usize) -> u64 {
+        assert!(n_rows <= self.n_rows_max, "{n_rows} rows in room for {}", self.n_rows_max);
+        self.n_rows = n_rows;
+        self.is_fetched.set(false);
+        self.values.address()
+    }
+
+    /// The rows in use, after everything recorded has run.
+    pub(crate) fn fetch<'a>(&'a self, queue: &mut Queue) -> Result<&'a [f32], DeviceError> {
+        let n = self.n_rows * self.width;
+        let host = match self.host.get() {
+            Some(host) => host,
+            None => {
+                let host = queue.host_buffer("rows on the host", self.n_rows_max * self.width * size_of::<f32>())?;
+                self.host.get_or_init(|| host)
+            }
+        };
+        if !self.is_fetched.get() {
+            queue.fetch(&self.values, host, n * size_of::<f32>())?;
+            self.is_fetched.set(true);
+        }
+        Ok(host.floats(n))
+    }
+}

@@ -1,0 +1,84 @@
+// norm_quantize: norms of each row, then int8 with one scale a row (quantise::absmax) or a group of 128 columns (quantise::absmax_groups), or
+// the numbers themselves. One block a row.
+#define THREADS 512
+
+struct NormQuantizeArgs {
+    const float* x;      // [m, k]
+    Norms norms;
+    i8* quantized;       // [m, stride], zero beyond k; or null
+    float* values;       // [m, stride], zero beyond k; or null
+    float* scales;       // [m, n_groups]
+    int* sums;           // [m, n_groups], Σ quantized
+    u32 k;
+    u32 stride;
+    u32 n_groups;        // groups of a row; 1: the row is one
+    u32 unused;
+};
+
+// Groups of 128 columns, a warp each.
+__device__ __forceinline__ void quantise_groups(const NormQuantizeArgs& a, const float* row) {
+    const u32 lane = threadIdx.x & 31;
+    char4* out = (char4*)(a.quantized + (u64)blockIdx.x * a.stride);
+#pragma unroll 1
+    for (u32 group = threadIdx.x / 32; group * 128 < a.stride; group += THREADS / 32) {
+        float values[4], largest = 1e-5f;
+#pragma unroll
+        for (u32 part = 0; part < 4; part++) {
+            const u32 index = group * 128 + lane * 4 + part;
+            values[part] = index < a.k ? row[index] : 0.0f;
+            largest = larger(largest, fabsf(values[part]));
+        }
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) largest = larger(largest, __shfl_xor_sync(FULL_WARP, largest, step));
+        const float inverse_scale = 127.0f / largest;
+        int q[4];
+#pragma unroll
+        for (u32 part = 0; part < 4; part++) q[part] = quantise_one(values[part], inverse_scale);
+        out[group * 32 + lane] = make_char4(q[0], q[1], q[2], q[3]);
+        const int sum = __reduce_add_sync(FULL_WARP, (q[0] + q[1]) + (q[2] + q[3]));
+        if (lane == 0 && group < a.n_groups) {
+            a.scales[(u64)blockIdx.x * a.n_groups + group] = largest / 127.0f;
+            a.sums[(u64)blockIdx.x * a.n_groups + group] = sum;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQuantizeArgs a) {
+    extern __shared__ float row[];
+    __shared__ float scratch[32];
+    __shared__ int integer_scratch[32];
+    prefetch_norms(a.norms, a.k);
+    await_predecessors();
+    admit_successor();
+    const float* x = a.x + (u64)blockIdx.x * a.k;
+    copy_row<THREADS>(row, x, a.k);
+    norm_block<THREADS>(row, a.k, a.norms, scratch);
+    if (a.values != nullptr) {
+        float* out = a.values + (u64)blockIdx.x * a.stride;
+        for (u32 index = threadIdx.x; index < a.stride; index += blockDim.x) out[index] = index < a.k ? row[index] : 0.0f;
+        return;
+    }
+    if (a.n_groups > 1) return quantise_groups(a, row);
+    const float largest = larger(1e-5f, largest_of_block(largest_of_thread<THREADS>(row, a.k), scratch));
+    const float inverse_scale = 127.0f / largest;
+    int sum = 0;
+    char4* out = (char4*)(a.quantized + (u64)blockIdx.x * a.stride);
+    const int n = n_turns(threadIdx.x, a.stride / 4, THREADS);
+#pragma unroll 1
+    for (int turn = 0; turn < n; turn++) {
+        const u32 four = turn * THREADS + threadIdx.x;
+        int q[4];
+#pragma unroll
+        for (u32 part = 0; part < 4; part++) {
+            const u32 index = four * 4 + part;
+            q[part] = index < a.k ? quantise_one(row[index], inverse_scale) : 0;
+            sum += q[part];
+        }
+        out[four] = make_char4(q[0], q[1], q[2], q[3]);
+    }
+    sum = sum_of_block(sum, integer_scratch);
+    if (threadIdx.x == 0) {
+        a.scales[blockIdx.x] = largest / 127.0f;
+        a.sums[blockIdx.x] = sum;
+    }
+}

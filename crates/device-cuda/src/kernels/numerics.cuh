@@ -1,0 +1,205 @@
+// The float operations of bitnet_model::numerics, in the same order: 16 interleaved lanes, one tree, no fused multiply-add (this
+// file is compiled with -fmad=false). It stands before every kernel. Shapes as everywhere: m tokens, n out features, k in features.
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define LANES 16
+#define BLOCK_TOKENS 16
+#define FULL_WARP 0xffffffffu
+#define NEGATIVE_INFINITY __int_as_float(0xff800000)
+
+// An IEEE half in memory.
+struct Half {
+    u16 bits;
+};
+
+__device__ __forceinline__ float as_float(float value) { return value; }
+__device__ __forceinline__ float as_float(u16 bfloat) { return __int_as_float((u32)bfloat << 16); }
+__device__ __forceinline__ float as_float(Half half) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half.bits));
+    return value;
+}
+
+// Two neighbouring halves, the lower bits first.
+__device__ __forceinline__ float2 two_halves(u32 bits) { return make_float2(as_float(Half{(u16)bits}), as_float(Half{(u16)(bits >> 16)})); }
+
+// What the cache keeps of a key or value: itself, or numerics::round_to_f16.
+__device__ __forceinline__ void store(float* to, float value) { *to = value; }
+__device__ __forceinline__ void store(Half* to, float value) {
+    value = value > 65504.0f ? 65504.0f : value;
+    value = value < -65504.0f ? -65504.0f : value;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(value));
+}
+
+// Waits until the kernels before this one have finished. Every kernel calls it before it touches what another wrote.
+__device__ __forceinline__ void await_predecessors() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel start as soon as there is room; it waits in await_predecessors.
+__device__ __forceinline__ void admit_successor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// `a` unless `b` is larger; NaN in `b` is passed over.
+__device__ __forceinline__ float larger(float a, float b) { return b > a ? b : a; }
+
+// Each half of a warp holds 16 lanes of a sum; lane 0 of the half gets it.
+__device__ __forceinline__ float sum_lanes(float lane) {
+#pragma unroll
+    for (int half = LANES / 2; half > 0; half /= 2) lane += __shfl_down_sync(FULL_WARP, lane, half, LANES);
+    return lane;
+}
+
+// Four neighbouring threads hold lanes 4t..4t+4 of a sum; the first of them gets it.
+__device__ __forceinline__ float sum_lanes_of_four(float4 lanes) {
+    lanes.x += __shfl_down_sync(FULL_WARP, lanes.x, 2, 4);
+    lanes.y += __shfl_down_sync(FULL_WARP, lanes.y, 2, 4);
+    lanes.z += __shfl_down_sync(FULL_WARP, lanes.z, 2, 4);
+    lanes.w += __shfl_down_sync(FULL_WARP, lanes.w, 2, 4);
+    lanes.x += __shfl_down_sync(FULL_WARP, lanes.x, 1, 4);
+    lanes.y += __shfl_down_sync(FULL_WARP, lanes.y, 1, 4);
+    lanes.z += __shfl_down_sync(FULL_WARP, lanes.z, 1, 4);
+    lanes.w += __shfl_down_sync(FULL_WARP, lanes.w, 1, 4);
+    return (lanes.x + lanes.z) + (lanes.y + lanes.w);
+}
+
+// numerics::exp
+__device__ __forceinline__ float exp_exact(float x) {
+    x = x < -87.33654f ? -87.33654f : x;
+    x = x > 88.37626f ? 88.37626f : x;
+    const float n = (x * 1.44269504088896340735992468100189214f + 12582912.0f) - 12582912.0f;
+    const float r = (x - n * 0.6933594f) - n * -2.1219444e-4f;
+    float p = 1.9875691e-4f;
+    p = p * r + 1.3981999e-3f;
+    p = p * r + 8.333452e-3f;
+    p = p * r + 4.1665796e-2f;
+    p = p * r + 1.6666665e-1f;
+    p = p * r + 5.0000003e-1f;
+    const float mantissa = (p * (r * r) + r) + 1.0f;
+    return mantissa * __int_as_float((__float2int_rz(n) + 127) << 23);
+}
+
+// activation(gate) · up; `activation` is 0 for ReLU², 1 for SiLU.
+__device__ __forceinline__ float gated(u32 activation, float gate, float up) {
+    if (activation == 0) {
+        const float positive = gate > 0.0f ? gate : 0.0f;
+        return (positive * positive) * up;
+    }
+    return (gate / (1.0f + exp_exact(-gate))) * up;
+}
+
+// quantise::quantise_one: ties to even, NaN to 0, never −128.
+__device__ __forceinline__ int quantise_one(float value, float inverse_scale) {
+    float rounded = rintf(value * inverse_scale);
+    rounded = rounded < -127.0f ? -127.0f : rounded;
+    rounded = rounded > 127.0f ? 127.0f : rounded;
+    return __float2int_rn(rounded);
+}
+
+// Norms applied one after another.
+struct Norms {
+    const float* weights[2];
+    float epsilons[2];
+    u32 n;
+    u32 unused;
+};
+
+// Loops are unrolled no further than their loads need: kernels of a step run one after another, so their code comes from afar each time, and
+// a line of code that is run once costs more than a turn of a loop.
+
+// How often a loop from `first` to `end` by `stride` runs. Loops are counted in signed integers by one: only such a loop is unrolled so that
+// its loads are in flight together, and a sum of one lane is a chain that must not wait for memory at each link.
+__device__ __forceinline__ int n_turns(u32 first, u32 end, int stride) { return ((int)end - (int)first + stride - 1) / stride; }
+
+// 1 / √(mean(x²) + ε) of row[k] in shared memory, for all threads of the block. `scratch` is one float in shared memory.
+__device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, float epsilon, float* scratch) {
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        float lane = 0.0f;
+        const float* of_lane = row + (threadIdx.x & (LANES - 1));
+        const int n = n_turns(threadIdx.x & (LANES - 1), k, LANES);
+#pragma unroll 16
+        for (int turn = 0; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
+        lane = sum_lanes(lane);
+        if (threadIdx.x == 0) *scratch = 1.0f / sqrtf(lane / (float)k + epsilon);
+    }
+    __syncthreads();
+    return *scratch;
+}
+
+// RMSNorms in place on row[k] in shared memory, by the THREADS threads of the block.
+template <int THREADS>
+__device__ __forceinline__ void norm_block(float* row, u32 k, const Norms& norms, float* scratch) {
+#pragma unroll 1
+    for (u32 norm = 0; norm < norms.n; norm++) {
+        const float factor = inverse_rms_of_block(row, k, norm == 0 ? norms.epsilons[0] : norms.epsilons[1], scratch);
+        const float* weights = norm == 0 ? norms.weights[0] : norms.weights[1];
+        const int n = n_turns(threadIdx.x, k, THREADS);
+#pragma unroll 5
+        for (int turn = 0; turn < n; turn++) {
+            const u32 index = turn * THREADS + threadIdx.x;
+            row[index] = (row[index] * factor) * __ldg(weights + index);
+        }
+    }
+    __syncthreads();
+}
+
+// Asks for norm weights before they are needed: a step reads more than the cache holds, so they are far away each time.
+__device__ __forceinline__ void prefetch_norms(const Norms& norms, u32 k) {
+#pragma unroll
+    for (u32 norm = 0; norm < 2; norm++) {
+        if (norm >= norms.n) break;
+        for (u32 line = threadIdx.x; line * 32 < k; line += blockDim.x)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(norms.weights[norm] + line * 32));
+    }
+}
+
+// Copies row[k] to shared memory, by the THREADS threads of the block.
+template <int THREADS>
+__device__ __forceinline__ void copy_row(float* row, const float* x, u32 k) {
+    const int n = n_turns(threadIdx.x, k, THREADS);
+#pragma unroll 5
+    for (int turn = 0; turn < n; turn++) row[turn * THREADS + threadIdx.x] = x[turn * THREADS + threadIdx.x];
+}
+
+// The largest magnitude of row[k] in shared memory that this thread looks at, of THREADS.
+template <int THREADS>
+__device__ __forceinline__ float largest_of_thread(const float* row, u32 k) {
+    float largest = 0.0f;
+    const int n = n_turns(threadIdx.x, k, THREADS);
+#pragma unroll 5
+    for (int turn = 0; turn < n; turn++) largest = larger(largest, fabsf(row[turn * THREADS + threadIdx.x]));
+    return largest;
+}
+
+// The largest of the block's values, for all threads. `scratch` is 32 floats in shared memory.
+__device__ __forceinline__ float largest_of_block(float value, float* scratch) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) value = larger(value, __shfl_xor_sync(FULL_WARP, value, step));
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = scratch[0];
+    for (u32 warp = 1; warp < blockDim.x / 32; warp++) value = larger(value, scratch[warp]);
+    return value;
+}
+
+// The sum of the block's integers, for all threads. `scratch` is 32 integers in shared memory.
+__device__ __forceinline__ int sum_of_block(int value, int* scratch) {
+    value = __reduce_add_sync(FULL_WARP, value);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = scratch[0];
+    for (u32 warp = 1; warp < blockDim.x / 32; warp++) value += scratch[warp];
+    return value;
+}
