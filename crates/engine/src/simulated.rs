@@ -107,7 +107,7 @@ impl SimulatedRunner {
             self.output.values.extend((0..n_vocab).map(|index| (mix(hash ^ index) % 1000) as f32 / 1000.0 + 0.001));
             return;
         }
-        let is_few = wanted.is_some_and(|best| best == BestLogits { n: 1, within: 0.0 });
+        let is_few = wanted == Some(BestLogits::GREATEST);
         if is_few {
             self.output.values.resize(start + width, f32::NEG_INFINITY);
         } else {
@@ -129,6 +129,11 @@ impl SimulatedRunner {
             Rows::None => {}
             Rows::Last => self.push_row(last, None),
             Rows::LastBest(best) => self.push_row(last, Some(best)),
+            Rows::LastGreedy => {
+                let n_values = self.output.values.len();
+                self.push_row(last, Some(BestLogits::GREATEST));
+                self.output.values.truncate(n_values);
+            }
             Rows::All => hashes.iter().for_each(|&hash| self.push_row(hash, None)),
             Rows::AllBest(best) => hashes.iter().for_each(|&hash| self.push_row(hash, Some(best))),
         }

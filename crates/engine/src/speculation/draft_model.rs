@@ -12,7 +12,7 @@ use crate::sequence::SequenceId;
 use crate::speculation::DraftRequest;
 use crate::step::guarded_step;
 
-const GREEDY: Rows = Rows::LastBest(BestLogits { n: 1, within: 0.0 });
+const GREEDY: Rows = Rows::LastBest(BestLogits::GREATEST);
 
 /// What the draft model has of a sequence.
 #[derive(Default)]
