@@ -3,10 +3,11 @@
 //! of a fixed number of tokens, and waiting makes up for it: whoever waits is overtaken only by those who come within a bounded
 //! amount of service, so nobody starves. There is no clock: age is counted in tokens served to all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::limits::N_IDLE_TENANTS_MAX;
 use crate::request::{Priority, TenantSalt};
+use crate::sequence::SequenceId;
 
 /// Tokens that a step of priority is worth.
 const PRIORITY_TOKENS: u64 = 4096;
@@ -17,52 +18,91 @@ const AGEING: u64 = 4;
 struct Account {
     /// Tokens given to it, and what it was credited with when it came back.
     n_tokens: u64,
-    n_requests: usize,
+    n_sequences: usize,
+    /// Those of its sequences that wait, by ticket.
+    line: BTreeSet<(Ticket, SequenceId)>,
 }
 
-/// What every tenant was given.
+/// What every tenant was given, and who waits.
 #[derive(Default)]
 pub(crate) struct FairShare {
     accounts: HashMap<TenantSalt, Account>,
-    /// Accounts with requests.
+    /// Accounts with sequences.
     n_busy: usize,
+    n_waiting: usize,
     /// Tokens given to all.
     n_tokens: u64,
-    /// The least that a tenant with requests had been given, when last looked at.
+    /// The least that a tenant with sequences had been given, when last looked at.
     floor: u64,
 }
 
-/// When a request came, in tokens served until then.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Arrival(u64);
+/// A sequence's own part of its place in line: when it came, in tokens served until then, and its priority. Smaller is sooner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
 
 impl FairShare {
-    /// A sequence of the tenant begins to wait.
-    pub(crate) fn enter(&mut self, tenant: TenantSalt) -> Arrival {
-        let busy = self.accounts.values().filter(|account| account.n_requests > 0);
+    /// A sequence of the tenant comes.
+    pub(crate) fn enter(&mut self, tenant: TenantSalt, priority: Priority) -> Ticket {
+        let busy = self.accounts.values().filter(|account| account.n_sequences > 0);
         self.floor = self.floor.max(busy.map(|account| account.n_tokens).min().unwrap_or(0));
         let account = self.accounts.entry(tenant).or_default();
-        if account.n_requests == 0 {
+        if account.n_sequences == 0 {
             // Having asked for nothing earns nothing.
             account.n_tokens = account.n_tokens.max(self.floor);
             self.n_busy += 1;
         }
-        account.n_requests += 1;
-        Arrival(self.n_tokens)
+        account.n_sequences += 1;
+        let handicap = match priority {
+            Priority::High => 0,
+            Priority::Normal => PRIORITY_TOKENS,
+            Priority::Low => 2 * PRIORITY_TOKENS,
+        };
+        Ticket(handicap + self.n_tokens / AGEING)
     }
 
     /// A sequence of the tenant is gone.
     pub(crate) fn leave(&mut self, tenant: TenantSalt) {
         let Some(account) = self.accounts.get_mut(&tenant) else { return };
-        assert!(account.n_requests > 0, "a tenant's sequence leaves once");
-        account.n_requests -= 1;
-        if account.n_requests > 0 {
+        assert!(account.n_sequences > 0, "a tenant's sequence leaves once");
+        account.n_sequences -= 1;
+        if account.n_sequences > 0 {
             return;
         }
         self.n_busy -= 1;
         if self.accounts.len() - self.n_busy > N_IDLE_TENANTS_MAX {
-            self.accounts.retain(|_, account| account.n_requests > 0);
+            self.accounts.retain(|_, account| account.n_sequences > 0);
         }
+    }
+
+    /// A sequence waits that has entered.
+    pub(crate) fn wait(&mut self, tenant: TenantSalt, place: (Ticket, SequenceId)) {
+        if let Some(account) = self.accounts.get_mut(&tenant) {
+            self.n_waiting += usize::from(account.line.insert(place));
+        }
+    }
+
+    /// A sequence does not wait any more, if it did.
+    pub(crate) fn stop_waiting(&mut self, tenant: TenantSalt, place: (Ticket, SequenceId)) {
+        if let Some(account) = self.accounts.get_mut(&tenant) {
+            self.n_waiting -= usize::from(account.line.remove(&place));
+        }
+    }
+
+    /// Sequences that wait.
+    pub(crate) fn n_waiting(&self) -> usize {
+        self.n_waiting
+    }
+
+    /// Whose turn it is.
+    pub(crate) fn next(&self) -> Option<SequenceId> {
+        if self.n_waiting == 0 {
+            return None;
+        }
+        let firsts = self.accounts.values().filter_map(|account| {
+            let &(ticket, id) = account.line.first()?;
+            Some((account.n_tokens + ticket.0, id))
+        });
+        firsts.min().map(|(_, id)| id)
     }
 
     /// The tenant was given `n_tokens`.
@@ -72,21 +112,12 @@ impl FairShare {
             account.n_tokens += n_tokens as u64;
         }
     }
-
-    /// The smaller, the sooner.
-    pub(crate) fn key(&self, tenant: TenantSalt, priority: Priority, arrival: Arrival) -> u64 {
-        let head_start = match priority {
-            Priority::High => 0,
-            Priority::Normal => PRIORITY_TOKENS,
-            Priority::Low => 2 * PRIORITY_TOKENS,
-        };
-        self.accounts.get(&tenant).map_or(0, |account| account.n_tokens) + head_start + arrival.0 / AGEING
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::RequestId;
 
     fn tenant(name: u32) -> TenantSalt {
         let mut salt = [0; 32];
@@ -97,26 +128,28 @@ mod tests {
     /// Serves one request of 100 tokens after another, the smallest key first, while `arrivals` says who comes. Returns when each of
     /// the `marked` was served.
     fn serve(n_steps: u32, marked: &[(u32, Priority)], arrivals: impl Fn(u32) -> Vec<(u32, Priority)>) -> Vec<u32> {
-        let mut fair = FairShare::default();
-        let mut waiting = Vec::new();
+        let (mut fair, mut n_entered) = (FairShare::default(), 0);
+        let mut waiting = HashMap::new();
         let mut served = vec![n_steps; marked.len()];
         for step in 0..n_steps {
             let new = if step == 0 { [arrivals(0), marked.to_vec()].concat() } else { arrivals(step) };
             for (name, priority) in new {
-                waiting.push((name, priority, fair.enter(tenant(name))));
+                n_entered += 1;
+                let id = SequenceId { request: RequestId(n_entered), choice: 0 };
+                let ticket = fair.enter(tenant(name), priority);
+                fair.wait(tenant(name), (ticket, id));
+                waiting.insert(id, (name, priority, ticket));
             }
-            let next = (0..waiting.len()).min_by_key(|&index| {
-                let (name, priority, arrival) = waiting[index];
-                (fair.key(tenant(name), priority, arrival), index)
-            });
-            let Some(next) = next else { continue };
-            let (name, priority, _) = waiting.remove(next);
+            let Some(next) = fair.next() else { continue };
+            let (name, priority, ticket) = waiting.remove(&next).expect("it waits");
+            fair.stop_waiting(tenant(name), (ticket, next));
             fair.charge(tenant(name), 100);
             fair.leave(tenant(name));
             if let Some(index) = marked.iter().position(|&mark| mark == (name, priority)) {
                 served[index] = served[index].min(step);
             }
         }
+        assert_eq!(fair.n_waiting(), waiting.len());
         served
     }
 
@@ -146,7 +179,7 @@ mod tests {
     fn idle_tenants_are_forgotten_within_bounds() {
         let mut fair = FairShare::default();
         for name in 0..3 * N_IDLE_TENANTS_MAX as u32 {
-            fair.enter(tenant(name));
+            fair.enter(tenant(name), Priority::Normal);
             fair.leave(tenant(name));
             assert!(fair.accounts.len() <= N_IDLE_TENANTS_MAX + 1);
         }

@@ -7,7 +7,7 @@
 //! alone it fits (that is checked when a request is submitted), so it ends, and the next is the smallest. A preempted sequence
 //! is promoted one priority, so that it cannot be preempted for ever by those who come later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use bitnet_model::TokenId;
@@ -74,7 +74,9 @@ pub(crate) struct Scheduler {
     sequences: BTreeMap<SequenceId, Sequence>,
     /// By rank.
     running: Vec<SequenceId>,
-    waiting: Vec<SequenceId>,
+    /// Waiting ones that ran before.
+    preempted: BTreeSet<(Rank, SequenceId)>,
+    /// The order of those that never ran.
     fair_share: FairShare,
     n_admissions: u64,
     counts: SchedulerCounts,
@@ -91,7 +93,7 @@ impl Scheduler {
             pool,
             sequences: BTreeMap::new(),
             running: Vec::new(),
-            waiting: Vec::new(),
+            preempted: BTreeSet::new(),
             fair_share: FairShare::default(),
             n_admissions: 0,
             counts: SchedulerCounts::default(),
@@ -118,7 +120,7 @@ impl Scheduler {
     }
 
     pub(crate) fn n_waiting(&self) -> usize {
-        self.waiting.len()
+        self.preempted.len() + self.fair_share.n_waiting()
     }
 
     pub(crate) fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
@@ -133,23 +135,23 @@ impl Scheduler {
     /// A new sequence waits.
     pub(crate) fn enqueue(&mut self, id: SequenceId, token_ids: Vec<TokenId>, of: (TenantSalt, Priority), cache_reading: CacheReading) {
         assert!(!token_ids.is_empty(), "a sequence has tokens");
-        let arrival = self.fair_share.enter(of.0);
-        self.sequences.insert(id, Sequence::new(token_ids, of, cache_reading, arrival));
-        self.waiting.push(id);
+        let ticket = self.fair_share.enter(of.0, of.1);
+        self.sequences.insert(id, Sequence::new(token_ids, of, cache_reading, ticket));
+        self.fair_share.wait(of.0, (ticket, id));
     }
 
     /// `child` goes on from `parent`'s first `n_tokens` tokens, at once if there is a place and else when there is one.
     pub(crate) fn fork(&mut self, parent: SequenceId, child: SequenceId, n_tokens: usize) {
         let Some(parent) = self.sequences.get(&parent) else { return };
-        let mut forked = parent.fork(n_tokens, self.fair_share.enter(parent.tenant));
+        let mut forked = parent.fork(n_tokens, self.fair_share.enter(parent.tenant, parent.priority));
         let beginning = parent.full_blocks(n_tokens);
         if self.running.len() < self.limits.n_running {
             forked.begin_on(beginning, &mut self.pool);
             self.sequences.insert(child, forked);
             self.run(child);
         } else {
+            self.fair_share.wait(forked.tenant, (forked.ticket, child));
             self.sequences.insert(child, forked);
-            self.waiting.push(child);
         }
     }
 
@@ -157,9 +159,12 @@ impl Scheduler {
     pub(crate) fn remove(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.sequences.remove(&id) else { return };
         sequence.release(&mut self.pool);
-        self.fair_share.leave(sequence.tenant);
         self.running.retain(|&other| other != id);
-        self.waiting.retain(|&other| other != id);
+        match sequence.rank {
+            Some(rank) => drop(self.preempted.remove(&(rank, id))),
+            None => self.fair_share.stop_waiting(sequence.tenant, (sequence.ticket, id)),
+        }
+        self.fair_share.leave(sequence.tenant);
     }
 
     /// A drawn token.
@@ -283,10 +288,10 @@ impl Scheduler {
         sequence.release(&mut self.pool);
         if let Some(rank) = &mut sequence.rank {
             rank.priority = promoted(rank.priority);
+            self.preempted.insert((*rank, id));
         }
         self.counts.n_preemptions += 1;
         self.running.retain(|&other| other != id);
-        self.waiting.push(id);
         let planned: usize = self.plan.iter().filter(|share| share.id == id).map(|share| share.n_tokens + share.n_drafts).sum();
         self.n_tokens_left += planned;
         self.plan.retain(|share| share.id != id);
@@ -302,20 +307,15 @@ impl Scheduler {
                 self.preempt(parked);
                 continue;
             }
-            self.waiting.retain(|&other| other != id);
             self.begin(id);
             self.plan_chunk(id, demands);
         }
     }
 
-    /// Preempted sequences first, by rank; then by fair share.
+    /// Preempted sequences first, by rank; then by fair share. (The readers of those that never ran have nothing to read.)
     fn next_waiting(&self, demands: Demands<'_>) -> Option<SequenceId> {
-        let ready = self.waiting.iter().filter(|&&id| demands(id).readiness == Readiness::Ready);
-        ready.copied().min_by_key(|id| {
-            let sequence = &self.sequences[id];
-            let fair = self.fair_share.key(sequence.tenant, sequence.priority, sequence.arrival);
-            (sequence.rank.is_none(), sequence.rank, fair, *id)
-        })
+        let mut resumable = self.preempted.iter().filter(|(_, id)| demands(*id).readiness == Readiness::Ready);
+        resumable.next().map(|&(_, id)| id).or_else(|| self.fair_share.next())
     }
 
     /// Whether all of a waiting sequence's tokens and one more would fit beside what running ones still need for theirs.
@@ -336,7 +336,10 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let beginning = sequence.cached_beginning(&self.pool);
         sequence.begin_on(beginning, &mut self.pool);
-        if sequence.rank.is_none() {
+        if let Some(rank) = sequence.rank {
+            self.preempted.remove(&(rank, id));
+        } else {
+            self.fair_share.stop_waiting(sequence.tenant, (sequence.ticket, id));
             let n_new = sequence.n_left();
             if sequence.cache_reading == CacheReading::Allowed {
                 self.counts.n_queried_tokens += sequence.token_ids.len() as u64;

@@ -6,7 +6,7 @@ use bitnet_model::batch::BlockId;
 use bitnet_model::limits::BLOCK_TOKENS;
 
 use crate::block_pool::BlockPool;
-use crate::fair_share::Arrival;
+use crate::fair_share::Ticket;
 use crate::prefix_cache::ChainEnd;
 use crate::request::{Priority, RequestId, TenantSalt};
 
@@ -39,7 +39,7 @@ pub(crate) struct Sequence {
     pub(crate) priority: Priority,
     pub(crate) token_ids: Vec<TokenId>,
     pub(crate) cache_reading: CacheReading,
-    pub(crate) arrival: Arrival,
+    pub(crate) ticket: Ticket,
     /// Absent until first admitted.
     pub(crate) rank: Option<Rank>,
     /// Tokens whose keys and values are in `block_table`.
@@ -58,14 +58,14 @@ impl Sequence {
         token_ids: Vec<TokenId>,
         (tenant, priority): (TenantSalt, Priority),
         cache_reading: CacheReading,
-        arrival: Arrival,
+        ticket: Ticket,
     ) -> Self {
         Self {
             tenant,
             priority,
             token_ids,
             cache_reading,
-            arrival,
+            ticket,
             rank: None,
             n_computed: 0,
             block_table: Vec::new(),
@@ -76,11 +76,11 @@ impl Sequence {
     }
 
     /// A sequence that goes on from this one's first `n_tokens` tokens. It shares the blocks that are full of them.
-    pub(crate) fn fork(&self, n_tokens: usize, arrival: Arrival) -> Self {
+    pub(crate) fn fork(&self, n_tokens: usize, ticket: Ticket) -> Self {
         Self {
             n_cached: self.n_cached,
             rank: None,
-            ..Self::new(self.token_ids[..n_tokens].to_vec(), (self.tenant, self.priority), CacheReading::Allowed, arrival)
+            ..Self::new(self.token_ids[..n_tokens].to_vec(), (self.tenant, self.priority), CacheReading::Allowed, ticket)
         }
     }
 

@@ -17,7 +17,7 @@ use bitnet_model::text::{AddSpecial, Tokenizer};
 use bitnet_model::{Runner, RunnerOptions, TransformerRunner};
 
 const N_REQUESTS: u64 = 32;
-const N_TOKENS: usize = 12;
+const N_TOKENS: usize = 8;
 
 #[derive(Default)]
 struct Recorder(BTreeMap<RequestId, Vec<Event>>);
@@ -37,7 +37,8 @@ impl EventSink for Recorder {
 
 fn core(checkpoint: &Checkpoint, n_cached_tokens: usize, options: EngineOptions) -> EngineCore {
     let runner = || -> Box<dyn Runner> {
-        let device = CpuDevice::new(CpuOptions::default()).expect("a device");
+        // One thread: tests run beside each other, and the bits are the same for any number.
+        let device = CpuDevice::new(CpuOptions { n_threads: Some(1), ..CpuOptions::default() }).expect("a device");
         let options = RunnerOptions { n_tokens_max: 128, n_cached_tokens, kv_type: KvType::F16 };
         Box::new(TransformerRunner::load(device, checkpoint, options, &mut |_| {}).expect("it loads"))
     };
@@ -100,5 +101,5 @@ fn embedded_model_gives_the_same_bits_alone_and_in_a_batch_of_32() {
         assert_eq!(company.0, alone.0, "{options:?}");
         n_preemptions += many.stats().n_preemptions;
     }
-    println!("{n_preemptions} preemptions");
+    assert!(n_preemptions > 0, "some were preempted");
 }

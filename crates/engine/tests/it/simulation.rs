@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{
-    EngineCore, EngineModel, EngineOptions, Event, EventSink, Fault, FinishReason, Generate, PrefixCaching, Priority, Request, RequestId,
-    SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
+    EngineCore, EngineModel, EngineOptions, EngineStats, Event, EventSink, Fault, FinishReason, Generate, PrefixCaching, Priority, Request,
+    RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
 };
-use bitnet_model::batch::BatchLimits;
+use bitnet_model::batch::{Batch, BatchLimits};
+use bitnet_model::device::DeviceDescription;
 use bitnet_model::random::small_config;
 use bitnet_model::sampler::{Sampler, SamplingParams};
-use bitnet_model::{Session, TokenId};
+use bitnet_model::{Runner, RunnerError, Session, StepOutput, TokenId};
 
-use crate::support::{Dice, quiet_planted_panics, tenant};
+use crate::support::{Dice, quiet_planted_panics, silently, tenant};
 
 const N_SEEDS: u64 = 10_000;
 const N_VOCAB: usize = 24;
@@ -80,15 +81,17 @@ impl UsageSink for Bills {
 struct World {
     limits: BatchLimits,
     fault: Fault,
-    options: EngineOptions,
     clients: Clients,
     bills: Bills,
     core: EngineCore,
     start: Instant,
 }
 
+/// A runner with a bug in it, or without.
+type Planting = fn(SimulatedRunner) -> Box<dyn Runner>;
+
 impl World {
-    fn new(dice: &mut Dice) -> Self {
+    fn new(dice: &mut Dice, plant: Planting) -> Self {
         let n_blocks = 3 + dice.below(14) as usize;
         let n_tokens_max = 3 + dice.below(40) as usize;
         let limits = BatchLimits { n_tokens_max, n_vocab: N_VOCAB, context_length: 96, n_blocks };
@@ -105,13 +108,13 @@ impl World {
         };
         let n_running_max = 1 + dice.below(8) as usize;
         let options = EngineOptions { n_running_max, prefix_cache, speculation, ..EngineOptions::default() };
-        let runner = || Box::new(SimulatedRunner::new(config(), limits).with_fault(POISON, fault));
+        let runner = plant(SimulatedRunner::new(config(), limits).with_fault(POISON, fault));
         // The model drafts for itself: right for the greedy, often wrong for others.
         let draft_limits = BatchLimits { n_blocks: 1 + dice.below(12) as usize, n_tokens_max: 1 + dice.below(30) as usize, ..limits };
         let draft = Box::new(SimulatedRunner::new(config(), draft_limits).with_fault(TokenId(22), fault));
-        let model = EngineModel { runner: runner(), draft: Some(draft), tokenizer: None, eos: vec![TokenId(0)] };
+        let model = EngineModel { runner, draft: Some(draft), tokenizer: None, eos: vec![TokenId(0)] };
         let core = EngineCore::new(model, options).expect("valid options");
-        Self { limits, fault, options, clients: Clients::default(), bills: Bills::default(), core, start: Instant::now() }
+        Self { limits, fault, clients: Clients::default(), bills: Bills::default(), core, start: Instant::now() }
     }
 
     fn now(&self) -> Instant {
@@ -306,21 +309,25 @@ fn logprob(logits: &[f32], token_id: TokenId, n_top: usize) -> TokenLogprob {
     TokenLogprob { token_id, logprob: of(logits[token_id.index()]), top }
 }
 
+/// Lives one life. `None` if it went wrong.
+fn live(seed: u64, plant: Planting) -> Option<EngineStats> {
+    let mut dice = Dice::new(seed);
+    let mut world = World::new(&mut dice, plant);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        world.live(&mut dice);
+        world.check();
+    }));
+    outcome.ok().map(|()| world.core.stats())
+}
+
 #[test]
 fn random_lives_of_an_engine_leak_nothing_starve_nobody_and_change_no_token() {
     quiet_planted_panics();
+    // For a night: `ENGINE_SIMULATION_SEEDS=1000000`.
+    let n_seeds = std::env::var("ENGINE_SIMULATION_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(N_SEEDS);
     let mut seen = [0u64; 7];
-    for seed in 0..N_SEEDS {
-        let mut dice = Dice::new(seed);
-        let mut world = World::new(&mut dice);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            world.live(&mut dice);
-            world.check();
-        }));
-        if outcome.is_err() {
-            panic!("seed {seed}, {:?}, {:?}", world.limits, world.options);
-        }
-        let stats = world.core.stats();
+    for seed in 0..n_seeds {
+        let stats = live(seed, |runner| Box::new(runner)).unwrap_or_else(|| panic!("seed {seed}"));
         let counts = [
             stats.n_preemptions,
             stats.n_prefix_hit_tokens,
@@ -332,5 +339,43 @@ fn random_lives_of_an_engine_leak_nothing_starve_nobody_and_change_no_token() {
         ];
         seen.iter_mut().zip(counts).for_each(|(seen, count)| *seen += count);
     }
-    assert!(seen.iter().all(|&count| count > N_SEEDS / 100), "the simulation reaches everything: {seen:?}");
+    assert!(seen.iter().all(|&count| count > n_seeds / 100), "the simulation reaches everything: {seen:?}");
+}
+
+/// A runner that writes the keys of a batch's last sequence where those of its first belong.
+struct MixedUp(SimulatedRunner);
+
+impl Runner for MixedUp {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn device(&self) -> DeviceDescription {
+        self.0.device()
+    }
+
+    fn limits(&self) -> BatchLimits {
+        self.0.limits()
+    }
+
+    fn decode_bytes(&self) -> u64 {
+        0
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {
+        let mut batch = batch.clone();
+        if let [first, .., last] = batch.sequences.as_mut_slice()
+            && let (Some(from), Some(to)) = (first.block_table.first(), last.block_table.first_mut())
+        {
+            *to = *from;
+        }
+        self.0.step(&batch)
+    }
+}
+
+#[test]
+fn simulation_notices_a_runner_that_mixes_up_blocks() {
+    quiet_planted_panics();
+    let n_noticed = silently(|| (0..50).filter(|&seed| live(seed, |runner| Box::new(MixedUp(runner))).is_none()).count());
+    assert!(n_noticed > 25, "{n_noticed} of 50");
 }

@@ -1,5 +1,6 @@
 //! Models, requests and readers for the tests.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -75,17 +76,30 @@ impl Dice {
     }
 }
 
+thread_local! {
+    static IS_SILENT: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Planted panics say nothing; others do as before.
 pub(crate) fn quiet_planted_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if panic.payload().downcast_ref::<&str>() != Some(&"planted") {
+            if panic.payload().downcast_ref::<&str>() != Some(&"planted") && !IS_SILENT.get() {
                 report(panic);
             }
         }));
     });
+}
+
+/// Work whose panics, on this thread, say nothing either.
+pub(crate) fn silently<R>(work: impl FnOnce() -> R) -> R {
+    quiet_planted_panics();
+    IS_SILENT.set(true);
+    let outcome = work();
+    IS_SILENT.set(false);
+    outcome
 }
 
 /// A byte-level tokenizer: one token for each byte, some pairs, and `</s>` last.
