@@ -11,6 +11,7 @@ use crate::constraint::{ConstraintCompiler, ConstraintState};
 use crate::error::SubmitError;
 use crate::limits;
 use crate::live::{Progress, PromptScores, Work, Writing};
+use crate::quarantine::Quarantine;
 use crate::request::{Generate, Request, Task, TenantSalt};
 use crate::text_stream::TextStream;
 
@@ -24,6 +25,7 @@ pub(crate) struct Admission {
     pub(crate) eos: Vec<TokenId>,
     /// Absent without a tokenizer.
     pub(crate) constraints: Option<ConstraintCompiler>,
+    pub(crate) quarantine: Quarantine,
 }
 
 /// What a model yields.
@@ -49,6 +51,9 @@ impl Admission {
             return Err(SubmitError::TooLong { got: request.prompt.len(), limit: self.context_length });
         }
         request.prompt.iter().try_for_each(|&token_id| self.check_token(token_id))?;
+        if self.quarantine.holds(request.tenant, &request.prompt) {
+            return Err(SubmitError::Quarantined { n_panics: limits::N_PANICS_MAX });
+        }
         let work = match (&request.task, self.output) {
             (Task::Embed, Output::Embedding) => Work::Embed,
             (Task::Embed, Output::Text) => return Err(SubmitError::NoEmbeddings),

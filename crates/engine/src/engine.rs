@@ -15,6 +15,7 @@ use crate::constraint::ConstraintCompiler;
 use crate::error::{RequestError, StartError, SubmitError};
 use crate::limits;
 use crate::options::{EngineOptions, PrefixCaching, Speculation};
+use crate::quarantine::Quarantine;
 use crate::request::{Event, Request, RequestId};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::speculation::{DraftModel, DraftSource, Drafter, PromptLookup};
@@ -77,10 +78,12 @@ impl EngineCore {
             tokenizer,
             eos,
             constraints,
+            quarantine: Quarantine::default(),
         };
+        let admission = Arc::new(admission);
         let drafter = drafter(&*runner, draft, options.speculation)?;
-        let state = EngineState::new(scheduler(&*runner, options), drafter);
-        Ok(Self { runner, batch: Batch::default(), state, admission: Arc::new(admission), options })
+        let state = EngineState::new(scheduler(&*runner, options), drafter, Arc::clone(&admission));
+        Ok(Self { runner, batch: Batch::default(), state, admission, options })
     }
 
     /// What the model yields.

@@ -32,6 +32,8 @@ pub enum SubmitError {
     NoTokenizer { what: &'static str },
     #[error("the constraint cannot be used: {reason}")]
     BadConstraint { reason: String },
+    #[error("computing this prompt panicked {n_panics} times: it is not tried again")]
+    Quarantined { n_panics: usize },
     #[error("too many requests wait; try again in {} ms", retry_after.as_millis())]
     QueueFull { retry_after: Duration },
     #[error("the engine takes no more requests: it is shutting down")]

@@ -83,3 +83,72 @@ impl FairShare {
         self.accounts.get(&tenant).map_or(0, |account| account.n_tokens) + head_start + arrival.0 / AGEING
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(name: u32) -> TenantSalt {
+        let mut salt = [0; 32];
+        salt[..4].copy_from_slice(&name.to_le_bytes());
+        TenantSalt(salt)
+    }
+
+    /// Serves one request of 100 tokens after another, the smallest key first, while `arrivals` says who comes. Returns when each of
+    /// the `marked` was served.
+    fn serve(n_steps: u32, marked: &[(u32, Priority)], arrivals: impl Fn(u32) -> Vec<(u32, Priority)>) -> Vec<u32> {
+        let mut fair = FairShare::default();
+        let mut waiting = Vec::new();
+        let mut served = vec![n_steps; marked.len()];
+        for step in 0..n_steps {
+            let new = if step == 0 { [arrivals(0), marked.to_vec()].concat() } else { arrivals(step) };
+            for (name, priority) in new {
+                waiting.push((name, priority, fair.enter(tenant(name))));
+            }
+            let next = (0..waiting.len()).min_by_key(|&index| {
+                let (name, priority, arrival) = waiting[index];
+                (fair.key(tenant(name), priority, arrival), index)
+            });
+            let Some(next) = next else { continue };
+            let (name, priority, _) = waiting.remove(next);
+            fair.charge(tenant(name), 100);
+            fair.leave(tenant(name));
+            if let Some(index) = marked.iter().position(|&mark| mark == (name, priority)) {
+                served[index] = served[index].min(step);
+            }
+        }
+        served
+    }
+
+    #[test]
+    fn flood_of_one_tenant_does_not_delay_another() {
+        let flood = |step: u32| if step == 0 { vec![(1, Priority::Normal); 500] } else { vec![] };
+        assert!(serve(600, &[(2, Priority::Normal)], flood)[0] <= 2);
+    }
+
+    #[test]
+    fn low_priority_is_served_under_an_endless_stream_of_others() {
+        // Two come for each that is served; of one tenant, and of ever new ones.
+        let same = |_: u32| vec![(1, Priority::High), (1, Priority::Normal)];
+        let fresh = |step: u32| vec![(10 + 2 * step, Priority::High), (11 + 2 * step, Priority::High)];
+        for served in [serve(2000, &[(3, Priority::Low)], same), serve(2000, &[(3, Priority::Low)], fresh)] {
+            assert!(served[0] < 1000, "{served:?}");
+        }
+    }
+
+    #[test]
+    fn high_priority_goes_before_low_ones_that_came_first() {
+        let low = |step: u32| if step == 0 { vec![(1, Priority::Low); 20] } else { vec![] };
+        assert_eq!(serve(30, &[(2, Priority::High)], low), [0]);
+    }
+
+    #[test]
+    fn idle_tenants_are_forgotten_within_bounds() {
+        let mut fair = FairShare::default();
+        for name in 0..3 * N_IDLE_TENANTS_MAX as u32 {
+            fair.enter(tenant(name));
+            fair.leave(tenant(name));
+            assert!(fair.accounts.len() <= N_IDLE_TENANTS_MAX + 1);
+        }
+    }
+}

@@ -40,7 +40,7 @@ struct InboxState {
     mail: Mail,
     phase: Phase,
     is_awake: bool,
-    /// Requests that waited when the engine last looked.
+    /// Requests that wait in the engine, as it last said.
     n_waiting: usize,
     n_refused: u64,
     last_id: u64,
@@ -121,13 +121,18 @@ impl Inbox {
         self.changed.notify_one();
     }
 
-    /// Takes what has come, without waiting. `n_waiting`: requests that wait in the engine.
-    pub(crate) fn take(&self, n_waiting: usize) -> (Mail, Phase) {
+    /// Takes what has come, without waiting.
+    pub(crate) fn take(&self) -> (Mail, Phase) {
         let mut state = self.lock();
         state.is_awake = false;
         let mail = std::mem::take(&mut state.mail);
-        state.n_waiting = n_waiting + mail.arrived.len();
+        state.n_waiting += mail.arrived.len();
         (mail, state.phase)
+    }
+
+    /// Takes down how many requests wait in the engine.
+    pub(crate) fn report_waiting(&self, n_waiting: usize) {
+        self.lock().n_waiting = n_waiting;
     }
 
     /// Waits until something has come since the last `take`, or for `timeout`.

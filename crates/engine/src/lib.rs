@@ -20,6 +20,7 @@ mod logprobs;
 mod model_pool;
 mod options;
 mod prefix_cache;
+mod quarantine;
 mod request;
 mod scheduler;
 mod sequence;

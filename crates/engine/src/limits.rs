@@ -24,16 +24,29 @@ pub const N_DRAFT_MAX: usize = 16;
 pub const N_DRAFT_TOKENS_PER_STEP: usize = 48;
 /// Tenants whose share of service is remembered while they have nothing to do.
 pub const N_IDLE_TENANTS_MAX: usize = 4096;
+/// Panics after which a prompt is refused.
+pub const N_PANICS_MAX: usize = 2;
+/// Prompts that are remembered for having panicked.
+pub const N_QUARANTINED_MAX: usize = 256;
 /// Models in one pool.
 pub const N_MODELS_MAX: usize = 64;
 /// Longest name of a model, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 
-/// Longest source of a constraint (schema, expression or grammar), in bytes.
-pub const CONSTRAINT_BYTES_MAX: usize = 256 << 10;
+/// Longest JSON schema, in bytes.
+pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
+/// Longest expression, grammar or list of choices, in bytes.
+pub const GRAMMAR_BYTES_MAX: usize = 16 << 10;
 /// Deepest nesting of a constraint's source, in brackets. Compilers recurse along it.
 pub const CONSTRAINT_DEPTH_MAX: usize = 64;
-/// Steps (bracket levels times `$ref` hops) of a constraint's compiler.
+/// Work that a schema's values and properties may make: each value is one, and n properties of one object are n + n²/64 more. The
+/// compiler takes up to 0.3 ms for a property, and more the more there are.
+pub const SCHEMA_WORK_MAX: usize = 4096;
+/// Largest magnitude of a numeric bound in a schema: it becomes an expression over its digits.
+pub const SCHEMA_NUMBER_MAX: f64 = 1e19;
+/// Names, literals and operators of a grammar: the compiler takes quadratic time for them.
+pub const N_GRAMMAR_SYMBOLS_MAX: usize = 1024;
+/// Steps in building a constraint's lexer.
 pub const CONSTRAINT_LEXER_FUEL: u64 = 200_000;
 /// Steps that one mask may take.
 pub const CONSTRAINT_MASK_FUEL: u64 = 100_000;
@@ -43,8 +56,6 @@ pub const CONSTRAINT_MASK_ITEMS: usize = 50_000;
 pub const CONSTRAINT_LEXER_STATES: usize = 20_000;
 /// Symbols in a compiled grammar.
 pub const CONSTRAINT_GRAMMAR_SIZE: usize = 50_000;
-/// Largest repetition count in a constraint: the compiler unrolls some of them.
-pub const CONSTRAINT_REPEAT_MAX: u64 = 10_000;
 /// Bytes of compiled constraints that are kept for one tenant.
 pub const CONSTRAINT_CACHE_TENANT_BYTES: usize = 16 << 20;
 /// Bytes of compiled constraints that are kept for all tenants.

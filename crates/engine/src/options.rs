@@ -49,7 +49,7 @@ impl Default for EngineOptions {
         Self {
             n_running_max: 64,
             n_waiting_max: 1024,
-            n_step_tokens_max: bitnet_model::limits::STEP_TOKENS_MAX,
+            n_step_tokens_max: 128,
             n_stream_events_max: 1024,
             prefix_cache: PrefixCaching::On { tenant_percent: 50 },
             speculation: Speculation::Off,

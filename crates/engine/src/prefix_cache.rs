@@ -176,3 +176,94 @@ impl PrefixCache {
         self.remove(oldest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANTS: [TenantSalt; 2] = [TenantSalt([1; 32]), TenantSalt([2; 32])];
+
+    fn block_of(first: u32) -> [TokenId; BLOCK_TOKENS] {
+        std::array::from_fn(|index| TokenId(first + index as u32))
+    }
+
+    fn put(cache: &mut PrefixCache, block: u32, (tenant, before): (TenantSalt, ChainEnd), first: u32) -> ChainEnd {
+        let (end, displaced) = cache.insert(BlockId(block), (tenant, before), &block_of(first));
+        assert_eq!(displaced, None);
+        end
+    }
+
+    fn found(cache: &PrefixCache, tenant: TenantSalt, firsts: &[u32]) -> Vec<u32> {
+        let tokens: Vec<TokenId> = firsts.iter().flat_map(|&first| block_of(first)).collect();
+        cache.find(tenant, &tokens).0.into_iter().map(|block| block.0).collect()
+    }
+
+    #[test]
+    fn prefix_is_found_by_its_own_tenant_and_by_no_other() {
+        let mut cache = PrefixCache::new(8, 8);
+        let [a, b] = TENANTS;
+        let end = put(&mut cache, 0, (a, ChainEnd::root(a)), 100);
+        put(&mut cache, 1, (a, end), 200);
+        assert_eq!(found(&cache, a, &[100, 200, 300]), [0, 1]);
+        assert!(found(&cache, a, &[200]).is_empty(), "a block is found after what it followed only");
+        assert_eq!(found(&cache, a, &[100, 100]), [0]);
+        assert!(found(&cache, b, &[100, 200]).is_empty());
+    }
+
+    #[test]
+    fn collision_costs_a_miss_and_never_a_wrong_block() {
+        // Every chain has the same hash.
+        let mut cache = PrefixCache::with_hash(8, 8, |_, _| [0; 32]);
+        let [a, b] = TENANTS;
+        put(&mut cache, 0, (a, ChainEnd::root(a)), 100);
+        assert_eq!(found(&cache, a, &[100]), [0]);
+        assert!(found(&cache, a, &[101]).is_empty(), "other tokens");
+        assert!(found(&cache, b, &[100]).is_empty(), "another tenant");
+        assert_eq!(found(&cache, a, &[100, 100]), [0], "the same tokens elsewhere in the chain");
+        // The newer takes the place of what it collides with.
+        put(&mut cache, 1, (a, ChainEnd::root(a)), 200);
+        assert_eq!((found(&cache, a, &[100]), found(&cache, a, &[200])), (vec![], vec![1]));
+    }
+
+    #[test]
+    fn child_of_a_block_that_was_given_up_is_not_found_after_its_successor() {
+        let mut cache = PrefixCache::new(8, 8);
+        let [a, _] = TENANTS;
+        let end = put(&mut cache, 0, (a, ChainEnd::root(a)), 100);
+        put(&mut cache, 1, (a, end), 200);
+        assert_eq!(cache.set_idle(BlockId(0)), None);
+        assert_eq!(cache.evict(), Some(BlockId(0)));
+        let again = put(&mut cache, 2, (a, ChainEnd::root(a)), 100);
+        assert_eq!(found(&cache, a, &[100, 200]), [2], "block 1 follows an entry that is gone");
+        put(&mut cache, 3, (a, again), 200);
+        assert_eq!(found(&cache, a, &[100, 200]), [2, 3]);
+    }
+
+    #[test]
+    fn tenant_over_its_share_gives_up_its_own_oldest() {
+        let mut cache = PrefixCache::new(8, 2);
+        let [a, b] = TENANTS;
+        put(&mut cache, 7, (b, ChainEnd::root(b)), 900);
+        assert_eq!(cache.set_idle(BlockId(7)), None);
+        for block in 0..2 {
+            put(&mut cache, block, (a, ChainEnd::root(a)), 100 * (block + 1));
+            assert_eq!(cache.set_idle(BlockId(block)), None);
+        }
+        put(&mut cache, 2, (a, ChainEnd::root(a)), 300);
+        assert_eq!(cache.set_idle(BlockId(2)), Some(BlockId(0)), "not b's, which is older");
+        assert_eq!((cache.n_idle(), found(&cache, b, &[900])), (3, vec![7]));
+        cache.set_busy(BlockId(1));
+        assert_eq!(cache.evict(), Some(BlockId(7)), "busy blocks stay");
+        assert_eq!((cache.evict(), cache.evict()), (Some(BlockId(2)), None));
+    }
+
+    #[test]
+    fn known_content_keeps_its_block_and_nameless_ones_are_freed() {
+        let mut cache = PrefixCache::new(8, 8);
+        let [a, _] = TENANTS;
+        let end = put(&mut cache, 0, (a, ChainEnd::root(a)), 100);
+        assert_eq!(put(&mut cache, 1, (a, ChainEnd::root(a)), 100), end);
+        assert_eq!(cache.set_idle(BlockId(1)), Some(BlockId(1)));
+        assert_eq!((cache.set_idle(BlockId(0)), cache.n_idle()), (None, 1));
+    }
+}

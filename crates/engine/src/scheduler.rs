@@ -8,6 +8,7 @@
 //! is promoted one priority, so that it cannot be preempted for ever by those who come later.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bitnet_model::TokenId;
 
@@ -122,6 +123,11 @@ impl Scheduler {
 
     pub(crate) fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
         self.sequences.get(&id)
+    }
+
+    /// The first sequence in a range of ids.
+    pub(crate) fn first_of(&self, ids: RangeInclusive<SequenceId>) -> Option<&Sequence> {
+        self.sequences.range(ids).next().map(|(_, sequence)| sequence)
     }
 
     /// A new sequence waits.
@@ -263,9 +269,7 @@ impl Scheduler {
 
     /// Who loses its blocks next: one whose reader is behind, else the largest rank.
     fn victim(&self, demands: Demands<'_>) -> Option<SequenceId> {
-        let holds_blocks = |id: &&SequenceId| self.sequences.get(id).is_some_and(|sequence| !sequence.block_table.is_empty());
-        let mut by_rank = self.running.iter().rev().filter(holds_blocks);
-        self.parked(demands).or_else(|| by_rank.next().copied())
+        self.parked(demands).or_else(|| self.running.last().copied())
     }
 
     /// The running sequence of the largest rank whose reader is behind.

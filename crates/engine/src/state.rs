@@ -1,9 +1,10 @@
 //! Everything an engine knows but its model: who lives, who is scheduled, what is drafted, what was counted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::admission::Prepared;
+use crate::admission::{Admission, Prepared};
 use crate::engine::EventSink;
 use crate::error::RequestError;
 use crate::limits;
@@ -13,6 +14,7 @@ use crate::scheduler::{Demand, Readiness, Scheduler, Share};
 use crate::sequence::{CacheReading, SequenceId};
 use crate::speculation::{DraftRequest, Drafter};
 use crate::stats::EngineStats;
+use crate::step::caught;
 
 /// The state between steps.
 pub(crate) struct EngineState {
@@ -21,14 +23,15 @@ pub(crate) struct EngineState {
     pub(crate) live: BTreeMap<RequestId, Live>,
     deadlines: BTreeSet<(Instant, RequestId)>,
     pub(crate) stats: EngineStats,
+    admission: Arc<Admission>,
     /// A row of logits that is being changed; kept for its memory.
     pub(crate) scratch: Vec<f32>,
 }
 
 impl EngineState {
-    pub(crate) fn new(scheduler: Scheduler, drafter: Drafter) -> Self {
+    pub(crate) fn new(scheduler: Scheduler, drafter: Drafter, admission: Arc<Admission>) -> Self {
         let (live, deadlines) = (BTreeMap::new(), BTreeSet::new());
-        Self { scheduler, drafter, live, deadlines, stats: EngineStats::default(), scratch: Vec::new() }
+        Self { scheduler, drafter, live, deadlines, stats: EngineStats::default(), admission, scratch: Vec::new() }
     }
 
     /// Lets a request wait that was found sound. Ids are never used twice.
@@ -63,8 +66,21 @@ impl EngineState {
                 RequestError::DeadlineExceeded => self.stats.n_expired += 1,
                 _ => self.stats.n_failed += 1,
             }
+            if error == RequestError::Panicked {
+                self.quarantine(id);
+            }
             sink.send(id, Event::Failed(error));
             self.end(id, sink);
+        }
+    }
+
+    /// Remembers a prompt that panicked.
+    fn quarantine(&self, id: RequestId) {
+        let Some(live) = self.live.get(&id) else { return };
+        // Some choice of the request is still there: the one that panicked.
+        let of_request = SequenceId { request: id, choice: 0 }..=SequenceId { request: id, choice: u32::MAX };
+        if let Some(sequence) = self.scheduler.first_of(of_request) {
+            self.admission.quarantine.record(sequence.tenant, &sequence.token_ids[..live.usage.n_prompt_tokens]);
         }
     }
 
@@ -91,7 +107,8 @@ impl EngineState {
             self.deadlines.remove(&(deadline, id));
         }
         if let Some(usage_sink) = live.usage_sink {
-            usage_sink.finished(id, live.usage);
+            // Whoever bills may be wrong; the stream must end all the same.
+            drop(caught(|| usage_sink.finished(id, live.usage)));
         }
         sink.send(id, Event::Finished(live.usage));
     }

@@ -101,7 +101,8 @@ pub(crate) fn guarded_step<'a>(runner: &'a mut dyn Runner, batch: &Batch) -> Res
     Ok(caught(move || runner.step(batch))??)
 }
 
-fn caught<R>(work: impl FnOnce() -> R) -> Result<R, RequestError> {
+/// Work whose panic is an error. What it leaves half done belongs to a request that is then ended.
+pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> Result<R, RequestError> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| RequestError::Panicked)
 }
 

@@ -79,19 +79,21 @@ pub(crate) struct EngineThread {
     inbox: Arc<Inbox>,
     published: Arc<Published>,
     streams: Streams,
-    last_end: Option<Instant>,
+    /// When a request last ended, and how many had by then.
+    last_end: Instant,
+    n_ended: u64,
 }
 
 impl EngineThread {
     pub(crate) fn new(core: EngineCore, inbox: Arc<Inbox>, published: Arc<Published>, n_events_max: usize) -> Self {
         let streams = Streams { queues: HashMap::new(), touched: Vec::new(), n_events_max };
-        Self { core, inbox, published, streams, last_end: None }
+        Self { core, inbox, published, streams, last_end: Instant::now(), n_ended: 0 }
     }
 
     /// Serves until told to stop.
     pub(crate) fn run(mut self) {
         loop {
-            let (mail, phase) = self.inbox.take(self.core.stats().n_waiting);
+            let (mail, phase) = self.inbox.take();
             self.sort(mail);
             if phase >= Phase::Stopping {
                 break;
@@ -125,26 +127,23 @@ impl EngineThread {
 
     fn publish(&mut self, start: Instant, outcome: StepOutcome) {
         let end = Instant::now();
-        let StepOutcome::Computed { .. } = outcome else { return self.publish_stats() };
-        let n_ended_before = self.n_ended_published();
-        self.core.record_step(end - start);
-        self.publish_stats();
-        let n_ended = self.n_ended_published() - n_ended_before;
-        if n_ended > 0 {
-            let since = self.last_end.replace(end).map_or(Duration::ZERO, |last| end - last);
-            let each = u64::try_from(since.as_micros()).unwrap_or(u64::MAX) / n_ended;
-            let smoothed = (self.published.request_time_us.load(Ordering::Relaxed).saturating_mul(7).saturating_add(each)) / 8;
-            self.published.request_time_us.store(smoothed, Ordering::Relaxed);
+        if matches!(outcome, StepOutcome::Computed { .. }) {
+            self.core.record_step(end - start);
         }
+        let stats = self.core.stats();
+        let n_ended = stats.n_finished + stats.n_failed + stats.n_expired + stats.n_cancelled;
+        let since = u64::try_from((end - self.last_end).as_micros()).unwrap_or(u64::MAX);
+        if let Some(each) = since.checked_div(n_ended - self.n_ended) {
+            let smoothed = self.published.request_time_us.load(Ordering::Relaxed).saturating_mul(7).saturating_add(each) / 8;
+            self.published.request_time_us.store(smoothed, Ordering::Relaxed);
+            (self.last_end, self.n_ended) = (end, n_ended);
+        }
+        self.publish_stats(stats);
     }
 
-    fn n_ended_published(&self) -> u64 {
-        let stats = self.published.stats.lock().unwrap_or_else(PoisonError::into_inner);
-        stats.n_finished + stats.n_failed + stats.n_expired + stats.n_cancelled
-    }
-
-    fn publish_stats(&self) {
-        *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.core.stats();
+    fn publish_stats(&self, stats: EngineStats) {
+        self.inbox.report_waiting(stats.n_waiting);
+        *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
         self.published.n_live.store(self.core.n_live(), Ordering::Release);
     }
 
@@ -152,10 +151,10 @@ impl EngineThread {
     fn stop(mut self) {
         self.core.fail_all(&RequestError::Shutdown, &mut self.streams);
         self.inbox.advance(Phase::Stopped);
-        let (mail, _) = self.inbox.take(0);
+        let (mail, _) = self.inbox.take();
         self.sort(mail);
         self.core.fail_all(&RequestError::Shutdown, &mut self.streams);
-        self.publish_stats();
+        self.publish_stats(self.core.stats());
         self.streams.flush();
     }
 }

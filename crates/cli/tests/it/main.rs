@@ -7,6 +7,7 @@ mod completions;
 mod convert;
 mod embed;
 mod embedding_model;
+mod engine;
 mod errors;
 mod fixture;
 mod help;

@@ -78,6 +78,11 @@ impl ConstraintCache {
     }
 
     #[cfg(test)]
+    pub(super) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    #[cfg(test)]
     pub(super) fn n_bytes_of(&self, tenant: TenantSalt) -> usize {
         self.tenant_bytes.get(&tenant).copied().unwrap_or(0)
     }

@@ -1,6 +1,7 @@
 //! Compiles constraints within a budget counted in steps, so that the same constraint is accepted or refused on any machine and
 //! under any load.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_model::TokenId;
@@ -50,13 +51,68 @@ impl ConstraintCompiler {
         if let Some(state) = found {
             return Ok(state);
         }
-        let matcher = Matcher::new(self.factory.create_parser(source.grammar()?));
+        let grammar = source.grammar()?;
+        let compiled = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.factory.create_parser(grammar))));
+        let matcher = compiled.map_err(|_| refused("compiling it panicked"))?;
         if let Some(error) = matcher.get_error() {
             return Err(refused(error));
         }
-        let state = ConstraintState { matcher };
+        let mut state = ConstraintState { matcher };
+        state.check_satisfiable()?;
         let kept = state.duplicate();
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, source, kept);
         Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn compiler() -> ConstraintCompiler {
+        let vocabulary: serde_json::Map<_, _> = (b' '..=b'~').map(|byte| (char::from(byte).to_string(), (byte - b' ').into())).collect();
+        let file = json!({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+        let tokenizer = Arc::new(Tokenizer::from_json(file.to_string().as_bytes()).expect("valid"));
+        ConstraintCompiler::new(&tokenizer, &[]).expect("a vocabulary")
+    }
+
+    fn n_bytes_of(compiler: &ConstraintCompiler, tenant: TenantSalt) -> usize {
+        compiler.cache.lock().expect("whole").n_bytes_of(tenant)
+    }
+
+    #[test]
+    fn constraints_of_one_tenant_are_kept_in_bounded_bytes_and_apart_from_others() {
+        let compiler = compiler();
+        let [busy, quiet] = [1, 2].map(|name| TenantSalt([name; 32]));
+        let schema = |number: u32| Constraint::JsonSchema(json!({"const": number}));
+        compiler.compile(quiet, &schema(0)).expect("sound");
+        let n_quiet = n_bytes_of(&compiler, quiet);
+        assert!(n_quiet > 0);
+        for number in 0..600 {
+            compiler.compile(busy, &schema(number)).expect("sound");
+        }
+        let n_busy = n_bytes_of(&compiler, busy);
+        assert!(n_busy <= limits::CONSTRAINT_CACHE_TENANT_BYTES && n_busy > limits::CONSTRAINT_CACHE_TENANT_BYTES / 2);
+        assert_eq!(n_bytes_of(&compiler, quiet), n_quiet, "a flood of one tenant costs the other nothing");
+        let source = |number: u32| Source::new(&schema(number)).expect("sound");
+        let mut cache = compiler.cache.lock().expect("whole");
+        assert!(cache.find(busy, &source(599)).is_some() && cache.find(busy, &source(1)).is_none(), "the latest are kept");
+        assert!(cache.find(quiet, &source(599)).is_none(), "another's are not found");
+        assert!(cache.find(quiet, &source(0)).is_some(), "one's own are");
+    }
+
+    #[test]
+    fn cache_of_a_hundred_thousand_constraints_stays_within_its_bytes() {
+        let compiler = compiler();
+        let state = compiler.compile(TenantSalt([1; 32]), &Constraint::Regex("a".into())).expect("sound");
+        let mut cache = ConstraintCache::default();
+        for number in 0..100_000u32 {
+            let tenant = TenantSalt([(number % 50) as u8; 32]);
+            let source = Source::new(&Constraint::Regex(format!("a{number}"))).expect("sound");
+            cache.insert(tenant, source, state.duplicate());
+            assert!(cache.n_bytes() <= limits::CONSTRAINT_CACHE_BYTES);
+        }
     }
 }

@@ -11,7 +11,8 @@ pub(crate) use compiler::ConstraintCompiler;
 use bitnet_model::TokenId;
 use llguidance::Matcher;
 
-use crate::error::RequestError;
+use crate::constraint::source::refused;
+use crate::error::{RequestError, SubmitError};
 
 /// Where one text is in its constraint.
 pub(crate) struct ConstraintState {
@@ -19,6 +20,12 @@ pub(crate) struct ConstraintState {
 }
 
 impl ConstraintState {
+    /// Refuses what no text fits, such as a schema that only refers to itself.
+    fn check_satisfiable(&mut self) -> Result<(), SubmitError> {
+        let first = self.matcher.compute_mask_or_eos().map_err(|error| refused(error.to_string()))?;
+        if first.is_zero() { Err(refused("no text fits it")) } else { Ok(()) }
+    }
+
     /// Sets the logits of tokens that cannot come next to −∞.
     pub(crate) fn mask(&mut self, logits: &mut [f32]) -> Result<(), RequestError> {
         let allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;

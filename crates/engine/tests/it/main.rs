@@ -1,5 +1,9 @@
-//! The engine from outside.
+//! The engine from outside: what its readers see, whatever happens inside.
 
+mod batch_invariance;
+mod constraint;
+mod faults;
 mod handle;
+mod requests;
 mod simulation;
 mod support;

@@ -1,10 +1,18 @@
 //! Models, requests and readers for the tests.
 
-use bitnet_engine::{EngineModel, Generate, Priority, Request, SimulatedRunner, Task, TenantSalt};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bitnet_checkpoint::ModelConfig;
+use bitnet_engine::{
+    EngineCore, EngineModel, Event, EventSink, FinishReason, Generate, Priority, Request, RequestId, SimulatedRunner, Task, TenantSalt,
+};
 use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
 use bitnet_model::random::small_config;
 use bitnet_model::sampler::SamplingParams;
+use bitnet_model::text::Tokenizer;
 
 /// Tokens from numbers.
 pub(crate) fn ids(ids: impl IntoIterator<Item = u32>) -> Vec<TokenId> {
@@ -78,4 +86,93 @@ pub(crate) fn quiet_planted_panics() {
             }
         }));
     });
+}
+
+/// A byte-level tokenizer: one token for each byte, some pairs, and `</s>` last.
+pub(crate) fn byte_tokenizer() -> Arc<Tokenizer> {
+    let character = |byte: u8| byte_character(byte).to_string();
+    let mut vocabulary: serde_json::Map<String, serde_json::Value> = (0..=255u8).map(|byte| (character(byte), byte.into())).collect();
+    for (index, pair) in BYTE_PAIRS.iter().enumerate() {
+        vocabulary.insert(pair.bytes().map(character).collect(), (256 + index).into());
+    }
+    let eos = 256 + BYTE_PAIRS.len();
+    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let file = serde_json::json!({
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "added_tokens": [{"id": eos, "content": "</s>", "special": true}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+    });
+    Arc::new(Tokenizer::from_json(file.to_string().as_bytes()).expect("valid"))
+}
+
+/// Tokens of more than one byte.
+const BYTE_PAIRS: [&str; 6] = ["\":", "\",", "{\"", "\"}", "true", "ab"];
+/// Ids of the byte tokenizer.
+pub(crate) const BYTE_VOCABULARY: usize = 256 + BYTE_PAIRS.len() + 1;
+/// Its last id.
+pub(crate) const BYTE_EOS: TokenId = TokenId(BYTE_VOCABULARY as u32 - 1);
+
+/// GPT-2's printable stand-in for a byte.
+fn byte_character(byte: u8) -> char {
+    let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if is_itself(byte) {
+        return char::from(byte);
+    }
+    let n_before = (0..byte).filter(|&other| !is_itself(other)).count() as u32;
+    char::from_u32(256 + n_before).expect("a character")
+}
+
+/// A simulated model of the byte vocabulary, with text.
+pub(crate) fn writing_model(n_blocks: usize) -> EngineModel {
+    let config = ModelConfig { n_vocab: BYTE_VOCABULARY, context_length: 1024, ..small_config() };
+    let limits = BatchLimits { n_tokens_max: 64, n_vocab: BYTE_VOCABULARY, context_length: 1024, n_blocks };
+    let runner = Box::new(SimulatedRunner::new(config, limits));
+    EngineModel { runner, draft: None, tokenizer: Some(byte_tokenizer()), eos: vec![BYTE_EOS] }
+}
+
+/// Takes everything down, by request.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    pub(crate) events: BTreeMap<RequestId, Vec<Event>>,
+}
+
+impl EventSink for Recorder {
+    fn send(&mut self, id: RequestId, event: Event) {
+        self.events.entry(id).or_default().push(event);
+    }
+
+    fn has_room(&self, _: RequestId) -> bool {
+        true
+    }
+}
+
+impl Recorder {
+    /// The text of a choice, and why it ended.
+    pub(crate) fn text(&self, id: RequestId, wanted: u32) -> (String, Option<FinishReason>) {
+        let (mut whole, mut finish) = (String::new(), None);
+        for event in self.events.get(&id).into_iter().flatten() {
+            match event {
+                Event::Token { choice, text, .. } if *choice == wanted => whole.push_str(text),
+                Event::ChoiceFinished { choice, text, reason } if *choice == wanted => {
+                    whole.push_str(text);
+                    finish = Some(reason.clone());
+                }
+                _ => {}
+            }
+        }
+        (whole, finish)
+    }
+}
+
+/// Steps until nothing is left to do.
+pub(crate) fn finish_all(core: &mut EngineCore, recorder: &mut Recorder) {
+    let now = Instant::now();
+    for _ in 0..100_000 {
+        if core.n_live() == 0 {
+            return;
+        }
+        core.step(now, recorder);
+    }
+    panic!("it does not end: {:?}", core.stats());
 }
