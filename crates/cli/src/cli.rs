@@ -21,6 +21,8 @@ pub(crate) struct CommandLine {
 pub(crate) enum Verb {
     Run(Box<verbs::run::RunArguments>),
     Chat(Box<verbs::chat::ChatArguments>),
+    Serve(Box<verbs::serve::ServeArguments>),
+    Batch(Box<verbs::batch::BatchArguments>),
     Inspect(verbs::inspect::InspectArguments),
     Convert(verbs::convert::ConvertArguments),
     Bench(verbs::bench::BenchArguments),

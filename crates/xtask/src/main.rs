@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arm;
+mod clients;
 mod command;
 mod coverage;
 mod fixtures;
@@ -36,6 +37,7 @@ enum Verb {
     Coverage(coverage::CoverageArgs),
     Fixtures(fixtures::FixturesArgs),
     Arm(arm::ArmArgs),
+    Clients(clients::ClientsArgs),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Coverage(args) => coverage::run(&args),
         Verb::Fixtures(args) => fixtures::run(&args),
         Verb::Arm(args) => arm::run(&args),
+        Verb::Clients(args) => clients::run(&args, &mut |line| println!("{line}")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

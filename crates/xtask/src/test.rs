@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::clients::{self, ClientsArgs};
 use crate::command;
 use crate::fuzz::{self, Effort, Fuzzer};
 use crate::repository::Repository;
@@ -14,11 +15,11 @@ use crate::{tidy, toolchain};
 
 /// Run everything that a change has to pass.
 ///
-/// Format check, clippy with warnings denied, all tests, tidy, and a short run of every fuzz target, whose seeds are tested first. Stops at the first stage
+/// Format check, clippy with warnings denied, all tests, tidy, journeys of real clients, and a short run of every fuzz target, whose seeds are tested first. Stops at the first stage
 /// that fails and names it. The last line is `N passed, N failed`, summed over all tests.
 #[derive(Args)]
 pub(crate) struct TestArgs {
-    /// Leave out a stage whose tools are neither there nor can be installed (fuzzing needs a C++ compiler), and say so.
+    /// Leave out a stage whose tools are neither there nor can be installed (fuzzing needs a C++ compiler, journeys Python and Node), and say so.
     #[arg(long)]
     allow_missing: bool,
     /// Time for each fuzz target; 0 leaves fuzzing out.
@@ -73,6 +74,13 @@ impl Stages {
             command::run(&mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))
         })?;
         self.stage("tests", |counts| run_tests(&mut cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), counts))?;
+        self.stage("clients", |counts| {
+            let clients = ClientsArgs { allow_missing: args.allow_missing };
+            clients::run(&clients, &mut |line| {
+                println!("{line}");
+                counts.add_result_line(line);
+            })
+        })?;
         if fuzzes {
             let effort = Effort { seconds: args.fuzz_seconds, runs: None, quiet: true };
             self.stage("fuzz tests", |counts| run_tests(&mut fuzz::library_tests(&repository)?, counts))?;

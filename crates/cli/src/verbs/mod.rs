@@ -1,5 +1,6 @@
 //! One file per verb; each has its flags and one function that performs it.
 
+pub(crate) mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
@@ -11,6 +12,7 @@ pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod run;
+pub(crate) mod serve;
 
 use crate::cli::{CommandLine, Verb};
 use crate::terminal::Terminal;
@@ -21,6 +23,8 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
     match &command_line.verb {
         Verb::Run(arguments) => run::perform(arguments, global, terminal),
         Verb::Chat(arguments) => chat::perform(arguments, global, terminal),
+        Verb::Serve(arguments) => serve::perform(arguments, global, terminal),
+        Verb::Batch(arguments) => batch::perform(arguments, global, terminal),
         Verb::Inspect(arguments) => inspect::perform(arguments, global, terminal),
         Verb::Convert(arguments) => convert::perform(arguments, global, terminal),
         Verb::Bench(arguments) => bench::perform(arguments, global, terminal),

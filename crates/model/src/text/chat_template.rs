@@ -140,6 +140,11 @@ impl ChatTemplate {
         }
     }
 
+    /// Whether the template looks at a name from outside, such as `tools`.
+    pub fn reads(&self, name: &str) -> bool {
+        self.reads.iter().any(|read| read == name)
+    }
+
     /// Writes the prompt. It holds the special tokens, so it is to be encoded with [`Tokenizer::encode_chat`].
     ///
     /// [`Tokenizer::encode_chat`]: crate::text::Tokenizer::encode_chat

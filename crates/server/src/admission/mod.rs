@@ -1,0 +1,93 @@
+//! Who may do what, and who pays: the seam between the server and whatever sells it. Alone, [`StaticKeys`] implements it; the
+//! platform implements it with accounts and a ledger.
+//!
+//! A request is authenticated, then admitted for the most it can cost; what comes back is a [`Reservation`], which is settled or
+//! voided exactly once, whatever becomes of the request: success, error, a client that left, a server that drains. That is the
+//! [`Settlement`]'s doing, not the handlers'.
+
+mod settlement;
+mod static_keys;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use bitnet_engine::{Priority, TenantSalt, Usage};
+
+use crate::error::ServerError;
+
+pub use crate::ids::new_secret;
+pub(crate) use settlement::Settlement;
+pub use static_keys::{ApiKey, ApiKeyDigest, StaticKeys};
+
+/// A boxed future, as traits that are objects need it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Account or key, for logs and for objects that belong to somebody.
+    pub name: String,
+    /// Keeps cached prefixes of callers apart.
+    pub tenant: TenantSalt,
+    /// The most urgent class that the caller may ask for.
+    pub priority_best: Priority,
+}
+
+/// What a request is for; a usage event names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Text from a conversation.
+    Chat,
+    /// Text from a prompt.
+    Completion,
+    /// Vectors.
+    Embedding,
+}
+
+/// The most that a request can cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ceiling {
+    /// The request's id, as the client sees it.
+    pub request_id: String,
+    /// What it is for.
+    pub operation: Operation,
+    /// The model's name.
+    pub model: String,
+    /// Tokens of all its prompts.
+    pub n_prompt_tokens: usize,
+    /// Tokens that may be written, over all prompts and choices.
+    pub n_completion_tokens_max: usize,
+    /// Prompts or texts to embed.
+    pub n_items: usize,
+}
+
+/// How much of its rate a caller has left, for `x-ratelimit-*` headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Requests in a minute.
+    pub limit_requests: u32,
+    /// Of these, left.
+    pub remaining_requests: u32,
+    /// Until all of them are there again.
+    pub reset_requests: Duration,
+}
+
+/// What was reserved for one request.
+pub trait Reservation: Send {
+    /// Accounts for what was used. Runs on an engine's thread: it hands the work over and does not block.
+    fn settle(self: Box<Self>, usage: Usage);
+    /// Nothing was computed: gives everything back. Must not block either.
+    fn void(self: Box<Self>);
+    /// What the caller has left, if it is limited.
+    fn rate_limits(&self) -> Option<RateLimits>;
+}
+
+/// Decides about callers and requests.
+pub trait Admission: Send + Sync + 'static {
+    /// Who calls, by the headers of a request.
+    fn authenticate<'a>(&'a self, headers: &'a HeaderMap) -> BoxFuture<'a, Result<Caller, ServerError>>;
+    /// Reserves the most that a request can cost, or refuses it.
+    fn admit<'a>(&'a self, caller: &'a Caller, ceiling: Ceiling) -> BoxFuture<'a, Result<Box<dyn Reservation>, ServerError>>;
+}

@@ -1,0 +1,230 @@
+//! What all handlers share: configuration, models, admission, metrics, the stores of responses and files. And the way every
+//! generation is started: admitted for the most it can cost, submitted, and from then on settled whatever happens.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use bitnet_engine::{Generate, Priority, Request, Task, TenantSalt, TokenStream};
+use bitnet_model::TokenId;
+
+use crate::admission::{Admission, Caller, Ceiling, Operation, Settlement};
+use crate::config::Config;
+use crate::error::ServerError;
+use crate::files::FileStore;
+use crate::generation::Generation;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::models::{Models, ServedModel};
+use crate::openai::batches;
+use crate::openai::live_batches::LiveBatches;
+use crate::openai::response_store::ResponseStore;
+use crate::text_pool::TextPool;
+
+/// The state of a server; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    models: Models,
+    admission: Box<dyn Admission>,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    text_pool: TextPool,
+    responses: ResponseStore,
+    files: Option<FileStore>,
+    live_batches: LiveBatches,
+    now: fn() -> SystemTime,
+}
+
+/// A request's identity, put there by the outermost layer.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestIdentity(pub(crate) Arc<str>);
+
+/// A line of a batch, whose caller is known. Extensions cannot come from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct InBatch(pub(crate) Caller);
+
+/// How urgent a request is by where it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Somebody waits.
+    Connection,
+    /// Nobody does.
+    Batch,
+}
+
+/// Who calls, and under which id.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) caller: Caller,
+    pub(crate) request_id: Arc<str>,
+    pub(crate) origin: Origin,
+}
+
+impl FromRequestParts<App> for Context {
+    type Rejection = ServerError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ServerError> {
+        let (caller, origin) = match parts.extensions.get::<InBatch>() {
+            Some(InBatch(caller)) => (caller.clone(), Origin::Batch),
+            None => (app.0.admission.authenticate(&parts.headers).await?, Origin::Connection),
+        };
+        let identity = parts.extensions.get::<RequestIdentity>().cloned();
+        let request_id = identity.map_or_else(|| crate::ids::new_id("req_").into(), |identity| identity.0);
+        tracing::Span::current().record("caller", caller.name.as_str());
+        Ok(Self { caller, request_id, origin })
+    }
+}
+
+/// A generation, ready to be started.
+pub(crate) struct Job {
+    pub(crate) model: Arc<ServedModel>,
+    pub(crate) operation: Operation,
+    pub(crate) prompts: Vec<Vec<TokenId>>,
+    /// Without it, the prompts are embedded.
+    pub(crate) generate: Option<Generate>,
+    pub(crate) priority: Priority,
+    /// The parameter that holds the prompt, for refusals.
+    pub(crate) prompt_param: &'static str,
+}
+
+impl App {
+    /// Puts a server's state together. `now` tells the time that objects and prompts are dated with.
+    pub fn new(config: Config, admission: Box<dyn Admission>, now: fn() -> SystemTime) -> Result<Self, ServerError> {
+        let files = config.data_folder.as_deref().map(FileStore::open).transpose()?;
+        let text_pool = TextPool::new(config.n_text_threads);
+        let (models, lifecycle, metrics) = (Models::default(), Lifecycle::default(), Metrics::default());
+        let responses = ResponseStore::default();
+        Ok(Self(Arc::new(Inner {
+            config,
+            models,
+            admission,
+            lifecycle,
+            metrics,
+            text_pool,
+            responses,
+            files,
+            live_batches: LiveBatches::default(),
+            now,
+        })))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The models.
+    pub fn models(&self) -> &Models {
+        &self.0.models
+    }
+
+    /// Whether it takes work.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.0.lifecycle
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(crate) fn text_pool(&self) -> &TextPool {
+        &self.0.text_pool
+    }
+
+    pub(crate) fn responses(&self) -> &ResponseStore {
+        &self.0.responses
+    }
+
+    pub(crate) fn live_batches(&self) -> &LiveBatches {
+        &self.0.live_batches
+    }
+
+    /// Files and batches, where they are kept at all.
+    pub(crate) fn files(&self) -> Result<&FileStore, ServerError> {
+        let reason = "this server keeps no files: start it with --data-folder";
+        self.0.files.as_ref().ok_or_else(|| ServerError::Forbidden { reason: reason.into() })
+    }
+
+    /// Seconds since 1970.
+    pub(crate) fn now_unix_seconds(&self) -> i64 {
+        (self.0.now)().duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_secs() as i64)
+    }
+
+    /// Goes on with the batches that an earlier run left unfinished. Runs inside a Tokio runtime, once models are there.
+    pub fn resume_batches(&self) {
+        batches::resume(self);
+    }
+
+    /// Ready to serve: not draining, and there is a model.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.lifecycle().is_draining() && !self.models().all().is_empty()
+    }
+
+    /// Admits and submits a job.
+    pub(crate) async fn start(&self, context: &Context, mut job: Job) -> Result<Generation, ServerError> {
+        if context.origin == Origin::Batch {
+            job.priority = Priority::Low;
+        }
+        let in_flight = self.lifecycle().begin()?;
+        let ceiling = ceiling(context, &job);
+        let n_prompt_tokens = ceiling.n_prompt_tokens;
+        let reservation = self.0.admission.admit(&context.caller, ceiling).await?;
+        let rate_limits = reservation.rate_limits();
+        let settlement = Settlement::new(reservation);
+        let n_choices = job.generate.as_ref().map_or(1, |generate| generate.n_choices.get() as usize);
+        let model_name = job.model.name.clone();
+        let submission = Submission {
+            job,
+            tenant: context.caller.tenant,
+            deadline: self.config().request_timeout.map(|timeout| Instant::now() + timeout),
+            settlement,
+        };
+        // Compiling a constraint takes some milliseconds: not on the reactor.
+        let is_constrained = submission.job.generate.as_ref().is_some_and(|generate| generate.constraint.is_some());
+        let streams = if is_constrained { self.text_pool().run(|| submission.submit()).await? } else { submission.submit()? };
+        let metrics = self.metrics().model(&model_name);
+        Ok(Generation::new(streams, n_choices, (in_flight, metrics), (n_prompt_tokens, rate_limits)))
+    }
+}
+
+/// A job on its way to the engine.
+struct Submission {
+    job: Job,
+    tenant: TenantSalt,
+    deadline: Option<Instant>,
+    settlement: Arc<Settlement>,
+}
+
+impl Submission {
+    fn submit(self) -> Result<Vec<TokenStream>, ServerError> {
+        let Self { job, tenant, deadline, settlement } = self;
+        let submit = |prompt| {
+            let task = job.generate.clone().map_or(Task::Embed, |generate| Task::Generate(Box::new(generate)));
+            let usage_sink = Some(settlement.share());
+            let request = Request { prompt, task, tenant, priority: job.priority, deadline, usage_sink };
+            job.model.engine.submit(request).map_err(|error| ServerError::of_submit(error, job.prompt_param))
+        };
+        // A refusal drops the streams before it, which cancels them.
+        job.prompts.into_iter().map(submit).collect()
+    }
+}
+
+fn ceiling(context: &Context, job: &Job) -> Ceiling {
+    let n_prompt_tokens = job.prompts.iter().map(Vec::len).sum();
+    let n_completion_tokens_max = job.generate.as_ref().map_or(0, |generate| {
+        let room = |prompt: &Vec<TokenId>| generate.n_tokens_max.min(job.model.context_length.saturating_sub(prompt.len()));
+        job.prompts.iter().map(room).sum::<usize>() * generate.n_choices.get() as usize
+    });
+    Ceiling {
+        request_id: context.request_id.to_string(),
+        operation: job.operation,
+        model: job.model.name.clone(),
+        n_prompt_tokens,
+        n_completion_tokens_max,
+        n_items: job.prompts.len(),
+    }
+}

@@ -1,0 +1,82 @@
+//! From a conversation to a running reply: what chat completions, responses and Anthropic's messages have in common.
+
+use std::sync::Arc;
+
+use bitnet_engine::{Generate, Priority};
+use bitnet_model::TokenId;
+use bitnet_model::text::AddSpecial;
+
+use crate::admission::Operation;
+use crate::app::{App, Context, Job};
+use crate::conversation::Conversation;
+use crate::error::ServerError;
+use crate::models::ServedModel;
+use crate::one_or_many::Prompt;
+use crate::reply::Reply;
+use crate::reply::calls::CallsExpected;
+use crate::reply::grammar;
+
+/// All that a reply depends on.
+pub(crate) struct Talk {
+    pub(crate) model: Arc<ServedModel>,
+    pub(crate) conversation: Conversation,
+    pub(crate) generate: Generate,
+    pub(crate) priority: Priority,
+    /// The parameter that holds the messages.
+    pub(crate) prompt_param: &'static str,
+}
+
+/// Starts the reply.
+pub(crate) async fn converse(app: &App, context: &Context, talk: Talk) -> Result<Reply, ServerError> {
+    let Talk { model, conversation, mut generate, priority, prompt_param } = talk;
+    let expected = if conversation.callable().is_empty() { CallsExpected::No } else { CallsExpected::Yes };
+    generate.constraint = grammar::constraint(&conversation);
+    let prompt = conversation_tokens(app, &model, conversation, prompt_param).await?;
+    let job = Job { model, operation: Operation::Chat, prompts: vec![prompt], generate: Some(generate), priority, prompt_param };
+    Ok(Reply::new(app.start(context, job).await?, expected))
+}
+
+/// The conversation as the model reads it.
+pub(crate) async fn conversation_tokens(
+    app: &App,
+    model: &Arc<ServedModel>,
+    conversation: Conversation,
+    param: &'static str,
+) -> Result<Vec<TokenId>, ServerError> {
+    model.require_template()?;
+    let (of_model, now) = (model.clone(), app.now_unix_seconds());
+    let tokens = app.text_pool().run(move || {
+        let refused = |source| ServerError::Text { param, source };
+        let prompt = conversation.render(of_model.require_template()?, now).map_err(refused)?;
+        of_model.tokenizer.encode_chat(&prompt).map_err(refused)
+    });
+    check_length(tokens.await?, model, param)
+}
+
+/// Bare prompts as the model reads them.
+pub(crate) async fn prompt_tokens(
+    app: &App,
+    model: &Arc<ServedModel>,
+    prompts: Vec<Prompt>,
+    param: &'static str,
+) -> Result<Vec<Vec<TokenId>>, ServerError> {
+    let is_text = prompts.iter().any(|prompt| matches!(prompt, Prompt::Text(_)));
+    let tokenizer = model.tokenizer.clone();
+    let encode = move || -> Result<Vec<Vec<TokenId>>, ServerError> {
+        let encode_one = |prompt| match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens.into_iter().map(TokenId).collect()),
+            Prompt::Text(text) => tokenizer.encode(&text, AddSpecial::Yes).map_err(|source| ServerError::Text { param, source }),
+        };
+        prompts.into_iter().map(encode_one).collect()
+    };
+    let all = if is_text { app.text_pool().run(encode).await? } else { encode()? };
+    all.into_iter().map(|tokens| check_length(tokens, model, param)).collect()
+}
+
+fn check_length(tokens: Vec<TokenId>, model: &ServedModel, param: &'static str) -> Result<Vec<TokenId>, ServerError> {
+    match tokens.len() {
+        0 => Err(ServerError::invalid(param, "the prompt is empty")),
+        got if got > model.context_length => Err(ServerError::PromptTooLong { got, limit: model.context_length, param }),
+        _ => Ok(tokens),
+    }
+}

@@ -1,0 +1,178 @@
+//! A request's tokens as they come from the engine: several prompts' streams as one, with what the metrics want to know. Dropping
+//! it, which is what becomes of it when a client leaves, cancels the work within one step.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bitnet_engine::{Event, FinishReason, RequestError, TokenLogprob, TokenStream, Usage};
+use bitnet_model::TokenId;
+
+use crate::admission::RateLimits;
+use crate::error::ServerError;
+use crate::lifecycle::InFlight;
+use crate::metrics::ModelMetrics;
+
+/// What comes, over all prompts and choices; choice `i` of prompt `p` is number `p · n + i`.
+#[derive(Debug)]
+pub(crate) enum GenerationEvent {
+    /// A prompt is read.
+    Started { prompt: usize, prompt_logprobs: Option<Vec<Option<TokenLogprob>>> },
+    /// A token.
+    Token { choice: usize, token_id: TokenId, text: String, logprob: Option<TokenLogprob> },
+    /// A choice is complete.
+    ChoiceFinished { choice: usize, reason: FinishReason, text: String },
+    /// A prompt's vector.
+    Embedding { prompt: usize, values: Vec<f32> },
+    /// It came to nothing; the last event.
+    Failed(ServerError),
+    /// All is there; the last event.
+    Finished(Usage),
+}
+
+struct Source {
+    stream: TokenStream,
+    is_done: bool,
+}
+
+/// See the module.
+pub(crate) struct Generation {
+    sources: Vec<Source>,
+    n_choices: usize,
+    /// Whose turn it is to be looked at first, so that no prompt starves another.
+    next: usize,
+    usage: Usage,
+    is_over: bool,
+    clock: Clock,
+    n_prompt_tokens: usize,
+    rate_limits: Option<RateLimits>,
+    metrics: Arc<ModelMetrics>,
+    _in_flight: InFlight,
+}
+
+/// When things happened, for the histograms.
+struct Clock {
+    began: Instant,
+    last_token: Option<Instant>,
+}
+
+impl Generation {
+    /// Of streams that were just submitted.
+    pub(crate) fn new(
+        streams: Vec<TokenStream>,
+        n_choices: usize,
+        (in_flight, metrics): (InFlight, Arc<ModelMetrics>),
+        (n_prompt_tokens, rate_limits): (usize, Option<RateLimits>),
+    ) -> Self {
+        let sources = streams.into_iter().map(|stream| Source { stream, is_done: false }).collect();
+        let clock = Clock { began: Instant::now(), last_token: None };
+        metrics.begun();
+        Self {
+            sources,
+            n_choices,
+            next: 0,
+            usage: Usage::default(),
+            is_over: false,
+            clock,
+            n_prompt_tokens,
+            rate_limits,
+            metrics,
+            _in_flight: in_flight,
+        }
+    }
+
+    /// What the caller has left of its rate.
+    pub(crate) fn rate_limits(&self) -> Option<RateLimits> {
+        self.rate_limits
+    }
+
+    /// Tokens of all prompts.
+    pub(crate) fn n_prompt_tokens(&self) -> usize {
+        self.n_prompt_tokens
+    }
+
+    /// Choices over all prompts.
+    pub(crate) fn n_choices(&self) -> usize {
+        self.n_choices * self.sources.len()
+    }
+
+    /// The next event; `None` after the last one.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let n = self.sources.len();
+        let mut offset = 0;
+        while offset < n {
+            let prompt = (self.next + offset) % n;
+            if self.sources[prompt].is_done {
+                offset += 1;
+                continue;
+            }
+            match self.sources[prompt].stream.poll_next_event(cx) {
+                Poll::Pending => offset += 1,
+                Poll::Ready(event) => {
+                    if let Some(event) = self.take(prompt, event) {
+                        self.next = prompt;
+                        return Poll::Ready(Some(event));
+                    }
+                }
+            }
+        }
+        if self.sources.iter().all(|source| source.is_done) {
+            self.is_over = true;
+            self.metrics.succeeded(self.clock.began.elapsed(), self.usage);
+            return Poll::Ready(Some(GenerationEvent::Finished(self.usage)));
+        }
+        Poll::Pending
+    }
+
+    fn take(&mut self, prompt: usize, event: Option<Event>) -> Option<GenerationEvent> {
+        let first_choice = prompt * self.n_choices;
+        match event {
+            Some(Event::Started { prompt_logprobs, .. }) => Some(GenerationEvent::Started { prompt, prompt_logprobs }),
+            Some(Event::Token { choice, token_id, text, logprob }) => {
+                self.note_token();
+                Some(GenerationEvent::Token { choice: first_choice + choice as usize, token_id, text, logprob })
+            }
+            Some(Event::ChoiceFinished { choice, reason, text }) => {
+                self.metrics.choice_finished(&reason);
+                Some(GenerationEvent::ChoiceFinished { choice: first_choice + choice as usize, reason, text })
+            }
+            Some(Event::Embedding(values)) => Some(GenerationEvent::Embedding { prompt, values }),
+            Some(Event::Finished(usage)) => {
+                self.sources[prompt].is_done = true;
+                self.usage.n_prompt_tokens += usage.n_prompt_tokens;
+                self.usage.n_cached_tokens += usage.n_cached_tokens;
+                self.usage.n_completion_tokens += usage.n_completion_tokens;
+                None
+            }
+            Some(Event::Failed(error)) => Some(self.fail(error)),
+            None => Some(self.fail(RequestError::Shutdown)),
+        }
+    }
+
+    fn fail(&mut self, error: RequestError) -> GenerationEvent {
+        self.is_over = true;
+        self.sources.clear();
+        self.metrics.failed(&error);
+        GenerationEvent::Failed(ServerError::of_request(error))
+    }
+
+    fn note_token(&mut self) {
+        let now = Instant::now();
+        match self.clock.last_token.replace(now) {
+            None => self.metrics.first_token(now - self.clock.began),
+            Some(before) => self.metrics.next_token(now - before),
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.metrics.cancelled();
+        }
+        self.metrics.ended();
+    }
+}

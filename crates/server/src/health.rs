@@ -1,0 +1,55 @@
+//! Health routes, in our own spelling and in that of KServe's inference protocol. They look at flags only and never wait behind
+//! inference; live ones need no key, since a supervisor has none.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use crate::app::App;
+
+/// How the server is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// `ok`, `starting` or `draining`.
+    pub status: &'static str,
+    /// Models that can serve.
+    pub models: usize,
+    /// Requests at work.
+    pub requests: usize,
+}
+
+/// The process answers.
+pub(crate) async fn live() -> Json<serde_json::Value> {
+    Json(json!({ "live": true }))
+}
+
+/// Requests are welcome.
+pub(crate) async fn ready(State(app): State<App>) -> Response {
+    let ready = app.is_ready();
+    (status(ready), Json(json!({ "ready": ready }))).into_response()
+}
+
+/// The same, with what there is to know.
+pub(crate) async fn health(State(app): State<App>) -> Response {
+    let word = match (app.lifecycle().is_draining(), app.is_ready()) {
+        (true, _) => "draining",
+        (false, true) => "ok",
+        (false, false) => "starting",
+    };
+    let health = Health { status: word, models: app.models().all().len(), requests: app.lifecycle().n_in_flight() };
+    (status(app.is_ready()), Json(health)).into_response()
+}
+
+/// Whether one model can serve.
+pub(crate) async fn model_ready(State(app): State<App>, Path(name): Path<String>) -> Response {
+    let ready = app.is_ready() && app.models().get(&name).is_ok();
+    (status(ready), Json(json!({ "name": name, "ready": ready }))).into_response()
+}
+
+fn status(ready: bool) -> StatusCode {
+    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}

@@ -1,0 +1,151 @@
+//! What a reply may be, as a constraint for the engine: JSON, calls of tools with arguments of their schemas, or any text with
+//! calls in it. The notation is llguidance's dialect of Lark (guidance-ai/llguidance docs/syntax.md, "Tool calling").
+//!
+//! A reply that was to be constrained is never generated without: whatever cannot be compiled is an error of the engine's.
+
+use bitnet_engine::Constraint;
+use serde_json::Value;
+
+use crate::conversation::{CALL_END, CALL_START, CallCount, Conversation, ReplyFormat, Tool, ToolChoice};
+
+/// The constraint of a reply to `conversation`; none if anything goes.
+pub(crate) fn constraint(conversation: &Conversation) -> Option<Constraint> {
+    let tools: Vec<&Tool> = match &conversation.tool_choice {
+        ToolChoice::Named(name) => conversation.tools.iter().filter(|tool| &tool.name == name).collect(),
+        _ => conversation.callable().iter().collect(),
+    };
+    if tools.is_empty() {
+        return match &conversation.format {
+            ReplyFormat::Text => None,
+            ReplyFormat::JsonObject => Some(Constraint::JsonObject),
+            ReplyFormat::JsonSchema(schema) => Some(Constraint::JsonSchema(schema.clone())),
+            ReplyFormat::Constrained(constraint) => Some(constraint.clone()),
+        };
+    }
+    Some(Constraint::Grammar(grammar(conversation, &tools)))
+}
+
+fn grammar(conversation: &Conversation, tools: &[&Tool]) -> String {
+    let must_call = matches!(conversation.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+    let more = match conversation.call_count {
+        CallCount::Many => " (\"\\n\" direct_call)*",
+        CallCount::One => "",
+    };
+    let mut lines = Vec::new();
+    match (must_call, answer(&conversation.format)) {
+        (true, _) => lines.push(format!("start: direct_call{more}")),
+        // An answer of a given form, or calls: the two begin differently, so nothing need be looked for in a text.
+        (false, Some(answer)) => lines.extend([format!("start: answer | direct_call{more}"), answer]),
+        (false, None) => lines.extend([
+            match conversation.call_count {
+                CallCount::Many => "start: call* tail".to_string(),
+                CallCount::One => "start: call | tail".to_string(),
+            },
+            "tail: TEXT".to_string(),
+            "TEXT: /(.|\\n)*/".to_string(),
+            format!("head[lazy]: TEXT {}", literal(CALL_START)),
+            "call: head body".to_string(),
+        ]),
+    }
+    lines.push(format!("direct_call: {} body", literal(CALL_START)));
+    let names: Vec<String> = (0..tools.len()).map(|index| format!("tool_{index}")).collect();
+    lines.push(format!("body: \"\\n\" ({}) {}", names.join(" | "), literal(&format!("\n{CALL_END}"))));
+    for (index, tool) in tools.iter().enumerate() {
+        // The schema stands as a document of its own, so that its `$ref`s mean what their author meant.
+        let before = literal(&format!("{{\"name\": {}, \"arguments\": ", Value::from(tool.name.as_str())));
+        lines.push(format!("tool_{index}: {before} arguments_{index} \"}}\""));
+        lines.push(format!("arguments_{index}: %json {}", arguments_schema(&tool.parameters)));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// The rule of an answer that is not just any text.
+fn answer(format: &ReplyFormat) -> Option<String> {
+    match format {
+        ReplyFormat::JsonObject => Some("answer: %json {\"type\":\"object\"}".to_string()),
+        ReplyFormat::JsonSchema(schema) => Some(format!("answer: %json {schema}")),
+        // The routes refuse other constraints beside tools.
+        ReplyFormat::Text | ReplyFormat::Constrained(_) => None,
+    }
+}
+
+/// Arguments are an object, even where a schema says nothing.
+fn arguments_schema(parameters: &Value) -> Value {
+    let mut schema = parameters.clone();
+    if let Some(schema) = schema.as_object_mut()
+        && !["type", "$ref", "anyOf", "oneOf", "allOf"].iter().any(|key| schema.contains_key(*key))
+    {
+        schema.insert("type".into(), "object".into());
+    }
+    schema
+}
+
+/// A text as Lark writes it, which is as JSON does.
+fn literal(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::conversation::Turn;
+
+    fn conversation(choice: ToolChoice, count: CallCount) -> Conversation {
+        let tool =
+            |name: &str| Tool { name: name.into(), description: None, parameters: json!({"properties": {"x": {"type": "integer"}}}) };
+        Conversation {
+            turns: vec![Turn::User("hi".into())],
+            tools: vec![tool("f"), tool("g")],
+            tool_choice: choice,
+            call_count: count,
+            ..Conversation::default()
+        }
+    }
+
+    fn lark(conversation: &Conversation) -> String {
+        match constraint(conversation) {
+            Some(Constraint::Grammar(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn grammar_of_free_choice_allows_text_and_calls() {
+        insta::assert_snapshot!(lark(&conversation(ToolChoice::Auto, CallCount::Many)), @r#"
+        start: call* tail
+        tail: TEXT
+        TEXT: /(.|\n)*/
+        head[lazy]: TEXT "<tool_call>"
+        call: head body
+        direct_call: "<tool_call>" body
+        body: "\n" (tool_0 | tool_1) "\n</tool_call>"
+        tool_0: "{\"name\": \"f\", \"arguments\": " arguments_0 "}"
+        arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object"}
+        tool_1: "{\"name\": \"g\", \"arguments\": " arguments_1 "}"
+        arguments_1: %json {"properties":{"x":{"type":"integer"}},"type":"object"}
+        "#);
+    }
+
+    #[test]
+    fn grammar_of_a_named_tool_allows_that_one_only() {
+        insta::assert_snapshot!(lark(&conversation(ToolChoice::Named("g".into()), CallCount::One)), @r#"
+        start: direct_call
+        direct_call: "<tool_call>" body
+        body: "\n" (tool_0) "\n</tool_call>"
+        tool_0: "{\"name\": \"g\", \"arguments\": " arguments_0 "}"
+        arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object"}
+        "#);
+    }
+
+    #[test]
+    fn reply_without_tools_has_the_format_alone() {
+        let forbidden = |format| constraint(&Conversation { format, ..conversation(ToolChoice::Forbidden, CallCount::Many) });
+        assert_eq!(forbidden(ReplyFormat::Text), None);
+        assert_eq!(forbidden(ReplyFormat::JsonObject), Some(Constraint::JsonObject));
+        let with_format = Conversation { format: ReplyFormat::JsonObject, ..conversation(ToolChoice::Auto, CallCount::Many) };
+        assert!(lark(&with_format).starts_with("start: answer | direct_call (\"\\n\" direct_call)*\nanswer: %json"));
+    }
+}

@@ -1,0 +1,77 @@
+//! Files and batches: a file of lines becomes a file of results, each line answered once.
+
+use axum::body::Body;
+use axum::http::Request;
+use bitnet_server::Config;
+use serde_json::{Value, json};
+
+use crate::world::{Answer, World};
+
+fn upload(world: &World, purpose: &str, lines: &str) -> Answer {
+    let form = format!(
+        "--X\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n\
+         --X\r\ncontent-disposition: form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{lines}\r\n--X--\r\n"
+    );
+    let request = Request::post("/v1/files").header("content-type", "multipart/form-data; boundary=X").body(Body::from(form));
+    world.send(request.expect("a request"))
+}
+
+fn line(index: usize) -> Value {
+    let body = json!({ "model": "sim", "prompt": format!("line {index}"), "max_tokens": 3, "temperature": 0 });
+    json!({ "custom_id": format!("r{index}"), "method": "POST", "url": "/v1/completions", "body": body })
+}
+
+fn finished(world: &World, id: &str) -> Value {
+    loop {
+        let batch = world.get(&format!("/v1/batches/{id}")).json();
+        if batch["status"] != "in_progress" && batch["status"] != "cancelling" {
+            return batch;
+        }
+        world.block_on(tokio::task::yield_now());
+    }
+}
+
+#[test]
+fn every_line_is_answered_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(Config { data_folder: Some(folder.path().to_path_buf()), ..Config::default() });
+    let mut lines: Vec<String> = (0..50).map(|index| line(index).to_string()).collect();
+    lines.push(r#"{"custom_id":"bad","method":"POST","url":"/v1/files","body":{}}"#.into());
+    lines.push(r#"{"custom_id":"wrong","method":"POST","url":"/v1/completions","body":{"model":"sim","prompt":"a","x":1}}"#.into());
+    let file = upload(&world, "batch", &lines.join("\n")).json();
+    assert_eq!((file["object"].clone(), file["filename"].clone()), (json!("file"), json!("in.jsonl")), "{file}");
+    let request = json!({ "input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h" });
+    let batch = world.post("/v1/batches", request).json();
+    let done = finished(&world, batch["id"].as_str().expect("an id"));
+    assert_eq!(done["status"], "completed", "{done}");
+    assert_eq!(done["request_counts"], json!({ "total": 52, "completed": 50, "failed": 2 }));
+    let content = |id: &Value| world.get(&format!("/v1/files/{}/content", id.as_str().expect("an id"))).body;
+    let output = content(&done["output_file_id"]);
+    let mut names: Vec<String> =
+        output.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["custom_id"].to_string()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!((output.lines().count(), names.len()), (50, 50));
+    let first: Value = serde_json::from_str(output.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["response"]["status_code"], 200);
+    let direct = world.post("/v1/completions", line(7)["body"].clone()).json();
+    let seventh = output.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).find(|result| result["custom_id"] == "r7");
+    assert_eq!(seventh.expect("there")["response"]["body"]["choices"], direct["choices"]);
+    assert_eq!(content(&done["error_file_id"]).lines().count(), 2);
+}
+
+#[test]
+fn file_that_is_no_batch_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(Config { data_folder: Some(folder.path().to_path_buf()), ..Config::default() });
+    assert_eq!(upload(&world, "fine-tune", "{}").json()["error"]["param"], "purpose");
+    let empty = upload(&world, "batch", "").json();
+    let request = |id: &Value| json!({ "input_file_id": id, "endpoint": "/v1/completions", "completion_window": "24h" });
+    assert_eq!(world.post("/v1/batches", request(&empty["id"])).json()["error"]["param"], "input_file_id");
+    assert_eq!(world.post("/v1/batches", request(&json!("file-../../x"))).status, 404);
+    assert_eq!(world.get("/v1/files").json()["data"].as_array().map(Vec::len), Some(1));
+    let gone = Request::delete(format!("/v1/files/{}", empty["id"].as_str().expect("an id"))).body(Body::empty()).expect("a request");
+    assert_eq!(world.send(gone).json()["deleted"], true);
+    assert_eq!(std::fs::read_dir(folder.path().join("files")).expect("a folder").count(), 0, "nothing stays behind");
+    assert_eq!(World::plain().get("/v1/files").status, 403);
+}

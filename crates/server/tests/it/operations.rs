@@ -1,0 +1,91 @@
+//! What operators see: health, metrics, the description, the pages.
+
+use serde_json::json;
+
+use crate::world::World;
+
+#[test]
+fn health_routes_say_how_the_server_is() {
+    let world = World::plain();
+    assert_eq!(world.get("/health").json(), json!({ "status": "ok", "models": 2, "requests": 0 }));
+    for url in ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/v2/models/sim/ready"] {
+        assert_eq!(world.get(url).status, 200, "{url}");
+    }
+    assert_eq!(world.get("/v2/models/none/ready").status, 503);
+    world.app.models().remove("sim");
+    world.app.models().remove("emb");
+    assert_eq!((world.get("/health/ready").status, world.get("/health").json()["status"].clone()), (503, json!("starting")));
+}
+
+#[test]
+fn models_are_listed_while_they_can_serve() {
+    let world = World::plain();
+    insta::assert_json_snapshot!(world.get("/v1/models").json());
+    assert_eq!(world.get("/v1/models/sim").json()["id"], "sim");
+    assert_eq!(world.get("/v1/models/a/b").json()["error"]["code"], "model_not_found");
+    world.app.models().remove("sim");
+    assert_eq!(world.get("/v1/models").json()["data"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn metrics_have_our_names_and_vllms() {
+    let world = World::plain();
+    world.post("/v1/completions", json!({ "model": "sim", "prompt": "abc", "max_tokens": 5 }));
+    world.post("/v1/completions", json!({ "model": "sim", "prompt": "abc", "nonsense": 5 }));
+    let page = world.get("/metrics").body;
+    for line in [
+        "bitnet_http_responses_total{route=\"/v1/completions\",status=\"200\"} 1",
+        "bitnet_http_responses_total{route=\"/v1/completions\",status=\"400\"} 1",
+        "bitnet_refusals_total{code=\"unknown_parameter\"} 1",
+        "bitnet_generations_total{model_name=\"sim\",outcome=\"succeeded\"} 1",
+        "bitnet_time_to_first_token_seconds_count{model_name=\"sim\"} 1",
+        "vllm:num_requests_running{model_name=\"sim\"} 0",
+        "vllm:num_requests_waiting{model_name=\"sim\"} 0",
+        "vllm:kv_cache_usage_perc{model_name=\"sim\"} 0",
+    ] {
+        assert!(page.lines().any(|got| got == line), "{line} is not in\n{page}");
+    }
+    assert!(page.contains("vllm:cache_config_info{model_name=\"sim\",block_size=\"16\",num_gpu_blocks=\"1024\""));
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let (_, value) = line.rsplit_once(' ').expect("a value");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn description_names_every_reference_it_uses() {
+    let openapi = bitnet_server::openapi();
+    let text = openapi.to_string();
+    let schemas = openapi["components"]["schemas"].as_object().expect("schemas");
+    for reference in text.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().expect("a name");
+        assert!(schemas.contains_key(name), "{name}");
+    }
+    let paths: Vec<&String> = openapi["paths"].as_object().expect("paths").keys().collect();
+    insta::assert_json_snapshot!(paths);
+}
+
+#[test]
+fn pages_load_nothing_from_elsewhere() {
+    let world = World::plain();
+    for url in ["/", "/docs"] {
+        let page = world.get(url);
+        assert_eq!(page.status, 200);
+        assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
+        assert!(!page.body.contains("http://") && !page.body.contains("https://"), "{url}");
+    }
+    let without = World::new(bitnet_server::Config { chat_page: bitnet_server::Presence::Off, ..Default::default() });
+    assert_eq!(without.get("/").status, 404);
+}
+
+#[test]
+fn origins_may_call_only_if_they_are_named() {
+    let origin = |world: &World| {
+        let request = axum::http::Request::get("/v1/models").header("origin", "https://a.example");
+        let answer = world.send(request.body(axum::body::Body::empty()).expect("a request"));
+        answer.header("access-control-allow-origin").to_string()
+    };
+    assert_eq!(origin(&World::plain()), "");
+    let config = bitnet_server::Config { cors_origins: vec!["https://a.example".into()], ..Default::default() };
+    assert_eq!(origin(&World::new(config)), "https://a.example");
+}
