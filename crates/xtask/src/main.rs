@@ -10,6 +10,7 @@ mod command;
 mod coverage;
 mod fixtures;
 mod fuzz;
+mod nvrtc;
 mod repository;
 mod test;
 mod tidy;
@@ -38,6 +39,7 @@ enum Verb {
     Fixtures(fixtures::FixturesArgs),
     Arm(arm::ArmArgs),
     Clients(clients::ClientsArgs),
+    Nvrtc(nvrtc::NvrtcArgs),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Fixtures(args) => fixtures::run(&args),
         Verb::Arm(args) => arm::run(&args),
         Verb::Clients(args) => clients::run(&args, &mut |line| println!("{line}")),
+        Verb::Nvrtc(args) => nvrtc::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

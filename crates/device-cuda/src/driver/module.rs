@@ -1,4 +1,4 @@
-//! Compiled kernels on a GPU.
+//! Compiled kernels, loaded onto a GPU and launched by name.
 
 use std::ffi::CString;
 use std::sync::Arc;

@@ -45,20 +45,8 @@ fn stream_and_whole_message_are_equal() {
         streamed["stream"] = true.into();
         let mut blocks: Vec<Value> = Vec::new();
         for event in world.post("/v1/messages", request(streamed)).events() {
-            match event["type"].as_str().expect("a type") {
-                "content_block_start" if event["content_block"]["type"] == "text" => blocks.push(json!({ "type": "text", "text": "" })),
-                "content_block_start" => blocks.push(json!({ "type": "tool_use", "name": event["content_block"]["name"], "input": "" })),
-                "content_block_delta" => {
-                    let block = &mut blocks[event["index"].as_u64().expect("an index") as usize];
-                    let (member, piece) = match event["delta"]["text"].as_str() {
-                        Some(text) => ("text", text),
-                        None => ("input", event["delta"]["partial_json"].as_str().expect("JSON")),
-                    };
-                    block[member] = (block[member].as_str().expect("text").to_string() + piece).into();
-                }
-                "message_delta" => assert_eq!(event["delta"]["stop_reason"], whole["stop_reason"]),
-                _ => {}
-            }
+            add_event(&mut blocks, &event);
+            assert!(event["type"] != "message_delta" || event["delta"]["stop_reason"] == whole["stop_reason"], "{event}");
         }
         for block in blocks.iter_mut().filter(|block| block["type"] == "tool_use") {
             block["input"] = serde_json::from_str(block["input"].as_str().expect("text")).expect("JSON");
@@ -66,6 +54,22 @@ fn stream_and_whole_message_are_equal() {
         let mut expected = whole["content"].clone();
         expected.as_array_mut().expect("blocks").iter_mut().for_each(|block| drop(block.as_object_mut().expect("an object").remove("id")));
         assert_eq!(Value::from(blocks), expected, "{more}");
+    }
+}
+
+fn add_event(blocks: &mut Vec<Value>, event: &Value) {
+    match event["type"].as_str().expect("a type") {
+        "content_block_start" if event["content_block"]["type"] == "text" => blocks.push(json!({ "type": "text", "text": "" })),
+        "content_block_start" => blocks.push(json!({ "type": "tool_use", "name": event["content_block"]["name"], "input": "" })),
+        "content_block_delta" => {
+            let block = &mut blocks[event["index"].as_u64().expect("an index") as usize];
+            let (member, piece) = match event["delta"]["text"].as_str() {
+                Some(text) => ("text", text),
+                None => ("input", event["delta"]["partial_json"].as_str().expect("JSON")),
+            };
+            block[member] = (block[member].as_str().expect("text").to_string() + piece).into();
+        }
+        _ => {}
     }
 }
 

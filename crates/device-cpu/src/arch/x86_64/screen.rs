@@ -53,14 +53,9 @@ fn coarse_sums_of<const T: usize>(tile: &[[u8; COARSE_BYTES]], tokens: [&[[i8; B
         for (within, units) in blocks.iter().enumerate() {
             prefetch_behind(&units[0]);
             prefetch_behind(&units[1]);
-            for (half, unit) in units.iter().enumerate() {
-                let (mut low, mut high) = ([_mm256_setzero_si256(); T], [_mm256_setzero_si256(); T]);
-                for (token, (low, high)) in low.iter_mut().zip(&mut high).enumerate() {
-                    let x = tokens[token][index * COARSE_BLOCKS + within].as_chunks::<32>().0;
-                    (*low, *high) = (load_i8(&x[2 * half]), load_i8(&x[2 * half + 1]));
-                }
-                add_unit(&mut narrow, unit, low, high);
-            }
+            let block = index * COARSE_BLOCKS + within;
+            add_unit(&mut narrow, &units[0], load_quarters(tokens, block, 0), load_quarters(tokens, block, 1));
+            add_unit(&mut narrow, &units[1], load_quarters(tokens, block, 2), load_quarters(tokens, block, 3));
         }
         for (wide, narrow) in wide.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
             *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*narrow, _mm256_set1_epi16(1)));
@@ -69,6 +64,17 @@ fn coarse_sums_of<const T: usize>(tile: &[[u8; COARSE_BYTES]], tokens: [&[[i8; B
     for (sums, wide) in sums.iter_mut().zip(wide) {
         store_sums(sums, sum_rows(wide));
     }
+}
+
+/// One quarter of one block of each token.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_quarters<const T: usize>(tokens: [&[[i8; BLOCK_COLUMNS]]; T], block: usize, quarter: usize) -> [__m256i; T] {
+    let mut x = [_mm256_setzero_si256(); T];
+    for (x, token) in x.iter_mut().zip(tokens) {
+        *x = load_i8(&token[block].as_chunks().0[quarter]);
+    }
+    x
 }
 
 /// sums += codes · (low | high), for 64 columns of four rows.
