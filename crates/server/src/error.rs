@@ -171,7 +171,7 @@ impl ServerError {
             SubmitError::Draining => Self::Draining { retry_after: DRAIN_RETRY_AFTER },
             SubmitError::TooLong { got, limit } => Self::PromptTooLong { got, limit, param },
             SubmitError::EmptyPrompt => Self::invalid(param, "there is no text"),
-            SubmitError::UnknownToken { .. } => Self::invalid(param, error.to_string()),
+            SubmitError::UnknownToken { .. } | SubmitError::Quarantined { .. } => Self::invalid(param, error.to_string()),
             SubmitError::TooMany { name, got, limit } => Self::invalid(name, format!("{got}, more than {limit}")),
             SubmitError::OutOfRange { name, got, expected } => Self::invalid(name, format!("{got} is not {expected}")),
             SubmitError::Sampling(error) => Self::Sampling(error),

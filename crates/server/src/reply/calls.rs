@@ -45,12 +45,14 @@ pub(crate) struct CallReader {
     /// Text that is not decided yet.
     held: String,
     n_calls: usize,
+    /// Since the last call there was nothing but white space, which is notation between calls and text before text.
+    is_right_after_call: bool,
 }
 
 impl CallReader {
     /// At the beginning of a reply.
     pub(crate) fn new(expected: CallsExpected) -> Self {
-        Self { expected, state: State::Text, held: String::new(), n_calls: 0 }
+        Self { expected, state: State::Text, held: String::new(), n_calls: 0, is_right_after_call: false }
     }
 
     /// Calls begun so far.
@@ -72,6 +74,7 @@ impl CallReader {
     pub(crate) fn finish(&mut self, parts: &mut Vec<ReplyPart>) {
         let held = std::mem::take(&mut self.held);
         match self.state {
+            State::Text if self.is_right_after_call && held.trim().is_empty() => {}
             State::Text => push_text(held, parts),
             State::Header => push_text(format!("{CALL_START}{held}"), parts),
             State::Arguments(_) | State::Trailer => {}
@@ -100,8 +103,8 @@ impl CallReader {
             State::Trailer => {
                 let Some(at) = self.held.find(CALL_END) else { return false };
                 self.held.drain(..at + CALL_END.len());
-                // Line breaks between calls are notation, not text.
                 self.state = State::Text;
+                self.is_right_after_call = true;
                 true
             }
         }
@@ -111,14 +114,19 @@ impl CallReader {
         if let Some(at) = self.held.find(CALL_START) {
             let before: String = self.held.drain(..at).collect();
             self.held.drain(..CALL_START.len());
-            if !(self.n_calls > 0 && before.trim().is_empty()) {
+            if !(self.is_right_after_call && before.trim().is_empty()) {
                 push_text(before, parts);
             }
+            self.is_right_after_call = false;
             self.state = State::Header;
             return true;
         }
-        let n_kept = undecided_tail(&self.held);
-        let certain: String = self.held.drain(..self.held.len() - n_kept).collect();
+        let n_certain = self.held.len() - undecided_tail(&self.held);
+        if self.is_right_after_call && self.held[..n_certain].trim().is_empty() {
+            return false;
+        }
+        self.is_right_after_call = false;
+        let certain: String = self.held.drain(..n_certain).collect();
         push_text(certain, parts);
         false
     }
@@ -135,6 +143,7 @@ impl CallReader {
             Header::Incomplete => false,
             Header::NotACall => {
                 push_text(CALL_START.to_string(), parts);
+                self.is_right_after_call = false;
                 self.state = State::Text;
                 true
             }

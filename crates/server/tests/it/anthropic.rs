@@ -36,6 +36,23 @@ fn events_come_in_anthropics_sequence() {
     assert_eq!(names, expected, "{}", calls.body);
 }
 
+/// Puts a message's blocks together as a client does.
+fn add(blocks: &mut Vec<Value>, event: &Value) {
+    match event["type"].as_str().expect("a type") {
+        "content_block_start" if event["content_block"]["type"] == "text" => blocks.push(json!({ "type": "text", "text": "" })),
+        "content_block_start" => blocks.push(json!({ "type": "tool_use", "name": event["content_block"]["name"], "input": "" })),
+        "content_block_delta" => {
+            let block = &mut blocks[event["index"].as_u64().expect("an index") as usize];
+            let (member, piece) = match event["delta"]["text"].as_str() {
+                Some(text) => ("text", text),
+                None => ("input", event["delta"]["partial_json"].as_str().expect("JSON")),
+            };
+            block[member] = (block[member].as_str().expect("text").to_string() + piece).into();
+        }
+        _ => {}
+    }
+}
+
 #[test]
 fn stream_and_whole_message_are_equal() {
     let world = World::plain();
@@ -45,19 +62,9 @@ fn stream_and_whole_message_are_equal() {
         streamed["stream"] = true.into();
         let mut blocks: Vec<Value> = Vec::new();
         for event in world.post("/v1/messages", request(streamed)).events() {
-            match event["type"].as_str().expect("a type") {
-                "content_block_start" if event["content_block"]["type"] == "text" => blocks.push(json!({ "type": "text", "text": "" })),
-                "content_block_start" => blocks.push(json!({ "type": "tool_use", "name": event["content_block"]["name"], "input": "" })),
-                "content_block_delta" => {
-                    let block = &mut blocks[event["index"].as_u64().expect("an index") as usize];
-                    let (member, piece) = match event["delta"]["text"].as_str() {
-                        Some(text) => ("text", text),
-                        None => ("input", event["delta"]["partial_json"].as_str().expect("JSON")),
-                    };
-                    block[member] = (block[member].as_str().expect("text").to_string() + piece).into();
-                }
-                "message_delta" => assert_eq!(event["delta"]["stop_reason"], whole["stop_reason"]),
-                _ => {}
+            add(&mut blocks, &event);
+            if event["type"] == "message_delta" {
+                assert_eq!(event["delta"]["stop_reason"], whole["stop_reason"]);
             }
         }
         for block in blocks.iter_mut().filter(|block| block["type"] == "tool_use") {
