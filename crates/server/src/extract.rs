@@ -87,7 +87,9 @@ pub(crate) fn parse<T: RequestBody>(bytes: &[u8]) -> Result<T, ServerError> {
 }
 
 fn describe<T: RequestBody>(path: &str, error: &serde_json::Error) -> ServerError {
-    if !error.is_data() {
+    // A number that no float holds is JSON all the same, and belongs to its parameter.
+    let is_number = error.to_string().starts_with("number out of range") && path != ".";
+    if !error.is_data() && !is_number {
         return ServerError::MalformedJson { reason: error.to_string() };
     }
     let text = error.to_string();

@@ -133,7 +133,7 @@ mod tests {
         let id = FileStore::new_id(Shelf::Files);
         store.put(Shelf::Files, &id, &vec![1, 2]).expect("written");
         assert_eq!(store.get::<Vec<u32>>(Shelf::Files, &id).expect("read"), [1, 2]);
-        assert_eq!(store.ids(Shelf::Files).expect("listed"), [id.clone()]);
+        assert_eq!(store.ids(Shelf::Files).expect("listed"), std::slice::from_ref(&id));
         store.remove(Shelf::Files, &id).expect("removed");
         assert!(matches!(store.get::<Vec<u32>>(Shelf::Files, &id), Err(ServerError::UnknownObject { .. })));
     }

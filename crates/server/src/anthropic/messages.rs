@@ -27,7 +27,8 @@ pub(crate) async fn create(
     let generate = request.sampling()?.generate(&model, "max_tokens", app.config().n_completion_tokens_max)?;
     let streams = request.stream == Some(true);
     let MessagesRequest { model: name, messages, system, tools, tool_choice, .. } = request;
-    let conversation = conversation(CountTokensRequest { model: name, messages, system, tools, tool_choice })?;
+    let counted = CountTokensRequest { model: name, messages, system, tools, tool_choice, _cache_control: None };
+    let conversation = conversation(counted)?;
     let name = model.name.clone();
     let talk = Talk { model, conversation, generate, priority: Priority::Normal, prompt_param: "messages" };
     let reply = converse(&app, &context, talk).await?;

@@ -18,6 +18,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("context_management", "contexts are not edited here"),
     ("output_config", "use a tool whose schema is the output"),
     ("output_format", "use a tool whose schema is the output"),
+    ("diagnostics", "the server's own metrics tell how it is"),
+    ("speed", "there is one speed"),
+    ("user_profile_id", "there are no profiles here"),
+    ("workspace_id", "there are no workspaces here"),
     ("inference_geo", "everything runs where the server runs"),
     ("source", "this server reads text only"),
     ("citations", "texts are not cited here"),
@@ -47,6 +51,8 @@ pub(crate) struct MessagesRequest {
     pub top_p: Option<f32>,
     pub tools: Option<Vec<ToolDefinition>>,
     pub tool_choice: Option<Choice>,
+    #[serde(rename = "cache_control")]
+    pub _cache_control: Option<CacheControl>,
 }
 
 impl RequestBody for MessagesRequest {
@@ -63,6 +69,8 @@ pub(crate) struct CountTokensRequest {
     pub system: Option<TextOrList<TextBlock>>,
     pub tools: Option<Vec<ToolDefinition>>,
     pub tool_choice: Option<Choice>,
+    #[serde(rename = "cache_control")]
+    pub _cache_control: Option<CacheControl>,
 }
 
 impl RequestBody for CountTokensRequest {

@@ -81,6 +81,7 @@ impl RequestBody for ChatRequest {
         ("function_call", "use `tool_choice`"),
         ("functions", "use `tools`"),
         ("prediction", "the server drafts by itself"),
+        ("prompt_cache_options", "cached prefixes stay as long as there is room"),
         ("prompt_cache_retention", "cached prefixes stay as long as there is room"),
         ("reasoning_effort", "use `chat_template_kwargs` where the model's template knows such a thing"),
         ("verbosity", "the models served here know no such thing"),

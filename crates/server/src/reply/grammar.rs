@@ -4,7 +4,7 @@
 //! A reply that was to be constrained is never generated without: whatever cannot be compiled is an error of the engine's.
 
 use bitnet_engine::Constraint;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::conversation::{CALL_END, CALL_START, CallCount, Conversation, ReplyFormat, Tool, ToolChoice};
 
@@ -17,8 +17,8 @@ pub(crate) fn constraint(conversation: &Conversation) -> Option<Constraint> {
     if tools.is_empty() {
         return match &conversation.format {
             ReplyFormat::Text => None,
-            ReplyFormat::JsonObject => Some(Constraint::JsonObject),
-            ReplyFormat::JsonSchema(schema) => Some(Constraint::JsonSchema(schema.clone())),
+            ReplyFormat::JsonObject => Some(Constraint::JsonSchema(terse(json!({ "type": "object" })))),
+            ReplyFormat::JsonSchema(schema) => Some(Constraint::JsonSchema(terse(schema.clone()))),
             ReplyFormat::Constrained(constraint) => Some(constraint.clone()),
         };
     }
@@ -63,8 +63,8 @@ fn grammar(conversation: &Conversation, tools: &[&Tool]) -> String {
 /// The rule of an answer that is not just any text.
 fn answer(format: &ReplyFormat) -> Option<String> {
     match format {
-        ReplyFormat::JsonObject => Some("answer: %json {\"type\":\"object\"}".to_string()),
-        ReplyFormat::JsonSchema(schema) => Some(format!("answer: %json {schema}")),
+        ReplyFormat::JsonObject => Some(format!("answer: %json {}", terse(json!({ "type": "object" })))),
+        ReplyFormat::JsonSchema(schema) => Some(format!("answer: %json {}", terse(schema.clone()))),
         // The routes refuse other constraints beside tools.
         ReplyFormat::Text | ReplyFormat::Constrained(_) => None,
     }
@@ -78,6 +78,15 @@ fn arguments_schema(parameters: &Value) -> Value {
     {
         schema.insert("type".into(), "object".into());
     }
+    terse(schema)
+}
+
+/// JSON on one line, with a space at most between its signs: a small model that may write line breaks writes them until its tokens
+/// are used up. Replaces what a client says about llguidance's options, one of which makes it ignore what it does not understand.
+fn terse(mut schema: Value) -> Value {
+    if let Some(members) = schema.as_object_mut() {
+        members.insert("x-guidance".into(), json!({ "whitespace_pattern": " " }));
+    }
     schema
 }
 
@@ -88,8 +97,6 @@ fn literal(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::conversation::Turn;
 
@@ -123,9 +130,9 @@ mod tests {
         direct_call: "<tool_call>" body
         body: "\n" (tool_0 | tool_1) "\n</tool_call>"
         tool_0: "{\"name\": \"f\", \"arguments\": " arguments_0 "}"
-        arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object"}
+        arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object","x-guidance":{"whitespace_pattern":" "}}
         tool_1: "{\"name\": \"g\", \"arguments\": " arguments_1 "}"
-        arguments_1: %json {"properties":{"x":{"type":"integer"}},"type":"object"}
+        arguments_1: %json {"properties":{"x":{"type":"integer"}},"type":"object","x-guidance":{"whitespace_pattern":" "}}
         "#);
     }
 
@@ -136,7 +143,7 @@ mod tests {
         direct_call: "<tool_call>" body
         body: "\n" (tool_0) "\n</tool_call>"
         tool_0: "{\"name\": \"g\", \"arguments\": " arguments_0 "}"
-        arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object"}
+        arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object","x-guidance":{"whitespace_pattern":" "}}
         "#);
     }
 
@@ -144,7 +151,10 @@ mod tests {
     fn reply_without_tools_has_the_format_alone() {
         let forbidden = |format| constraint(&Conversation { format, ..conversation(ToolChoice::Forbidden, CallCount::Many) });
         assert_eq!(forbidden(ReplyFormat::Text), None);
-        assert_eq!(forbidden(ReplyFormat::JsonObject), Some(Constraint::JsonObject));
+        let any_object = terse(json!({ "type": "object" }));
+        assert_eq!(forbidden(ReplyFormat::JsonObject), Some(Constraint::JsonSchema(any_object)));
+        let lenient = ReplyFormat::JsonSchema(json!({ "x-guidance": { "lenient": true } }));
+        assert_eq!(forbidden(lenient), Some(Constraint::JsonSchema(terse(json!({})))), "a client does not loosen its constraint");
         let with_format = Conversation { format: ReplyFormat::JsonObject, ..conversation(ToolChoice::Auto, CallCount::Many) };
         assert!(lark(&with_format).starts_with("start: answer | direct_call (\"\\n\" direct_call)*\nanswer: %json"));
     }

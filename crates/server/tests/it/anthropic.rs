@@ -36,28 +36,8 @@ fn events_come_in_anthropics_sequence() {
     assert_eq!(names, expected, "{}", calls.body);
 }
 
-#[test]
-fn stream_and_whole_message_are_equal() {
-    let world = World::plain();
-    for more in [json!({}), json!({ "tools": tools(), "tool_choice": { "type": "tool", "name": "f" }, "max_tokens": 300 })] {
-        let whole = world.post("/v1/messages", request(more.clone())).json();
-        let mut streamed = more.clone();
-        streamed["stream"] = true.into();
-        let mut blocks: Vec<Value> = Vec::new();
-        for event in world.post("/v1/messages", request(streamed)).events() {
-            add_event(&mut blocks, &event);
-            assert!(event["type"] != "message_delta" || event["delta"]["stop_reason"] == whole["stop_reason"], "{event}");
-        }
-        for block in blocks.iter_mut().filter(|block| block["type"] == "tool_use") {
-            block["input"] = serde_json::from_str(block["input"].as_str().expect("text")).expect("JSON");
-        }
-        let mut expected = whole["content"].clone();
-        expected.as_array_mut().expect("blocks").iter_mut().for_each(|block| drop(block.as_object_mut().expect("an object").remove("id")));
-        assert_eq!(Value::from(blocks), expected, "{more}");
-    }
-}
-
-fn add_event(blocks: &mut Vec<Value>, event: &Value) {
+/// Puts a message's blocks together as a client does.
+fn add(blocks: &mut Vec<Value>, event: &Value) {
     match event["type"].as_str().expect("a type") {
         "content_block_start" if event["content_block"]["type"] == "text" => blocks.push(json!({ "type": "text", "text": "" })),
         "content_block_start" => blocks.push(json!({ "type": "tool_use", "name": event["content_block"]["name"], "input": "" })),
@@ -70,6 +50,29 @@ fn add_event(blocks: &mut Vec<Value>, event: &Value) {
             block[member] = (block[member].as_str().expect("text").to_string() + piece).into();
         }
         _ => {}
+    }
+}
+
+#[test]
+fn stream_and_whole_message_are_equal() {
+    let world = World::plain();
+    for more in [json!({}), json!({ "tools": tools(), "tool_choice": { "type": "tool", "name": "f" }, "max_tokens": 300 })] {
+        let whole = world.post("/v1/messages", request(more.clone())).json();
+        let mut streamed = more.clone();
+        streamed["stream"] = true.into();
+        let mut blocks: Vec<Value> = Vec::new();
+        for event in world.post("/v1/messages", request(streamed)).events() {
+            add(&mut blocks, &event);
+            if event["type"] == "message_delta" {
+                assert_eq!(event["delta"]["stop_reason"], whole["stop_reason"]);
+            }
+        }
+        for block in blocks.iter_mut().filter(|block| block["type"] == "tool_use") {
+            block["input"] = serde_json::from_str(block["input"].as_str().expect("text")).expect("JSON");
+        }
+        let mut expected = whole["content"].clone();
+        expected.as_array_mut().expect("blocks").iter_mut().for_each(|block| drop(block.as_object_mut().expect("an object").remove("id")));
+        assert_eq!(Value::from(blocks), expected, "{more}");
     }
 }
 

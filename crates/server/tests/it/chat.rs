@@ -21,29 +21,29 @@ pub(crate) fn assembled(events: &[Value]) -> Vec<Value> {
     for piece in events.iter().flat_map(|event| event["choices"].as_array().expect("choices")) {
         let index = piece["index"].as_u64().expect("an index") as usize;
         choices.resize(choices.len().max(index + 1), json!({ "content": "", "calls": [], "logprobs": [], "finish_reason": null }));
-        let choice = &mut choices[index];
-        if let Some(text) = piece["delta"]["content"].as_str() {
-            choice["content"] = (choice["content"].as_str().expect("text").to_string() + text).into();
-        }
-        for call in piece["delta"]["tool_calls"].as_array().into_iter().flatten() {
-            add_call(choice["calls"].as_array_mut().expect("calls"), call);
-        }
-        let logprobs = piece["logprobs"]["content"].as_array().into_iter().flatten().cloned();
-        choice["logprobs"].as_array_mut().expect("a list").extend(logprobs);
-        if !piece["finish_reason"].is_null() {
-            choice["finish_reason"] = piece["finish_reason"].clone();
-        }
+        add(&mut choices[index], piece);
     }
     choices
 }
 
-fn add_call(calls: &mut Vec<Value>, call: &Value) {
-    let place = call["index"].as_u64().expect("an index") as usize;
-    if calls.len() == place {
-        calls.push(json!({ "name": call["function"]["name"], "arguments": "" }));
+fn add(choice: &mut Value, piece: &Value) {
+    if let Some(text) = piece["delta"]["content"].as_str() {
+        choice["content"] = (choice["content"].as_str().expect("text").to_string() + text).into();
     }
-    let before = calls[place]["arguments"].as_str().expect("text").to_string();
-    calls[place]["arguments"] = (before + call["function"]["arguments"].as_str().unwrap_or_default()).into();
+    for call in piece["delta"]["tool_calls"].as_array().into_iter().flatten() {
+        let place = call["index"].as_u64().expect("an index") as usize;
+        let calls = choice["calls"].as_array_mut().expect("calls");
+        if calls.len() == place {
+            calls.push(json!({ "name": call["function"]["name"], "arguments": "" }));
+        }
+        let before = calls[place]["arguments"].as_str().expect("text").to_string();
+        calls[place]["arguments"] = (before + call["function"]["arguments"].as_str().unwrap_or_default()).into();
+    }
+    let logprobs = piece["logprobs"]["content"].as_array().into_iter().flatten().cloned();
+    choice["logprobs"].as_array_mut().expect("a list").extend(logprobs);
+    if !piece["finish_reason"].is_null() {
+        choice["finish_reason"] = piece["finish_reason"].clone();
+    }
 }
 
 /// The choices of an unstreamed reply in the same form.

@@ -67,7 +67,7 @@ fn refused_request_is_voided() {
     let refused = world.post(
         "/v1/chat/completions",
         json!({
-            "model": "sim", "messages": [{ "role": "user", "content": "a" }], "logit_bias": { "9999": 1 },
+            "model": "sim", "messages": [{ "role": "user", "content": "a" }], "structured_outputs": { "regex": "(" },
         }),
     );
     assert_eq!(refused.status, 400, "{}", refused.body);

@@ -221,7 +221,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn write(self: Box<Self>, outcome: Option<Usage>) {
+    fn write(self, outcome: Option<Usage>) {
         self.book.0.lock().unwrap().entry(self.id).or_default().push(outcome);
     }
 }

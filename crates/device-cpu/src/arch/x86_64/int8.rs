@@ -291,6 +291,7 @@ fn sum_blocks_of_quad<const FIRST: usize>(codes: &[[u8; BLOCK_BYTES]], rows: [&[
         return sums;
     }
     let [[s00, s01], [s10, s11], [s20, s21], [s30, s31]] = &mut sums;
+    let mask = _mm256_set1_epi8(3);
     // SAFETY: the loop reads `codes.len()` > 0 blocks of 128 bytes from `codes` (two rows of 32 bytes of each, `FIRST` + 2 <= 4) and
     // of 128 bytes from each token, which is what the slices hold (`within` cut them to one length). It writes registers only; a
     // prefetch reads nothing.
@@ -327,7 +328,7 @@ fn sum_blocks_of_quad<const FIRST: usize>(codes: &[[u8; BLOCK_BYTES]], rows: [&[
             s21 = inout(ymm_reg) *s21,
             s30 = inout(ymm_reg) *s30,
             s31 = inout(ymm_reg) *s31,
-            mask = in(ymm_reg) _mm256_set1_epi8(3),
+            mask = in(ymm_reg) mask,
             w0 = out(ymm_reg) _,
             w1 = out(ymm_reg) _,
             u0 = out(ymm_reg) _,
