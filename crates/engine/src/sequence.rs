@@ -130,7 +130,5 @@ impl Sequence {
     pub(crate) fn release(&mut self, pool: &mut BlockPool) {
         self.block_table.drain(..).rev().for_each(|block| pool.release(block));
         self.n_computed = 0;
-        self.n_named = 0;
-        self.chain = ChainEnd::root(self.tenant);
     }
 }
