@@ -107,20 +107,20 @@ impl SimulatedRunner {
             self.output.values.extend((0..n_vocab).map(|index| (mix(hash ^ index) % 1000) as f32 / 1000.0 + 0.001));
             return;
         }
-        let is_few = wanted == Some(BestLogits::GREATEST);
-        if is_few {
+        let peak_id = |peak: u64| (mix(hash.wrapping_add(peak)) % n_vocab) as usize;
+        let peak_logit = |peak: u64| peak as f32 / 2.0 + (hash >> 60) as f32 / 64.0;
+        // Later peaks are higher, and may stand on earlier ones.
+        let highest = N_PEAKS - 1;
+        if wanted == Some(BestLogits::GREATEST) {
             self.output.values.resize(start + width, f32::NEG_INFINITY);
+            self.output.values[start + peak_id(highest)] = peak_logit(highest);
         } else {
             self.output.values.extend((0..n_vocab).map(|id| -12.0 - (mix(hash ^ id) % 997) as f32 / 500.0));
+            let row = &mut self.output.values[start..];
+            (0..N_PEAKS).for_each(|peak| row[peak_id(peak)] = peak_logit(peak));
+            wanted.into_iter().for_each(|best| keep_best(row, best));
         }
-        let row = &mut self.output.values[start..];
-        // Later peaks are higher, and may stand on earlier ones.
-        for peak in 0..N_PEAKS {
-            let id = (mix(hash.wrapping_add(peak)) % n_vocab) as usize;
-            row[id] = peak as f32 / 2.0 + (hash >> 60) as f32 / 64.0;
-        }
-        let greedy = TokenId((mix(hash.wrapping_add(N_PEAKS - 1)) % n_vocab) as u32);
-        self.output.greedy.push(greedy);
+        self.output.greedy.push(TokenId(peak_id(highest) as u32));
     }
 
     fn push_rows(&mut self, sequence: &BatchSequence, hashes: &[u64]) {
@@ -196,6 +196,15 @@ impl Runner for SimulatedRunner {
         }
         Ok(&self.output)
     }
+}
+
+/// Gives as −∞ all that a device may give as −∞.
+fn keep_best(row: &mut [f32], best: BestLogits) {
+    let mut descending = row.to_vec();
+    descending.sort_unstable_by(|a, b| b.total_cmp(a));
+    let within = descending[0] - best.within;
+    let least = descending[best.n.clamp(1, row.len()) - 1].min(within);
+    row.iter_mut().filter(|logit| **logit < least).for_each(|logit| *logit = f32::NEG_INFINITY);
 }
 
 /// SplitMix64's finaliser (Steele, Lea, Flood 2014).

@@ -256,3 +256,29 @@ fn simulated_runner_notices_a_block_that_is_not_the_sequences_own() {
     }
     assert_eq!(runner.step(&batch(ids([7]), 40, [0, 1, 2])).expect("valid"), &right);
 }
+
+#[test]
+fn low_priority_ends_under_an_endless_stream_of_high_ones_that_take_its_blocks() {
+    // Room for two of them at their full length; whoever waits sees new ones come in every step.
+    let options = EngineOptions { n_running_max: 6, ..EngineOptions::default() };
+    let mut core = EngineCore::new(bare(simulated(12, 64)), options).expect("valid options");
+    let mut recorder = Recorder::default();
+    core.submit(RequestId(0), Request { priority: Priority::Low, tenant: tenant(9), ..request(ids(0..40), greedy(80)) }).expect("sound");
+    let now = Instant::now();
+    let mut next = 1;
+    for step in 0.. {
+        while core.stats().n_waiting < 8 {
+            let prompt = ids((0..20).map(|index| (index * 7 + next as u32) % 50));
+            let tenant = tenant((next % 5) as u8);
+            core.submit(RequestId(next), Request { priority: Priority::High, tenant, ..request(prompt, greedy(60)) }).expect("sound");
+            next += 1;
+        }
+        core.step(now, &mut recorder);
+        if let Some(Event::Finished(usage)) = recorder.events.get(&RequestId(0)).and_then(|events| events.last()) {
+            assert_eq!(usage.n_completion_tokens, 80);
+            assert!(core.stats().n_preemptions > 0);
+            break;
+        }
+        assert!(step < 20_000, "it starves: {:?}", core.stats());
+    }
+}

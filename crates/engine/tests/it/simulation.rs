@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{
     EngineCore, EngineModel, EngineOptions, EngineStats, Event, EventSink, Fault, FinishReason, Generate, PrefixCaching, Priority, Request,
-    RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
+    RequestError, RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
 };
 use bitnet_model::batch::{Batch, BatchLimits};
 use bitnet_model::device::DeviceDescription;
@@ -37,7 +37,7 @@ struct Client {
     asleep: std::ops::Range<u64>,
     tokens: BTreeMap<u32, Vec<(TokenId, Option<TokenLogprob>)>>,
     finishes: BTreeMap<u32, FinishReason>,
-    failed: bool,
+    error: Option<RequestError>,
     is_cancelled: bool,
     usage: Option<Usage>,
 }
@@ -59,7 +59,7 @@ impl EventSink for Clients {
                 assert!(client.finishes.insert(choice, reason).is_none());
             }
             Event::Embedding(_) => panic!("nobody asked"),
-            Event::Failed(_) => client.failed = true,
+            Event::Failed(error) => client.error = Some(error),
             Event::Finished(usage) => client.usage = Some(usage),
         }
     }
@@ -139,7 +139,7 @@ impl World {
                 asleep: if dice.below(5) == 0 { asleep_from..asleep_from + dice.below(30) } else { 0..0 },
                 tokens: BTreeMap::new(),
                 finishes: BTreeMap::new(),
-                failed: false,
+                error: None,
                 is_cancelled: false,
                 usage: None,
             },
@@ -208,7 +208,9 @@ impl World {
         }
         assert_eq!(usage.n_completion_tokens, n_drawn, "what was drawn is billed");
         let is_complete = client.finishes.len() == client.generate.n_choices.get() as usize;
-        let stopped_early = client.is_cancelled || client.failed;
+        let stopped_early = client.is_cancelled || client.error.is_some();
+        let is_blamed = client.error.as_ref().is_some_and(|error| *error != RequestError::DeadlineExceeded);
+        assert!(!is_blamed || any_fails, "whoever fails would fail alone: {:?}", client.error);
         assert!(is_complete || stopped_early, "complete, cancelled or failed");
         // Of those that fail by themselves, none comes through.
         assert!(!(any_fails && is_complete));

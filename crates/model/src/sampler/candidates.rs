@@ -35,10 +35,12 @@ impl Candidates {
         self.kept.clear();
         let tokens = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
         self.kept.extend(tokens.map(|(index, &logit)| Candidate { token: TokenId(index as u32), logit, weight: 0.0 }));
-        let k = params.top_k.unwrap_or(usize::MAX);
-        if k < self.kept.len() {
-            self.kept.select_nth_unstable_by(k - 1, by_likelihood);
-            self.kept.truncate(k);
+        if let Some(k) = params.top_k {
+            if k < self.kept.len() {
+                self.kept.select_nth_unstable_by(k - 1, by_likelihood);
+                self.kept.truncate(k);
+            }
+            // Always: a device may give all but the k best as −∞, and the order decides what a draw means.
             self.kept.sort_unstable_by(by_likelihood);
         }
         for candidate in &mut self.kept {

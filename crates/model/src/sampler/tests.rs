@@ -213,7 +213,9 @@ fn logits_outside_the_reach_change_no_draw() {
     let cases = [
         SamplingParams::greedy(),
         SamplingParams { repetition_penalty: 1.4, ..SamplingParams::greedy() },
+        SamplingParams { top_k: Some(7), ..plain.clone() },
         SamplingParams { top_k: Some(7), top_p: 0.8, ..plain.clone() },
+        SamplingParams { top_k: Some(7), min_p: 0.2, ..plain.clone() },
         SamplingParams { min_p: 0.1, ..plain.clone() },
         penalised,
     ];
