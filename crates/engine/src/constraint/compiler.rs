@@ -58,8 +58,9 @@ impl ConstraintCompiler {
             return Err(refused(error));
         }
         let mut state = ConstraintState { matcher };
-        state.check_satisfiable()?;
+        // The copy that is kept has not grown the lexer states that a first mask takes.
         let kept = state.duplicate();
+        state.check_satisfiable()?;
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, source, kept);
         Ok(state)
     }
