@@ -39,7 +39,7 @@ pub(crate) struct Choice {
     pub(crate) n_generated: usize,
 }
 
-/// One position's output: `[n_vocab]` logits, and the largest's id.
+/// One position's output: `[n_vocab]` logits (none if only the largest's id was asked for), and the largest's id.
 #[derive(Clone, Copy)]
 pub(crate) struct LogitsRow<'a> {
     pub(crate) logits: &'a [f32],
@@ -82,6 +82,14 @@ impl Choice {
         }
     }
 
+    /// Whether the next token is just the likeliest, of which no logit is needed.
+    pub(crate) fn is_greedy(&self) -> bool {
+        let params = self.sampler.params();
+        let is_penalised = params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
+        let is_plain = params.temperature == 0.0 && !is_penalised && self.rules.logit_bias.is_empty();
+        is_plain && self.constraint.is_none() && self.banned().next().is_none()
+    }
+
     /// Tokens that would end the text too early.
     fn banned(&self) -> impl Iterator<Item = TokenId> {
         let rules = &*self.rules;
@@ -121,11 +129,7 @@ impl Choice {
     }
 
     fn draw_token(&mut self, row: LogitsRow<'_>, history: &[TokenId], scratch: &mut Vec<f32>) -> Result<TokenId, RequestError> {
-        let params = self.sampler.params();
-        let is_penalised = params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-        let is_early = self.banned().next().is_some();
-        let is_greedy = params.temperature == 0.0 && !is_penalised;
-        if is_greedy && !is_early && self.constraint.is_none() && self.rules.logit_bias.is_empty() {
+        if self.is_greedy() {
             return Ok(row.greedy);
         }
         scratch.clear();

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bitnet_model::batch::{Batch, BatchSequence, Rows};
 use bitnet_model::{Runner, RunnerError, StepOutput, TokenId};
 
-use crate::choice::LogitsRow;
+use crate::choice::{Choice, LogitsRow};
 use crate::engine::{EngineCore, EventSink};
 use crate::error::RequestError;
 use crate::live::Work;
@@ -32,9 +32,9 @@ impl<'a> ShareRows<'a> {
 
     /// The last `n` rows, as logits.
     pub(crate) fn last(self, n: usize) -> impl Iterator<Item = LogitsRow<'a>> {
-        let n_before = self.greedy.len() - n;
-        let rows = self.values().zip(self.greedy).skip(n_before);
-        rows.map(|(logits, &greedy)| LogitsRow { logits, greedy })
+        let first = self.greedy.len() - n;
+        let row_values = move |row: usize| self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default();
+        (first..).zip(&self.greedy[first..]).map(move |(row, &greedy)| LogitsRow { logits: row_values(row), greedy })
     }
 }
 
@@ -95,6 +95,11 @@ impl EngineCore {
     }
 }
 
+/// Rows of values that a sequence gets.
+fn n_value_rows(sequence: &BatchSequence) -> usize {
+    if sequence.rows == Rows::LastGreedy { 0 } else { sequence.n_rows() }
+}
+
 /// A step whose panic is an error.
 pub(crate) fn guarded_step<'a>(runner: &'a mut dyn Runner, batch: &Batch) -> Result<&'a StepOutput, RequestError> {
     // A runner refills its buffers in each step, and slots of the cache that a failed step named are written again before they are read.
@@ -137,6 +142,9 @@ impl EngineState {
         }
         // While one sequence reads the prompt for all choices, its last row is for all of them; they differ in their seeds only.
         let choice = writing.choices.get(share.id.choice as usize).and_then(Option::as_ref);
+        if share.n_drafts == 0 && writing.rules.logprobs.is_none() && choice.is_some_and(Choice::is_greedy) {
+            return Rows::LastGreedy;
+        }
         let reach = choice.and_then(|choice| choice.reach(n_history, share.n_drafts + 1));
         match (reach, share.n_drafts) {
             (None, 0) => Rows::Last,
@@ -156,15 +164,13 @@ impl EngineState {
 
     /// Takes a batch's output.
     fn apply(&mut self, part: &[Share], (batch, output): (&Batch, &StepOutput), sink: &mut dyn EventSink) {
-        let mut first_row = 0;
+        let (mut values, mut greedy) = (output.values.as_slice(), output.greedy.as_slice());
         for (share, sequence) in part.iter().zip(&batch.sequences) {
-            let end = first_row + sequence.n_rows();
             let rows = ShareRows {
-                values: &output.values[first_row * output.width..end * output.width],
+                values: values.split_off(..n_value_rows(sequence) * output.width).unwrap_or_default(),
                 width: output.width,
-                greedy: output.greedy.get(first_row..end).unwrap_or_default(),
+                greedy: greedy.split_off(..sequence.n_rows().min(greedy.len())).unwrap_or_default(),
             };
-            first_row = end;
             if let Err(error) = caught(|| self.apply_share(*share, rows, sink)).and_then(|outcome| outcome) {
                 self.fail(share.id.request, error, sink);
             }
