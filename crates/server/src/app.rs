@@ -8,6 +8,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use bitnet_engine::{Generate, Priority, Request, Task, TenantSalt, TokenStream};
 use bitnet_model::TokenId;
+use tracing::{Instrument, debug_span};
 
 use crate::admission::{Admission, Caller, Ceiling, Operation, Settlement};
 use crate::config::Config;
@@ -172,7 +173,7 @@ impl App {
         let in_flight = self.lifecycle().begin()?;
         let ceiling = ceiling(context, &job);
         let n_prompt_tokens = ceiling.n_prompt_tokens;
-        let reservation = self.0.admission.admit(&context.caller, ceiling).await?;
+        let reservation = self.0.admission.admit(&context.caller, ceiling).instrument(debug_span!("admit")).await?;
         let rate_limits = reservation.rate_limits();
         let settlement = Settlement::new(reservation);
         let n_choices = job.generate.as_ref().map_or(1, |generate| generate.n_choices.get() as usize);
@@ -185,7 +186,12 @@ impl App {
         };
         // Compiling a constraint takes some milliseconds: not on the reactor.
         let is_constrained = submission.job.generate.as_ref().is_some_and(|generate| generate.constraint.is_some());
-        let streams = if is_constrained { self.text_pool().run(|| submission.submit()).await? } else { submission.submit()? };
+        let submitting = debug_span!("submit", is_constrained);
+        let streams = if is_constrained {
+            self.text_pool().run(|| submission.submit()).instrument(submitting).await?
+        } else {
+            submitting.in_scope(|| submission.submit())?
+        };
         let metrics = self.metrics().model(&model_name);
         Ok(Generation::new(streams, n_choices, (in_flight, metrics), (n_prompt_tokens, rate_limits)))
     }

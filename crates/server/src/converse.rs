@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bitnet_engine::{Generate, Priority};
 use bitnet_model::TokenId;
 use bitnet_model::text::AddSpecial;
+use tracing::{Instrument, debug_span};
 
 use crate::admission::Operation;
 use crate::app::{App, Context, Job};
@@ -50,7 +51,7 @@ pub(crate) async fn conversation_tokens(
         let prompt = conversation.render(of_model.require_template()?, now).map_err(refused)?;
         of_model.tokenizer.encode_chat(&prompt).map_err(refused)
     });
-    check_length(tokens.await?, model, param)
+    check_length(tokens.instrument(debug_span!("prepare")).await?, model, param)
 }
 
 /// Bare prompts as the model reads them.
@@ -69,7 +70,7 @@ pub(crate) async fn prompt_tokens(
         };
         prompts.into_iter().map(encode_one).collect()
     };
-    let all = if is_text { app.text_pool().run(encode).await? } else { encode()? };
+    let all = if is_text { app.text_pool().run(encode).instrument(debug_span!("prepare")).await? } else { encode()? };
     all.into_iter().map(|tokens| check_length(tokens, model, param)).collect()
 }
 

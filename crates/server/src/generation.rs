@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bitnet_engine::{Event, FinishReason, RequestError, TokenLogprob, TokenStream, Usage};
 use bitnet_model::TokenId;
+use tracing::Span;
 
 use crate::admission::RateLimits;
 use crate::error::ServerError;
@@ -46,6 +47,8 @@ pub(crate) struct Generation {
     clock: Clock,
     n_prompt_tokens: usize,
     rate_limits: Option<RateLimits>,
+    /// The request's, since its body is read outside of its handler.
+    span: Span,
     metrics: Arc<ModelMetrics>,
     _in_flight: InFlight,
 }
@@ -53,6 +56,7 @@ pub(crate) struct Generation {
 /// When things happened, for the histograms.
 struct Clock {
     began: Instant,
+    first_token: Option<Instant>,
     last_token: Option<Instant>,
 }
 
@@ -65,7 +69,7 @@ impl Generation {
         (n_prompt_tokens, rate_limits): (usize, Option<RateLimits>),
     ) -> Self {
         let sources = streams.into_iter().map(|stream| Source { stream, is_done: false }).collect();
-        let clock = Clock { began: Instant::now(), last_token: None };
+        let clock = Clock { began: Instant::now(), first_token: None, last_token: None };
         metrics.begun();
         Self {
             sources,
@@ -76,6 +80,7 @@ impl Generation {
             clock,
             n_prompt_tokens,
             rate_limits,
+            span: Span::current(),
             metrics,
             _in_flight: in_flight,
         }
@@ -122,6 +127,7 @@ impl Generation {
         if self.sources.iter().all(|source| source.is_done) {
             self.is_over = true;
             self.metrics.succeeded(self.clock.began.elapsed(), self.usage);
+            self.log();
             return Poll::Ready(Some(GenerationEvent::Finished(self.usage)));
         }
         Poll::Pending
@@ -159,10 +165,27 @@ impl Generation {
         GenerationEvent::Failed(ServerError::of_request(error))
     }
 
+    /// What it took: numbers only.
+    fn log(&self) {
+        let _in_request = self.span.enter();
+        let ms_since = |later: Instant| (later - self.clock.began).as_secs_f64() * 1e3;
+        tracing::info!(
+            prompt_tokens = self.usage.n_prompt_tokens,
+            cached_tokens = self.usage.n_cached_tokens,
+            completion_tokens = self.usage.n_completion_tokens,
+            first_token_ms = self.clock.first_token.map(ms_since),
+            total_ms = ms_since(Instant::now()),
+            "generated"
+        );
+    }
+
     fn note_token(&mut self) {
         let now = Instant::now();
         match self.clock.last_token.replace(now) {
-            None => self.metrics.first_token(now - self.clock.began),
+            None => {
+                self.clock.first_token = Some(now);
+                self.metrics.first_token(now - self.clock.began);
+            }
             Some(before) => self.metrics.next_token(now - before),
         }
     }

@@ -17,3 +17,4 @@ mod logits;
 mod perplexity;
 mod pull;
 mod run;
+mod serve;
