@@ -8,7 +8,7 @@ use bitnet_checkpoint::gguf::{GgufOptions, I2sChoice, I2sLayout};
 use bitnet_checkpoint::{GenerationDefaults, OpenOptions};
 use bitnet_device_cpu::IsaChoice;
 use bitnet_model::device::KvType;
-use bitnet_model::sampler::SamplingParams;
+use bitnet_model::sampler::{Sampler, SamplerError, SamplingParams};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
@@ -158,6 +158,34 @@ pub(crate) struct DeviceChoiceArguments {
     /// How keys and values are cached
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub(crate) kv_cache: KvArgument,
+    /// Where an embedding or head above 64 MiB stays; by default in the file, but in memory where every token needs all of it (sampling
+    /// without top-k or min-p, and requests to a server)
+    #[arg(long, value_enum, value_name = "PLACE", hide_short_help = true)]
+    pub(crate) head: Option<HeadArgument>,
+}
+
+impl DeviceArguments {
+    /// The same for text that is sampled so.
+    pub(crate) fn for_sampling(&self, sampling: &SamplingParams) -> Result<Self, SamplerError> {
+        let reads_all = Sampler::new(sampling.clone())?.reach(0).is_none();
+        Ok(if reads_all { self.for_any_sampling() } else { self.clone() })
+    }
+
+    /// The same where any sampling may be asked for.
+    pub(crate) fn for_any_sampling(&self) -> Self {
+        let mut arguments = self.clone();
+        arguments.choice.head.get_or_insert(HeadArgument::Memory);
+        arguments
+    }
+}
+
+/// Where an embedding or head above 64 MiB stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeadArgument {
+    /// Faster where all logits are needed
+    Memory,
+    /// Rows are read when they are needed: a third less memory
+    File,
 }
 
 /// How keys and values are cached.

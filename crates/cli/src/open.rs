@@ -9,7 +9,7 @@ use bitnet_model::device::Device;
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TransformerRunner, WeightSource};
 
-use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, ModelArguments, OpenArguments};
+use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, HeadArgument, ModelArguments, OpenArguments};
 use crate::failure::Misuse;
 use crate::model_source::{ModelLocation, ModelSource};
 use crate::terminal::Terminal;
@@ -85,7 +85,12 @@ pub(crate) fn load_session(
 
 /// The options of the processor as a device.
 pub(crate) fn cpu_options(arguments: &DeviceArguments) -> CpuOptions {
-    CpuOptions { n_threads: arguments.threads.map(usize::from), isa: arguments.choice.isa.into(), ..CpuOptions::default() }
+    let default = CpuOptions::default();
+    let resident_table_bytes_max = match arguments.choice.head {
+        Some(HeadArgument::Memory) => usize::MAX,
+        Some(HeadArgument::File) | None => default.resident_table_bytes_max,
+    };
+    CpuOptions { n_threads: arguments.threads.map(usize::from), isa: arguments.choice.isa.into(), resident_table_bytes_max }
 }
 
 /// Loads `source` onto the device that `arguments` name.

@@ -7,7 +7,10 @@ use sha2::{Digest, Sha256};
 use crate::driver::{Compiler, Kernel, Module, Stream};
 use crate::error::CudaError;
 
+/// Float operations in the order of `bitnet_model::numerics`, and what all kernels need.
 const NUMERICS: &str = include_str!("kernels/numerics.cuh");
+/// What kernels on the tensor cores share.
+const MMA: &str = include_str!("kernels/mma.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
 const FILES: [(&str, &str); 18] = [
@@ -44,9 +47,9 @@ pub fn compiler_version() -> Result<(u32, u32), CudaError> {
     Compiler::find(None)?.version()
 }
 
-/// A file as it is compiled: behind the float operations, with its own line numbers.
+/// A file as it is compiled: behind what files share, with its own line numbers.
 fn whole(name: &str, source: &str) -> String {
-    format!("{NUMERICS}\n#line 1 \"{name}\"\n{source}")
+    format!("{NUMERICS}\n{MMA}\n#line 1 \"{name}\"\n{source}")
 }
 
 /// All kernels, loaded. Numbers in names are those of the template argument in the source.

@@ -35,7 +35,10 @@ pub fn absmean(n_rows: usize, n_cols: usize, weights: &[f32]) -> Result<TernaryM
 }
 
 /// Quantises one token's activations `x[k]` to int8: `quantized[i] = clamp(round(x[i] · inverse_scale), −127, 127)` with
-/// `inverse_scale = 127 / max(max|x|, 1e-5)`. Returns the scale, 1/`inverse_scale`: real = int × scale.
+/// `inverse_scale = (1 / max(max|x|, 1e-5)) · 127`. Returns the scale, 1/`inverse_scale`: real = int × scale.
+///
+/// The two roundings of `inverse_scale` are PyTorch's for `127 / tensor` (reciprocal, then product) and decide ties: embeddings of few
+/// bits have many, and a quotient rounded once sends some of them the other way.
 ///
 /// NaN quantises to 0 and infinities make every finite neighbour 0; the forward pass checks its logits for that.
 pub fn absmax(x: &[f32], quantized: &mut [i8]) -> f32 {
@@ -54,8 +57,9 @@ pub const ACTIVATION_GROUP: usize = 128;
 /// Quantises one token's activations `x[k]` in groups: [`absmax`] of each `ACTIVATION_GROUP` columns (the last group may be shorter),
 /// scales into `scales[k / ACTIVATION_GROUP, rounded up]`.
 ///
-/// Every activation comes back within half a scale of its group, |x − scale·int| ≤ scale · (1/2 + 2⁻¹⁵): rounding moves x · inverse_scale by
-/// at most 1/2, and the three roundings of f32 (both scales, their product with x) move it by at most 127 · 3.01 · 2⁻²⁴ < 2⁻¹⁵ more.
+/// Every activation comes back within half a scale of its group, |x − scale·int| ≤ scale · (1/2 + 2⁻¹⁵), where magnitudes are below 2¹²⁶:
+/// rounding moves x · inverse_scale by at most 1/2, and the roundings of f32 (of both scales and of the product with x; at 127 the two of
+/// `inverse_scale` may be cut off by the clamp) move it by at most 127 · 4.01 · 2⁻²⁴ < 2⁻¹⁵ more.
 pub fn absmax_groups(x: &[f32], quantized: &mut [i8], scales: &mut [f32]) {
     assert_eq!(scales.len(), x.len().div_ceil(ACTIVATION_GROUP), "absmax_groups needs a scale for each group");
     let groups = x.chunks(ACTIVATION_GROUP).zip(quantized.chunks_mut(ACTIVATION_GROUP));
@@ -76,8 +80,8 @@ pub fn segments(n_cols: usize, group_size: usize) -> impl Iterator<Item = std::o
 /// `(scale, inverse_scale)` of a token whose largest magnitude is `largest`.
 #[inline(always)]
 pub fn absmax_scales(largest: f32) -> (f32, f32) {
-    let floored = largest.max(SCALE_FLOOR);
-    (floored / f32::from(ACTIVATION_MAX), f32::from(ACTIVATION_MAX) / floored)
+    let inverse_scale = (1.0 / largest.max(SCALE_FLOOR)) * f32::from(ACTIVATION_MAX);
+    (1.0 / inverse_scale, inverse_scale)
 }
 
 /// One activation to int8, ties to even, never −128.

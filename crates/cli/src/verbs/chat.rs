@@ -65,7 +65,7 @@ pub(crate) fn perform(arguments: &ChatArguments, global: &GlobalArguments, termi
     let tokenizer = Tokenizer::load(files)?;
     let conversation = Conversation::new(load_template(&checkpoint, terminal)?, arguments.system.as_deref());
     let interrupt = Interrupt::install();
-    let session = load_session(&checkpoint, &arguments.device, arguments.context, terminal)?;
+    let session = load_session(&checkpoint, &arguments.device.for_sampling(&sampling)?, arguments.context, terminal)?;
     let options = GenerationOptions {
         tokenizer: Some(&tokenizer),
         eos: tokenizer.eos(),

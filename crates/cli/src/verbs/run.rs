@@ -72,7 +72,7 @@ pub(crate) fn perform(arguments: &RunArguments, global: &GlobalArguments, termin
     };
     let interrupt = Interrupt::install();
     let n_context = prompt.len().saturating_add(arguments.n_tokens);
-    let mut session = load_session(&checkpoint, &arguments.device, n_context, terminal)?;
+    let mut session = load_session(&checkpoint, &arguments.device.for_sampling(&sampling)?, n_context, terminal)?;
     let eos: Vec<TokenId> = files.generation.eos_token_ids.iter().copied().map(TokenId).collect();
     let options = GenerationOptions {
         tokenizer: tokenizer.as_ref(),

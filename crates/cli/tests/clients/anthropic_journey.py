@@ -2,9 +2,9 @@
 
 import json
 import os
-import sys
 
 import anthropic
+import journeys
 from anthropic import Anthropic
 
 client = Anthropic(base_url=os.environ["BITNET_URL"], api_key=os.environ["BITNET_KEY"], max_retries=0)
@@ -70,15 +70,4 @@ def errors():
             raise AssertionError(f"not refused: {more}")
 
 
-JOURNEYS = [message, tools, counting, errors]
-
-failed = 0
-for journey in JOURNEYS:
-    try:
-        journey()
-        print(f"{journey.__name__}: ok")
-    except Exception as error:  # noqa: BLE001 - every journey is tried, whatever became of the one before
-        failed += 1
-        print(f"{journey.__name__}: FAILED: {type(error).__name__}: {error}")
-print(f"test result: {'FAILED' if failed else 'ok'}. {len(JOURNEYS) - failed} passed; {failed} failed; journeys")
-sys.exit(bool(failed))
+journeys.run([message, tools, counting, errors])

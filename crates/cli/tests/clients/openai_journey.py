@@ -2,8 +2,8 @@
 
 import json
 import os
-import sys
 
+import journeys
 import openai
 from openai import OpenAI
 
@@ -131,15 +131,4 @@ def batches():
     assert json.loads(client.files.content(batch.output_file_id).text)["custom_id"] == "a"
 
 
-JOURNEYS = [chat, choices_and_logprobs, tools, formats, completions, responses, errors, cancellation, batches]
-
-failed = 0
-for journey in JOURNEYS:
-    try:
-        journey()
-        print(f"{journey.__name__}: ok")
-    except Exception as error:  # noqa: BLE001 - every journey is tried, whatever became of the one before
-        failed += 1
-        print(f"{journey.__name__}: FAILED: {type(error).__name__}: {error}")
-print(f"test result: {'FAILED' if failed else 'ok'}. {len(JOURNEYS) - failed} passed; {failed} failed; journeys")
-sys.exit(bool(failed))
+journeys.run([chat, choices_and_logprobs, tools, formats, completions, responses, errors, cancellation, batches])

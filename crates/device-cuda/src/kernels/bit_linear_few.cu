@@ -3,33 +3,8 @@
 // shared memory, which is exact in any order.
 #define WARPS 8
 
-struct BitLinearFewArgs {
-    const i8* x;           // [m, n_blocks · 256]
-    const float* x_scales; // [m]
-    const int* x_sums;     // [m]
-    const uint4* words;    // pack_int8: [n, n_blocks, 4]
-    const float* scales;   // [1] or [n]
-    float* out;            // [m, width], first column
-    u32 m;
-    u32 n;
-    u32 n_blocks;
-    u32 width;
-    u32 row_scales;
-    u32 add;
-};
-
-__device__ __forceinline__ void multiply(int (&sums)[4], const u32 (&weights)[4], u32 x0, u32 x1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-        : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "r"(x0), "r"(x1));
-}
-
-__device__ __forceinline__ u32 word_of(uint4 words, int index) {
-    return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
-}
-
 template <int TOKEN_TILES, int ROW_TILES>
-__device__ __forceinline__ void bit_linear_few_body(const BitLinearFewArgs& a) {
+__device__ __forceinline__ void bit_linear_few_body(const BitLinearMmaArgs& a) {
     const int BLOCK_ROWS = ROW_TILES * 16;
     __shared__ int totals[BLOCK_ROWS][TOKEN_TILES * 8 + 1];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32, thread = lane & 3, line = lane >> 2;
@@ -88,7 +63,7 @@ __device__ __forceinline__ void bit_linear_few_body(const BitLinearFewArgs& a) {
                                             (low >> (4 * step + 2)) & 0x03030303u, (high >> (4 * step + 2)) & 0x03030303u};
 #pragma unroll
                     for (int tokens = 0; tokens < TOKEN_TILES; tokens++)
-                        multiply(sums[tile][tokens], weights, word_of(values[tokens], 2 * step), word_of(values[tokens], 2 * step + 1));
+                        multiply_codes(sums[tile][tokens], weights, word_of(values[tokens], 2 * step), word_of(values[tokens], 2 * step + 1));
                 }
             }
         }
@@ -114,7 +89,7 @@ __device__ __forceinline__ void bit_linear_few_body(const BitLinearFewArgs& a) {
 }
 
 #define BIT_LINEAR_FEW(name, tiles, rows) \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32) name(const BitLinearFewArgs a) { bit_linear_few_body<tiles, rows>(a); }
+    extern "C" __global__ void __launch_bounds__(WARPS * 32) name(const BitLinearMmaArgs a) { bit_linear_few_body<tiles, rows>(a); }
 
 BIT_LINEAR_FEW(bit_linear_few_1, 1, 2)
 BIT_LINEAR_FEW(bit_linear_few_2, 2, 2)

@@ -6,36 +6,11 @@
 #define X_BYTES (TILE_TOKENS * 256)
 #define STAGE_BYTES (X_BYTES + TILE_ROWS * 64)
 
-struct BitLinearManyArgs {
-    const i8* x;           // [m, n_blocks · 256]
-    const float* x_scales; // [m]
-    const int* x_sums;     // [m]
-    const uint4* words;    // pack_int8: [n, n_blocks, 4]
-    const float* scales;   // [1] or [n]
-    float* out;            // [m, width], first column
-    u32 m;
-    u32 n;
-    u32 n_blocks;
-    u32 width;
-    u32 row_scales;
-    u32 add;
-};
-
-__device__ __forceinline__ void multiply(int (&sums)[4], const u32 (&weights)[4], u32 x0, u32 x1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-        : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "r"(x0), "r"(x1));
-}
-
 __device__ __forceinline__ void copy_async(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
 }
 
-__device__ __forceinline__ u32 word_of(uint4 words, int index) {
-    return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2) bit_linear_many(const BitLinearManyArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) bit_linear_many(const BitLinearMmaArgs a) {
     extern __shared__ char stages[];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32, thread = lane & 3, line = lane >> 2;
     const u32 first_row = blockIdx.x * TILE_ROWS, first_token = blockIdx.y * TILE_TOKENS;
@@ -94,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) bit_linear_many(const B
                 const uint4 x = *(const uint4*)(stage + token * 256 + (((chunk * 4 + thread) ^ ((token & 1) << 2)) * 16));
 #pragma unroll
                 for (int tile = 0; tile < 4; tile++) {
-                    multiply(sums[tile][tokens], weights[0][tile], x.x, x.y);
-                    multiply(sums[tile][tokens], weights[1][tile], x.z, x.w);
+                    multiply_codes(sums[tile][tokens], weights[0][tile], x.x, x.y);
+                    multiply_codes(sums[tile][tokens], weights[1][tile], x.z, x.w);
                 }
             }
         }

@@ -59,7 +59,7 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
     copy_row<WARPS * 32>(row, a.x, a.k);
     norm_block<WARPS * 32>(row, a.k, a.norms, scratch);
     const float largest = larger(1e-5f, largest_of_block(largest_of_thread<WARPS * 32>(row, a.k), scratch));
-    const float inverse_scale = 127.0f / largest;
+    const float inverse_scale = inverse_absmax_scale(largest);
     int sum = 0;
     const int n = n_turns(threadIdx.x, a.n_blocks * 64, WARPS * 32);
 #pragma unroll 1
@@ -79,10 +79,10 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
     // Its barriers also publish `quantized`.
     sum = sum_of_block(sum, integer_scratch);
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        *a.x_scale = largest / 127.0f;
+        *a.x_scale = 1.0f / inverse_scale;
         *a.x_sum = sum;
     }
-    return Row{largest / 127.0f, sum};
+    return Row{1.0f / inverse_scale, sum};
 }
 
 // GROUPS × 4 threads share a row; PARTS is 2 where each row of a gate comes with its row of up.

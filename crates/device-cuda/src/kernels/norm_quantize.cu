@@ -30,14 +30,14 @@ __device__ __forceinline__ void quantise_groups(const NormQuantizeArgs& a, const
         }
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) largest = larger(largest, __shfl_xor_sync(FULL_WARP, largest, step));
-        const float inverse_scale = 127.0f / largest;
+        const float inverse_scale = inverse_absmax_scale(largest);
         int q[4];
 #pragma unroll
         for (u32 part = 0; part < 4; part++) q[part] = quantise_one(values[part], inverse_scale);
         out[group * 32 + lane] = make_char4(q[0], q[1], q[2], q[3]);
         const int sum = __reduce_add_sync(FULL_WARP, (q[0] + q[1]) + (q[2] + q[3]));
         if (lane == 0 && group < a.n_groups) {
-            a.scales[(u64)blockIdx.x * a.n_groups + group] = largest / 127.0f;
+            a.scales[(u64)blockIdx.x * a.n_groups + group] = 1.0f / inverse_scale;
             a.sums[(u64)blockIdx.x * a.n_groups + group] = sum;
         }
     }
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
     }
     if (a.n_groups > 1) return quantise_groups(a, row);
     const float largest = larger(1e-5f, largest_of_block(largest_of_thread<THREADS>(row, a.k), scratch));
-    const float inverse_scale = 127.0f / largest;
+    const float inverse_scale = inverse_absmax_scale(largest);
     int sum = 0;
     char4* out = (char4*)(a.quantized + (u64)blockIdx.x * a.stride);
     const int n = n_turns(threadIdx.x, a.stride / 4, THREADS);
@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
     }
     sum = sum_of_block(sum, integer_scratch);
     if (threadIdx.x == 0) {
-        a.scales[blockIdx.x] = largest / 127.0f;
+        a.scales[blockIdx.x] = 1.0f / inverse_scale;
         a.sums[blockIdx.x] = sum;
     }
 }

@@ -97,6 +97,9 @@ __device__ __forceinline__ float gated(u32 activation, float gate, float up) {
     return (gate / (1.0f + exp_exact(-gate))) * up;
 }
 
+// quantise::absmax_scales: 127 / largest, rounded twice.
+__device__ __forceinline__ float inverse_absmax_scale(float largest) { return (1.0f / largest) * 127.0f; }
+
 // quantise::quantise_one: ties to even, NaN to 0, never −128.
 __device__ __forceinline__ int quantise_one(float value, float inverse_scale) {
     float rounded = rintf(value * inverse_scale);

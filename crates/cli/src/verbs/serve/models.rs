@@ -128,7 +128,7 @@ impl ServedArguments {
             n_cached_tokens: self.engine.cache_tokens.unwrap_or(n_default).max(1),
             kv_type: self.device.choice.kv_cache.into(),
         };
-        let runner = load_runner(checkpoint, &self.device, options, terminal)?;
+        let runner = load_runner(checkpoint, &self.device.for_any_sampling(), options, terminal)?;
         let ids = checkpoint.tokenizer_files().generation.eos_token_ids.iter().copied().map(TokenId);
         let eos: Vec<TokenId> = if tokenizer.eos().is_empty() { ids.collect() } else { tokenizer.eos().to_vec() };
         let model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos };

@@ -1,0 +1,28 @@
+// What the int8 kernels on the tensor cores share. Every file is compiled behind this one.
+
+// bit_linear_few and bit_linear_many.
+struct BitLinearMmaArgs {
+    const i8* x;           // [m, n_blocks · 256]
+    const float* x_scales; // [m]
+    const int* x_sums;     // [m]
+    const uint4* words;    // pack_int8: [n, n_blocks, 4]
+    const float* scales;   // [1] or [n]
+    float* out;            // [m, width], first column
+    u32 m;
+    u32 n;
+    u32 n_blocks;
+    u32 width;
+    u32 row_scales;
+    u32 add;
+};
+
+// sums[16 rows, 8 tokens] += codes[16, 32] · activations[32, 8], a warp together.
+__device__ __forceinline__ void multiply_codes(int (&sums)[4], const u32 (&weights)[4], u32 x0, u32 x1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "r"(x0), "r"(x1));
+}
+
+__device__ __forceinline__ u32 word_of(uint4 words, int index) {
+    return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
+}
