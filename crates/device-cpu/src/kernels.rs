@@ -6,6 +6,7 @@
 
 use bitnet_checkpoint::config::Activation;
 use bitnet_model::device::DeviceError;
+use bitnet_ternary::quantise::ActivationScale;
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::attention::AttentionStep;
@@ -41,10 +42,10 @@ pub(crate) const ATTENTION_TOKENS: usize = 4;
 /// Places behind the scores of a query head.
 pub(crate) const SCORES_SPARE: usize = 16;
 
-/// One quantised row's scale (real = int × scale) and the sum of its integers.
+/// One quantised row's scale and the sum of its integers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct RowScale {
-    pub(crate) scale: f32,
+    pub(crate) scale: ActivationScale,
     pub(crate) sum: i32,
 }
 

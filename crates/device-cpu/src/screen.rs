@@ -217,7 +217,8 @@ impl Screen {
             let square = |value: f32| value * value;
             let norm: f32 = row.iter().map(|&value| f64::from(square(value))).sum::<f64>().sqrt() as f32;
             let pairs = row.iter().zip(&*quantized);
-            let error = pairs.map(|(&value, &integer)| f64::from(square(value - f32::from(integer) * scale.scale))).sum::<f64>().sqrt();
+            let error =
+                pairs.map(|(&value, &integer)| f64::from(square(value - f32::from(integer) * scale.scale.real))).sum::<f64>().sqrt();
             // A difference of two floats may lose half a unit of the larger.
             let error = error as f32 + norm * f32::EPSILON;
             self.tokens.push(TokenBound { quantized: scale, norm: norm * NORM_SLACK, error: error * NORM_SLACK });
@@ -250,7 +251,7 @@ impl Screen {
     #[inline]
     fn write_coarse(&self, quantized: RowScale, (rows, sums): (Range<usize>, &[i32; TILE_ROWS]), logits: &mut [f32]) {
         for ((logit, &sum), bound) in logits.iter_mut().zip(sums).zip(&self.bounds[rows]) {
-            *logit = scaled(4 * i64::from(sum) - 30 * i64::from(quantized.sum), bound.scale, quantized.scale);
+            *logit = scaled(4 * i64::from(sum) - 30 * i64::from(quantized.sum), bound.scale, quantized.scale.real);
         }
     }
 
@@ -260,7 +261,7 @@ impl Screen {
         let quantized = self.tokens[token].quantized;
         let sum = kernels.fine_sum(self.fine_row(row), self.activations(token));
         // 4·q₄ − 30 + q₂ − 1.5 = q − 31.5
-        coarse + scaled(2 * i64::from(sum) - 3 * i64::from(quantized.sum), 0.5 * self.bounds[row].scale, quantized.scale)
+        coarse + scaled(2 * i64::from(sum) - 3 * i64::from(quantized.sum), 0.5 * self.bounds[row].scale, quantized.scale.real)
     }
 }
 

@@ -77,7 +77,7 @@ impl TernaryScreen {
             let (mut squares, mut error) = (0.0f64, 0.0f64);
             for ((values, integers), scale) in row.chunks(BLOCK_COLUMNS).zip(quantized.chunks(BLOCK_COLUMNS)).zip(scales) {
                 for (&value, &integer) in values.iter().zip(integers) {
-                    let difference = f64::from(value) - f64::from(integer) * f64::from(scale.scale);
+                    let difference = f64::from(value) - f64::from(integer) * f64::from(scale.scale.real);
                     squares += f64::from(value) * f64::from(value);
                     error += difference * difference;
                 }

@@ -6,7 +6,7 @@
 //! n is padded to 4. Idea: ggml-org/llama.cpp's repacked types and ikawrakow/ik_llama.cpp's `_R4` layouts; the 32-byte unit of
 //! 128 codes is microsoft/BitNet's I2_S.
 
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_ternary::{Scales, TernaryMatrix, quantise};
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::kernels::Scratch;
@@ -42,6 +42,8 @@ pub(crate) struct Tiles {
     codes: Memory<u8>,
     /// `[n_tiles, n_groups, TILE_ROWS]`; padding rows have scale 0.
     scales: Memory<f32>,
+    /// `quantise::weight_inverse_scale` of scales of one group, `[n_tiles, TILE_ROWS]`; empty with more groups.
+    inverse_scales: Memory<f32>,
 }
 
 impl Tiles {
@@ -53,6 +55,7 @@ impl Tiles {
         let tile_scales = (k / group_size) * TILE_ROWS;
         let mut codes = Memory::zeroed(n_tiles * tile_bytes)?;
         let mut scales = Memory::zeroed(n_tiles * tile_scales)?;
+        let mut inverse_scales = Memory::zeroed(if group_size == k { scales.len() } else { 0 })?;
         let (mut codes_left, mut scales_left) = (&mut codes[..], &mut scales[..]);
         let parts = Parts::new(n_tiles, pool.n_threads(), |tiles| {
             let codes = codes_left.split_off_mut(..tiles.len() * tile_bytes).expect("tiles sum up to n_tiles");
@@ -66,12 +69,15 @@ impl Tiles {
                 fill_scales(weights, tile * TILE_ROWS, scales);
             }
         });
-        Ok(Self { n, k, group_size, n_groups: k / group_size, codes, scales })
+        for (inverse, &scale) in inverse_scales.iter_mut().zip(&scales[..]) {
+            *inverse = quantise::weight_inverse_scale(scale);
+        }
+        Ok(Self { n, k, group_size, n_groups: k / group_size, codes, scales, inverse_scales })
     }
 
     /// Bytes of codes and scales.
     pub(crate) fn size_bytes(&self) -> u64 {
-        (self.codes.len() + self.scales.len() * size_of::<f32>()) as u64
+        (self.codes.len() + (self.scales.len() + self.inverse_scales.len()) * size_of::<f32>()) as u64
     }
 
     /// Out features.
@@ -122,6 +128,12 @@ impl Tiles {
     pub(crate) fn tile_scales(&self, tile: usize) -> &[[f32; TILE_ROWS]] {
         let tile_scales = self.n_groups() * TILE_ROWS;
         self.scales[tile * tile_scales..(tile + 1) * tile_scales].as_chunks().0
+    }
+
+    /// Inverse scales of one tile. Panics with more than one group.
+    #[inline]
+    pub(crate) fn tile_inverse_scales(&self, tile: usize) -> &[f32; TILE_ROWS] {
+        &self.inverse_scales.as_chunks().0[tile]
     }
 
     /// One weight, −1, 0 or 1.

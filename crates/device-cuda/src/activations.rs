@@ -28,7 +28,8 @@ pub struct CudaActivations {
 
 /// Rows on the GPU.
 pub(crate) enum Rows {
-    /// int8 `[m, stride]`, scales and sums of integers `[m, n_groups]`, where a row is one group or each [`ACTIVATION_GROUP`] columns are.
+    /// int8 `[m, stride]` with sums of the integers: one sum and one inverse scale a row, or in groups of [`ACTIVATION_GROUP`] columns sums and
+    /// scales `[m, n_groups]`.
     Int8 { quantized: Buffer, scales: Buffer, sums: Buffer, in_groups: bool },
     /// f32 `[m, stride]`.
     F32(Buffer),
@@ -68,11 +69,11 @@ impl CudaActivations {
         self.width
     }
 
-    /// Scales of a row.
+    /// Groups of a row that have their own scales; 0 where the row has one inverse scale.
     pub(crate) fn n_groups(&self) -> usize {
         match self.rows {
             Rows::Int8 { in_groups: true, .. } => self.width.div_ceil(ACTIVATION_GROUP),
-            _ => 1,
+            _ => 0,
         }
     }
 

@@ -216,14 +216,22 @@ pub fn dot_trits(x: &[f32], trits: &[f32]) -> f32 {
     dot(x, trits)
 }
 
-/// The fixed epilogue of an int8 product: Σ over groups of (accumulator · weight scale), groups ascending, times the token's scale.
+/// The fixed epilogue of an int8 product with one scale a row (`quantise::weight_inverse_scale`) and one a token. It has the roundings of
+/// transformers' `BitLinear`, so that integers that are equal stay equal through all layers.
 #[inline(always)]
-pub fn dequantise(accumulators: impl Iterator<Item = (i32, f32)>, activation_scale: f32) -> f32 {
+pub fn dequantise(accumulator: i32, weight_inverse_scale: f32, activation_inverse_scale: f32) -> f32 {
+    accumulator as f32 / (activation_inverse_scale * weight_inverse_scale)
+}
+
+/// The fixed epilogue of an int8 product whose weights have groups: Σ over groups of (accumulator · weight scale), groups ascending, divided
+/// by the token's inverse scale.
+#[inline(always)]
+pub fn dequantise_groups(accumulators: impl Iterator<Item = (i32, f32)>, activation_inverse_scale: f32) -> f32 {
     let mut y = 0.0f32;
     for (accumulator, weight_scale) in accumulators {
         y += accumulator as f32 * weight_scale;
     }
-    y * activation_scale
+    y / activation_inverse_scale
 }
 
 /// The fixed epilogue of an int8 product whose activations have groups, too: Σ over segments of (accumulator · (weight scale · activation

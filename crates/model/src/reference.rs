@@ -3,7 +3,7 @@
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_checkpoint::{StoredTable, Tensor};
-use bitnet_ternary::quantise::{self, ACTIVATION_GROUP};
+use bitnet_ternary::quantise::{self, ACTIVATION_GROUP, ActivationScale};
 use bitnet_ternary::{TernaryMatrix, matmul};
 
 use crate::batch::{BestLogits, BlockId, Step};
@@ -65,7 +65,7 @@ impl ReferenceActivations {
     pub(crate) fn round_half_away(&mut self, x: &Rows) {
         for (row, x) in self.rows.iter_mut().zip(x.rows()) {
             if let ActivationRow::Int8 { quantized, scale } = row {
-                quantized.iter_mut().zip(x).for_each(|(q, x)| *q = (x * (1.0 / *scale)).round().clamp(-127.0, 127.0) as i8);
+                quantized.iter_mut().zip(x).for_each(|(q, x)| *q = (x * scale.inverse).round().clamp(-127.0, 127.0) as i8);
             }
         }
     }
@@ -85,7 +85,7 @@ impl ReferenceActivations {
 enum ActivationRow {
     Int8 {
         quantized: Vec<i8>,
-        scale: f32,
+        scale: ActivationScale,
     },
     /// A scale for each `ACTIVATION_GROUP` columns.
     Int8Groups {
@@ -115,23 +115,26 @@ impl ReferenceDevice {
     /// One row of x · Wᵀ, `[n]`.
     fn product(row: &ActivationRow, weights: &TernaryMatrix) -> Vec<f32> {
         match row {
-            ActivationRow::Int8 { quantized, scale } => int8_product(quantized, *scale, weights),
+            ActivationRow::Int8 { quantized, scale } => int8_product(quantized, scale.inverse, weights),
             ActivationRow::Int8Groups { quantized, scales } => int8_groups_product(quantized, scales, weights),
             ActivationRow::F32(x) => (0..weights.n_rows()).map(|n| f32_product(x, weights, n)).collect(),
         }
     }
 }
 
-fn int8_product(quantized: &[i8], scale: f32, weights: &TernaryMatrix) -> Vec<f32> {
+fn int8_product(quantized: &[i8], inverse_scale: f32, weights: &TernaryMatrix) -> Vec<f32> {
     let group_size = weights.group_size();
     let mut accumulators = vec![vec![0i32; weights.n_rows()]; weights.n_cols() / group_size];
     for (group, sums) in accumulators.iter_mut().enumerate() {
         matmul::dot_rows(quantized, weights, group * group_size..(group + 1) * group_size, sums);
     }
     (0..weights.n_rows())
-        .map(|n| {
-            let groups = accumulators.iter().enumerate().map(|(group, sums)| (sums[n], weights.scale_at(n, group * group_size)));
-            numerics::dequantise(groups, scale)
+        .map(|n| match &accumulators[..] {
+            [sums] => numerics::dequantise(sums[n], quantise::weight_inverse_scale(weights.scale_at(n, 0)), inverse_scale),
+            groups => {
+                let groups = groups.iter().enumerate().map(|(group, sums)| (sums[n], weights.scale_at(n, group * group_size)));
+                numerics::dequantise_groups(groups, inverse_scale)
+            }
         })
         .collect()
 }

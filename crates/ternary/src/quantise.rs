@@ -3,6 +3,8 @@
 //!
 //! Source: BitNet b1.58 (arXiv 2402.17764 eq. 1–3); huggingface/transformers:src/transformers/integrations/bitnet.py.
 
+use half::bf16;
+
 use crate::matrix::{ACTIVATION_MAX, MatrixError, Scales, TernaryMatrix};
 
 /// No scale is smaller than this, so that an all-zero row or matrix divides by something.
@@ -35,18 +37,17 @@ pub fn absmean(n_rows: usize, n_cols: usize, weights: &[f32]) -> Result<TernaryM
 }
 
 /// Quantises one token's activations `x[k]` to int8: `quantized[i] = clamp(round(x[i] · inverse_scale), −127, 127)` with
-/// `inverse_scale = (1 / max(max|x|, 1e-5)) · 127`. Returns the scale, 1/`inverse_scale`: real = int × scale.
+/// `inverse_scale = (1 / max(max|x|, 1e-5)) · 127`. Returns both scales.
 ///
 /// The two roundings of `inverse_scale` are PyTorch's for `127 / tensor` (reciprocal, then product) and decide ties: embeddings of few
 /// bits have many, and a quotient rounded once sends some of them the other way.
 ///
 /// NaN quantises to 0 and infinities make every finite neighbour 0; the forward pass checks its logits for that.
-pub fn absmax(x: &[f32], quantized: &mut [i8]) -> f32 {
+pub fn absmax(x: &[f32], quantized: &mut [i8]) -> ActivationScale {
     assert_eq!(x.len(), quantized.len(), "absmax needs one integer for each activation");
-    let largest = x.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let (scale, inverse_scale) = absmax_scales(largest);
+    let scale = ActivationScale::of(x.iter().fold(0.0f32, |largest, value| largest.max(value.abs())));
     for (integer, value) in quantized.iter_mut().zip(x) {
-        *integer = quantise_one(*value, inverse_scale);
+        *integer = quantise_one(*value, scale.inverse);
     }
     scale
 }
@@ -64,7 +65,7 @@ pub fn absmax_groups(x: &[f32], quantized: &mut [i8], scales: &mut [f32]) {
     assert_eq!(scales.len(), x.len().div_ceil(ACTIVATION_GROUP), "absmax_groups needs a scale for each group");
     let groups = x.chunks(ACTIVATION_GROUP).zip(quantized.chunks_mut(ACTIVATION_GROUP));
     for ((x, quantized), scale) in groups.zip(scales) {
-        *scale = absmax(x, quantized);
+        *scale = absmax(x, quantized).real;
     }
 }
 
@@ -77,11 +78,34 @@ pub fn segments(n_cols: usize, group_size: usize) -> impl Iterator<Item = std::o
     std::iter::successors(Some(next(0)), move |segment| (segment.end < n_cols).then(|| next(segment.end)))
 }
 
-/// `(scale, inverse_scale)` of a token whose largest magnitude is `largest`.
-#[inline(always)]
-pub fn absmax_scales(largest: f32) -> (f32, f32) {
-    let inverse_scale = (1.0 / largest.max(SCALE_FLOOR)) * f32::from(ACTIVATION_MAX);
-    (1.0 / inverse_scale, inverse_scale)
+/// The scale of quantised activations.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ActivationScale {
+    /// real = int × `real`: the reciprocal of `inverse`.
+    pub real: f32,
+    /// int = round(real × `inverse`).
+    pub inverse: f32,
+}
+
+impl ActivationScale {
+    /// That of a token whose largest magnitude is `largest`.
+    #[inline(always)]
+    pub fn of(largest: f32) -> Self {
+        let inverse = (1.0 / largest.max(SCALE_FLOOR)) * f32::from(ACTIVATION_MAX);
+        Self { real: 1.0 / inverse, inverse }
+    }
+}
+
+/// What `scale` of weights is the reciprocal of, for products that are dequantised by a quotient: out = accumulator / (inverse scale of the
+/// activations · inverse scale of the weights), as transformers' `BitLinear` does.
+///
+/// Published inverse scales are bfloat16, and the reciprocal of a rounded reciprocal misses some of them by one unit in the last place:
+/// where a bfloat16 is that near, it is meant.
+#[inline]
+pub fn weight_inverse_scale(scale: f32) -> f32 {
+    let inverse = 1.0 / scale;
+    let published = bf16::from_f32(inverse).to_f32();
+    if published.to_bits().abs_diff(inverse.to_bits()) <= 1 { published } else { inverse }
 }
 
 /// One activation to int8, ties to even, never −128.
@@ -115,8 +139,21 @@ mod tests {
     fn absmax_rounds_ties_to_even() {
         let mut quantized = [0i8; 5];
         let scale = absmax(&[127.0, 0.5, 1.5, 2.5, -0.5], &mut quantized);
-        assert_eq!(scale, 1.0);
+        assert_eq!(scale, ActivationScale { real: 1.0, inverse: 1.0 });
         assert_eq!(quantized, [127, 0, 2, 2, 0]);
+    }
+
+    #[test]
+    fn weight_inverse_scale_finds_every_bfloat16_through_its_reciprocal() {
+        let mut moved = 0;
+        for bits in 0x3c00..0x4600u16 {
+            let published = bf16::from_bits(bits).to_f32();
+            let scale = 1.0 / published;
+            assert_eq!(weight_inverse_scale(scale), published);
+            moved += usize::from(1.0 / scale != published);
+        }
+        assert!(moved > 100, "a reciprocal alone misses {moved}");
+        assert_eq!(weight_inverse_scale(0.3), 1.0 / 0.3f32, "other scales keep their reciprocal");
     }
 
     #[test]
@@ -154,6 +191,6 @@ mod tests {
         let mut quantized = [1i8; 4];
         let scale = absmax(&[0.0; 4], &mut quantized);
         assert_eq!(quantized, [0; 4]);
-        assert_eq!(scale, SCALE_FLOOR / 127.0);
+        assert_eq!(scale, ActivationScale { real: 1.0 / 1.27e7, inverse: 1.27e7 });
     }
 }

@@ -7,7 +7,7 @@
 use bitnet_checkpoint::config::Activation;
 use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::numerics;
-use bitnet_ternary::quantise;
+use bitnet_ternary::quantise::{self, ActivationScale};
 
 use crate::attention::{AttentionStep, KvRow, KvRows, KvStore, gather_key};
 use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, RowScale, Scratch, Store};
@@ -20,10 +20,10 @@ use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles,
 /// `quantise::absmax` of one row, with its sums and zero padding.
 #[inline(always)]
 pub(super) fn quantise_row(row: &[f32], out: Int8RowMut<'_>) {
-    let (scale, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(row));
+    let scale = ActivationScale::of(numerics::largest_magnitude(row));
     let (quantized, padding) = out.quantized.split_at_mut(row.len());
     for (integer, value) in quantized.iter_mut().zip(row) {
-        *integer = quantise::quantise_one(*value, inverse_scale);
+        *integer = quantise::quantise_one(*value, scale.inverse);
     }
     padding.fill(0);
     for (sum, quarter) in out.quarter_sums.iter_mut().zip(out.quantized.as_chunks::<QUARTER_COLUMNS>().0) {
@@ -37,13 +37,13 @@ pub(super) fn quantise_row(row: &[f32], out: Int8RowMut<'_>) {
 pub(super) fn quantise_groups(row: &[f32], out: GroupRowMut<'_>) {
     let groups = row.chunks(BLOCK_COLUMNS).zip(out.quantized.chunks_exact_mut(BLOCK_COLUMNS));
     for ((values, quantized), scale) in groups.zip(out.scales) {
-        let (real, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(values));
+        let row_scale = ActivationScale::of(numerics::largest_magnitude(values));
         let (quantized, padding) = quantized.split_at_mut(values.len());
         for (integer, value) in quantized.iter_mut().zip(values) {
-            *integer = quantise::quantise_one(*value, inverse_scale);
+            *integer = quantise::quantise_one(*value, row_scale.inverse);
         }
         padding.fill(0);
-        *scale = RowScale { scale: real, sum: quantized.iter().map(|&integer| i32::from(integer)).sum() };
+        *scale = RowScale { scale: row_scale, sum: quantized.iter().map(|&integer| i32::from(integer)).sum() };
     }
 }
 
@@ -80,9 +80,14 @@ pub(super) fn linear_int8(x: Int8Rows<'_>, weights: &Tiles, store: Store, out: &
         let offset = tile * TILE_ROWS - columns.start;
         for token in 0..out.n_rows() {
             let values: [f32; TILE_ROWS] = std::array::from_fn(|row| {
+                let inverse_scale = x.scales[token].scale.inverse;
+                if weights.n_groups() == 1 {
+                    let sum = group_sum(x, token, weights, (tile, row, 0));
+                    return numerics::dequantise(sum, weights.tile_inverse_scales(tile)[row], inverse_scale);
+                }
                 let groups = weights.tile_scales(tile).iter().enumerate();
                 let sums = groups.map(|(group, scales)| (group_sum(x, token, weights, (tile, row, group)), scales[row]));
-                numerics::dequantise(sums, x.scales[token].scale)
+                numerics::dequantise_groups(sums, inverse_scale)
             });
             store.store(&mut out.row_mut(token)[offset..], values);
         }
@@ -143,7 +148,7 @@ fn block_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, group_
         }
         let scales = weights.tile_scales(tile).group(index / group_blocks);
         for ((y, sum), scale) in y.iter_mut().zip(sums).zip(scales) {
-            *y += (sum - activation_scale.sum) as f32 * (scale * activation_scale.scale);
+            *y += (sum - activation_scale.sum) as f32 * (scale * activation_scale.scale.real);
         }
     }
     y
@@ -164,7 +169,7 @@ fn segment_sums(x: GroupRows<'_>, token: usize, weights: &LaneTiles, (tile, row)
     let (activations, scales) = (x.blocks(token).as_flattened(), x.scales(token));
     numerics::dequantise_segments(quantise::segments(weights.k(), weights.group_size()).map(|columns| {
         let weight_scale = weights.tile_scales(tile).group(columns.start / weights.group_size())[row];
-        let activation_scale = scales[columns.start / BLOCK_COLUMNS].scale;
+        let activation_scale = scales[columns.start / BLOCK_COLUMNS].scale.real;
         let products = columns.map(|column| i32::from(activations[column]) * i32::from(weights.trit(tile, row, column)));
         (products.sum(), weight_scale, activation_scale)
     }))

@@ -86,19 +86,19 @@ impl Parity {
 
     /// Whether the golden is nearly undecided wherever it says another token.
     pub(crate) fn misses_are_near_ties(&self) -> bool {
-        const TINY_GAP: f64 = 0.05;
+        const TINY_GAP: f64 = 0.02;
         self.missed_gaps.iter().all(|&gap| gap < TINY_GAP)
     }
 
-    /// Same top-1 wherever the golden's top-2 gap is not tiny, and on 97% of all positions; perplexity within 0.3%; greedy text
+    /// Same top-1 wherever the golden's top-2 gap is not tiny, and on 99% of all positions; perplexity within 0.3%; greedy text
     /// equal up to a tie.
     ///
-    /// Where exact integers and fake-quantised floats round an activation to different sides, logits move by some hundredths:
-    /// on tiny-bitnet-online an independent NumPy oracle with exact integers misses the same three of 104 positions as we do.
+    /// The position that tiny-bitnet-online misses is at a gap of 0.003, after an activation within 5e-6 of a tie. transformers itself, which
+    /// made the golden, misses it with one, two and sixteen threads and in double precision, and finds it with four.
     pub(crate) fn passes(&self) -> bool {
         // Two right implementations differ by 0.02 a logit on average, so a lead below 0.1 is a tie.
         const TIE: f32 = 0.1;
-        self.n_agree as f64 / self.n_positions as f64 >= 0.97
+        self.n_agree as f64 / self.n_positions as f64 >= 0.99
             && self.misses_are_near_ties()
             && self.perplexity_ratio.is_none_or(|ratio| (ratio - 1.0).abs() <= 0.003)
             && self.greedy_leaves_by.iter().all(|&lead| lead < TIE)

@@ -82,7 +82,7 @@ __device__ __forceinline__ void bit_linear_few_body(const BitLinearMmaArgs& a) {
         if (row >= a.n || token >= a.m) continue;
         const int sum = totals[index % BLOCK_ROWS][index / BLOCK_ROWS] - a.x_sums[token];
         // numerics::dequantise
-        const float y = (0.0f + (float)sum * a.scales[a.row_scales ? row : 0]) * a.x_scales[token];
+        const float y = dequantise(sum, a.scales[a.row_scales ? row : 0], a.x_inverse_scales[token]);
         float* out = a.out + (u64)token * a.width + row;
         *out = a.add ? *out + y : y;
     }

@@ -1,11 +1,11 @@
 // bit_linear, int8, where no faster kernel fits the scales: weight scales for groups of columns, activation scales for the row
-// (numerics::dequantise) or for each 128 columns (numerics::dequantise_segments). Integers of a segment, the columns that share both scales, are
+// (numerics::dequantise_groups) or for each 128 columns (numerics::dequantise_segments). Integers of a segment, the columns that share both scales, are
 // exact; segments are added up ascending. One thread an output.
 #define ACTIVATION_CHUNKS 8
 
 struct BitLinearGroupedArgs {
     const i8* x;           // [m, n_blocks · 256]
-    const float* x_scales; // [m, n_activation_groups]
+    const float* x_scales; // [m, n_activation_groups]; inverse where there is one a row
     const u32* words;      // pack_int8: [n, n_blocks, 16]
     const float* scales;   // [n, n_groups]
     float* out;            // [m, width], first column
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(128) bit_linear_grouped(const BitLi
         y += (float)sum * (has_row_scale ? weight_scale : weight_scale * x_scales[chunk / ACTIVATION_CHUNKS]);
         sum = 0;
     }
-    if (has_row_scale) y = y * x_scales[0];
+    if (has_row_scale) y = y / x_scales[0];
     float* out = a.out + (u64)token * a.width + row;
     *out = a.add ? *out + y : y;
 }

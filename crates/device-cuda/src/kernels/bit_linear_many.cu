@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) bit_linear_many(const B
         for (int odd = 0; odd < 2; odd++) {
             const u32 token = first_token + warp_token + tokens * 8 + thread * 2 + odd;
             if (token >= a.m) continue;
-            const float x_scale = a.x_scales[token];
+            const float x_inverse_scale = a.x_inverse_scales[token];
             const int x_sum = a.x_sums[token];
 #pragma unroll
             for (int tile = 0; tile < 4; tile++)
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) bit_linear_many(const B
                     const u32 row = first_row + warp_row + tile * 16 + half * 8 + line;
                     if (row >= a.n) continue;
                     // numerics::dequantise
-                    const float y = (0.0f + (float)(sums[tile][tokens][half * 2 + odd] - x_sum) * a.scales[a.row_scales ? row : 0]) * x_scale;
+                    const float y = dequantise(sums[tile][tokens][half * 2 + odd] - x_sum, a.scales[a.row_scales ? row : 0], x_inverse_scale);
                     float* out = a.out + (u64)token * a.width + row;
                     *out = a.add ? *out + y : y;
                 }

@@ -7,10 +7,10 @@
 #define PREFETCHED 4
 
 struct BitLinearOneArgs {
-    const float* x;        // [k], to be normed and quantised; null: `quantized`, `x_scale` and `x_sum` are given
+    const float* x;        // [k], to be normed and quantised; null: `quantized`, `x_inverse_scale` and `x_sum` are given
     Norms norms;
     i8* quantized;         // [n_blocks · 256], zero beyond k: written by the first block if x is given
-    float* x_scale;        // [1], likewise
+    float* x_inverse_scale; // [1], likewise
     int* x_sum;            // [1], Σ quantized, likewise
     const uint4* words;    // pack_int8: [n, n_blocks, 4]
     const float* scales;   // [1] or [n]
@@ -44,7 +44,7 @@ __device__ __forceinline__ void dot_words(uint4 words, const i8* x, int (&sums)[
 
 // What quantising the row gave.
 struct Row {
-    float scale;
+    float inverse_scale;
     int sum;
 };
 
@@ -54,7 +54,7 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
         for (u32 four = threadIdx.x; four < a.n_blocks * 64; four += blockDim.x)
             *(u32*)(quantized + (four / 64) * X_BLOCK_BYTES + (four % 64) * 4) = ((const u32*)a.quantized)[four];
         __syncthreads();
-        return Row{*a.x_scale, *a.x_sum};
+        return Row{*a.x_inverse_scale, *a.x_sum};
     }
     copy_row<WARPS * 32>(row, a.x, a.k);
     norm_block<WARPS * 32>(row, a.k, a.norms, scratch);
@@ -79,10 +79,10 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
     // Its barriers also publish `quantized`.
     sum = sum_of_block(sum, integer_scratch);
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        *a.x_scale = 1.0f / inverse_scale;
+        *a.x_inverse_scale = inverse_scale;
         *a.x_sum = sum;
     }
-    return Row{1.0f / inverse_scale, sum};
+    return Row{inverse_scale, sum};
 }
 
 // GROUPS × 4 threads share a row; PARTS is 2 where each row of a gate comes with its row of up.
@@ -143,8 +143,7 @@ __device__ __forceinline__ void bit_linear_one_body(const BitLinearOneArgs& a) {
 #pragma unroll
         for (int step = 2 * GROUPS; step > 0; step /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, step);
         const u32 row_index = part * rows_of_part + read_row;
-        // numerics::dequantise
-        y[part] = (0.0f + (float)(sum - quantised.sum) * weight_scales[part]) * quantised.scale;
+        y[part] = dequantise(sum - quantised.sum, weight_scales[part], quantised.inverse_scale);
         if (lane % (4 * GROUPS) == 0 && out_row < rows_of_part) a.out[row_index] = a.add ? before[part] + y[part] : y[part];
     }
     if (PARTS == 2 && lane % (4 * GROUPS) == 0 && out_row < rows_of_part) {

@@ -3,7 +3,7 @@
 // bit_linear_few and bit_linear_many.
 struct BitLinearMmaArgs {
     const i8* x;           // [m, n_blocks · 256]
-    const float* x_scales; // [m]
+    const float* x_inverse_scales; // [m]
     const int* x_sums;     // [m]
     const uint4* words;    // pack_int8: [n, n_blocks, 4]
     const float* scales;   // [1] or [n]

@@ -7,11 +7,11 @@ struct NormQuantizeArgs {
     Norms norms;
     i8* quantized;       // [m, stride], zero beyond k; or null
     float* values;       // [m, stride], zero beyond k; or null
-    float* scales;       // [m, n_groups]
-    int* sums;           // [m, n_groups], Σ quantized
+    float* scales;       // [m, n_groups]; inverse scales [m] without groups
+    int* sums;           // [m, n_groups] or [m], Σ quantized
     u32 k;
     u32 stride;
-    u32 n_groups;        // groups of a row; 1: the row is one
+    u32 n_groups;        // groups of a row that have their own scales, or 0
     u32 unused;
 };
 
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
         for (u32 index = threadIdx.x; index < a.stride; index += blockDim.x) out[index] = index < a.k ? row[index] : 0.0f;
         return;
     }
-    if (a.n_groups > 1) return quantise_groups(a, row);
+    if (a.n_groups > 0) return quantise_groups(a, row);
     const float largest = larger(1e-5f, largest_of_block(largest_of_thread<THREADS>(row, a.k), scratch));
     const float inverse_scale = inverse_absmax_scale(largest);
     int sum = 0;
@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
     }
     sum = sum_of_block(sum, integer_scratch);
     if (threadIdx.x == 0) {
-        a.scales[blockIdx.x] = 1.0f / inverse_scale;
+        a.scales[blockIdx.x] = inverse_scale;
         a.sums[blockIdx.x] = sum;
     }
 }

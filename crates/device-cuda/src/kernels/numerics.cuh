@@ -97,7 +97,15 @@ __device__ __forceinline__ float gated(u32 activation, float gate, float up) {
     return (gate / (1.0f + exp_exact(-gate))) * up;
 }
 
-// quantise::absmax_scales: 127 / largest, rounded twice.
+// numerics::dequantise, with quantise::weight_inverse_scale: a bfloat16 where one is within a unit in the last place.
+__device__ __forceinline__ float dequantise(int accumulator, float weight_scale, float x_inverse_scale) {
+    const float inverse = 1.0f / weight_scale;
+    const u32 bits = __float_as_uint(inverse), published = (bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u;
+    const bool is_near = published - bits + 1 <= 2;
+    return (float)accumulator / (x_inverse_scale * (is_near ? __uint_as_float(published) : inverse));
+}
+
+// quantise::ActivationScale: 127 / largest, rounded twice.
 __device__ __forceinline__ float inverse_absmax_scale(float largest) { return (1.0f / largest) * 127.0f; }
 
 // quantise::quantise_one: ties to even, NaN to 0, never −128.

@@ -67,7 +67,7 @@ fn stream<const T: usize>(dot: Dot, product: Product<'_>, (tile, first): (usize,
             let group = x.scales(first + token)[index];
             let rows = y.as_chunks_mut::<4>().0.iter_mut().zip(scales.as_chunks::<4>().0);
             for ((y, scales), sums) in rows.zip(sums) {
-                let scales = vmulq_n_f32(load_f32(scales), group.scale);
+                let scales = vmulq_n_f32(load_f32(scales), group.scale.real);
                 let products = vmulq_f32(vcvtq_f32_s32(vsubq_s32(sums, vdupq_n_s32(group.sum))), scales);
                 *y = to_array(vaddq_f32(load_f32(y), products));
             }

@@ -12,7 +12,7 @@ use super::panel::{self, RowPanel};
 use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarter_codes, quarters, sum_rows, widened};
 use super::vector::*;
 use crate::arch::portable;
-use crate::kernels::{Int8Rows, PANEL_TOKENS, Scratch, Store};
+use crate::kernels::{Int8Rows, PANEL_TOKENS, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
@@ -86,6 +86,9 @@ fn singles<P: Products>(products: P, job: Product<'_>, tokens: Range<usize>, out
 #[target_feature(enable = "neon")]
 fn single<P: Products>(products: P, Product { x, weights, .. }: Product<'_>, tile: usize, token: usize) -> float32x4_t {
     let (codes, activations) = (weights.tile(tile), x.blocks(token));
+    if weights.n_groups() == 1 {
+        return dequantised(sum_blocks(products, codes, activations), x.scales[token], weights.tile_inverse_scales(tile));
+    }
     let group_quarters = weights.group_quarters();
     let in_blocks = group_quarters.is_multiple_of(QUARTERS);
     let mut y = vdupq_n_f32(0.0);
@@ -97,15 +100,17 @@ fn single<P: Products>(products: P, Product { x, weights, .. }: Product<'_>, til
         } else {
             sum_quarters(products, codes, activations, group.clone())
         };
-        y = vaddq_f32(y, scaled(sums, group_sum(x, weights, token, group), scales));
+        y = vaddq_f32(y, scaled(sums, x.quarter_sums(token)[group].iter().sum(), scales));
     }
-    vmulq_n_f32(y, x.scales[token].scale)
+    vdivq_f32(y, vdupq_n_f32(x.scales[token].scale.inverse))
 }
 
-/// Σ q of one group of a token.
+/// `numerics::dequantise` of four rows.
 #[inline]
-pub(super) fn group_sum(x: Int8Rows<'_>, weights: &Tiles, token: usize, quarters: Range<usize>) -> i32 {
-    if weights.n_groups() == 1 { x.scales[token].sum } else { x.quarter_sums(token)[quarters].iter().sum() }
+#[target_feature(enable = "neon")]
+pub(super) fn dequantised(sums: int32x4_t, row: RowScale, inverse_scales: &[f32; TILE_ROWS]) -> float32x4_t {
+    let accumulators = vcvtq_f32_s32(vsubq_s32(sums, vdupq_n_s32(row.sum)));
+    vdivq_f32(accumulators, vmulq_n_f32(load_f32(inverse_scales), row.scale.inverse))
 }
 
 /// (Σ code·q − Σ q) · scale.

@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use super::int8::{Product, group_sum, scaled};
+use super::int8::{Product, dequantised, scaled};
 use super::panel::{Panel, PanelCodes, PanelStep, TileSums, store_unpacked};
 use super::products::{Dot, Matrix, PLACES, Products, QUARTERS, joined, quarter_codes, quarters};
 use super::vector::*;
@@ -72,9 +72,15 @@ pub(super) fn pairs(matrix: Matrix, job: Product<'_>, tokens: Range<usize>, out:
 #[target_feature(enable = "neon")]
 fn pair(matrix: Matrix, Product { x, weights, .. }: Product<'_>, tile: usize, first: usize) -> [float32x4_t; 2] {
     let (codes, activations) = (weights.tile(tile), [x.blocks(first), x.blocks(first + 1)]);
+    let mut y = [vdupq_n_f32(0.0); 2];
+    if weights.n_groups() == 1 {
+        for (index, (y, sums)) in y.iter_mut().zip(sum_blocks(matrix, codes, activations)).enumerate() {
+            *y = dequantised(sums, x.scales[first + index], weights.tile_inverse_scales(tile));
+        }
+        return y;
+    }
     let group_quarters = weights.group_quarters();
     let in_blocks = group_quarters.is_multiple_of(QUARTERS);
-    let mut y = [vdupq_n_f32(0.0); 2];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
         let group = group * group_quarters..(group + 1) * group_quarters;
         let sums = if in_blocks {
@@ -84,10 +90,13 @@ fn pair(matrix: Matrix, Product { x, weights, .. }: Product<'_>, tile: usize, fi
             sum_quarters(matrix, codes, activations, group.clone())
         };
         for (index, (y, sums)) in y.iter_mut().zip(sums).enumerate() {
-            *y = vaddq_f32(*y, scaled(sums, group_sum(x, weights, first + index, group.clone()), scales));
+            *y = vaddq_f32(*y, scaled(sums, x.quarter_sums(first + index)[group.clone()].iter().sum(), scales));
         }
     }
-    [vmulq_n_f32(y[0], x.scales[first].scale), vmulq_n_f32(y[1], x.scales[first + 1].scale)]
+    for (index, y) in y.iter_mut().enumerate() {
+        *y = vdivq_f32(*y, vdupq_n_f32(x.scales[first + index].scale.inverse));
+    }
+    y
 }
 
 /// Σ code·q over whole blocks, four rows for each of two tokens.

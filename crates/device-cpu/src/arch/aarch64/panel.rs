@@ -8,7 +8,7 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use super::int8::{Product, scaled};
+use super::int8::{Product, dequantised};
 use super::products::{Products, QUARTERS, sum_rows, unpacked, widened};
 use super::vector::*;
 use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES, Scratch};
@@ -106,8 +106,8 @@ fn finish(job: Product<'_>, (tokens, tiles): (Range<usize>, Range<usize>), out: 
         let row = job.x.scales[token];
         let out = out.row_mut(token);
         for (tile, sums) in tiles.clone().zip(sums) {
-            let y = vaddq_f32(vdupq_n_f32(0.0), scaled(load_sums(sums), row.sum, &job.weights.tile_scales(tile)[0]));
-            job.store.store(&mut out[tile * TILE_ROWS - first_column..], to_array(vmulq_n_f32(y, row.scale)));
+            let values = dequantised(load_sums(sums), row, job.weights.tile_inverse_scales(tile));
+            job.store.store(&mut out[tile * TILE_ROWS - first_column..], to_array(values));
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::arch::aarch64::*;
 
 use bitnet_model::numerics;
-use bitnet_ternary::{ACTIVATION_MAX, quantise};
+use bitnet_ternary::ACTIVATION_MAX;
+use bitnet_ternary::quantise::{self, ActivationScale};
 
 use super::vector::*;
 use crate::arch::portable;
@@ -13,13 +14,13 @@ use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS};
 /// `quantise::absmax` of one row, with its sums and zero padding.
 #[target_feature(enable = "neon")]
 pub(super) fn quantise(row: &[f32], out: Int8RowMut<'_>) {
-    let (scale, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(row));
+    let scale = ActivationScale::of(numerics::largest_magnitude(row));
     let (quarters, tail) = row.as_chunks::<QUARTER_COLUMNS>();
     let quantized = out.quantized.as_chunks_mut::<QUARTER_COLUMNS>().0;
     for ((values, quantized), sum) in quarters.iter().zip(quantized.iter_mut()).zip(out.quarter_sums.iter_mut()) {
         *sum = 0;
         for (values, quantized) in values.as_chunks().0.iter().zip(quantized.as_chunks_mut().0) {
-            let integers = quantise_register(values, inverse_scale);
+            let integers = quantise_register(values, scale.inverse);
             store_i8(quantized, integers);
             *sum += i32::from(vaddlvq_s8(integers));
         }
@@ -30,7 +31,7 @@ pub(super) fn quantise(row: &[f32], out: Int8RowMut<'_>) {
     }
     if !tail.is_empty() {
         let last = &mut quantized[quarters.len()];
-        last.iter_mut().zip(tail).for_each(|(integer, value)| *integer = quantise::quantise_one(*value, inverse_scale));
+        last.iter_mut().zip(tail).for_each(|(integer, value)| *integer = quantise::quantise_one(*value, scale.inverse));
         out.quarter_sums[quarters.len()] = last.iter().map(|&integer| i32::from(integer)).sum();
     }
     *out.scale = RowScale { scale, sum: out.quarter_sums.iter().sum() };
@@ -43,14 +44,14 @@ pub(super) fn quantise_groups(row: &[f32], out: GroupRowMut<'_>) {
     let (whole, rest) = out.quantized.split_at_mut(groups.len() * BLOCK_COLUMNS);
     let (scales, last_scale) = out.scales.split_at_mut(groups.len());
     for ((values, quantized), scale) in groups.iter().zip(whole.as_chunks_mut::<BLOCK_COLUMNS>().0).zip(scales) {
-        let (real, inverse_scale) = quantise::absmax_scales(numerics::largest_magnitude(values));
+        let row_scale = ActivationScale::of(numerics::largest_magnitude(values));
         let mut sum = 0;
         for (values, quantized) in values.as_chunks().0.iter().zip(quantized.as_chunks_mut().0) {
-            let integers = quantise_register(values, inverse_scale);
+            let integers = quantise_register(values, row_scale.inverse);
             store_i8(quantized, integers);
             sum += i32::from(vaddlvq_s8(integers));
         }
-        *scale = RowScale { scale: real, sum };
+        *scale = RowScale { scale: row_scale, sum };
     }
     if !tail.is_empty() {
         portable::quantise_groups(tail, GroupRowMut { quantized: rest, scales: last_scale });

@@ -141,7 +141,7 @@ fn stream<const T: usize>(product: Product<'_>, (tile, first): (usize, usize), o
             let index = group * group_blocks + within;
             let sums = sum_block(block, rows, index);
             for ((y, sums), row) in y.iter_mut().zip(sums).zip(rows) {
-                *y = plus_scaled(*y, sums, scales, row.scales[index].scale);
+                *y = plus_scaled(*y, sums, scales, row.scales[index].scale.real);
             }
         }
     }
@@ -296,7 +296,7 @@ fn sum_quarters(row: Token<'_>, weights: &LaneTiles, tile: usize) -> [__m256; HA
         }
         let end = (quarter + 1) * QUARTER_COLUMNS;
         if end.is_multiple_of(group_size) || end.is_multiple_of(BLOCK_COLUMNS) {
-            y = plus_scaled(y, sums, load_scales_of(scales, (end - 1) / group_size), row.scales[block].scale);
+            y = plus_scaled(y, sums, load_scales_of(scales, (end - 1) / group_size), row.scales[block].scale.real);
             sums = [_mm256_setzero_si256(); HALVES];
         }
     }
@@ -375,7 +375,7 @@ fn multiply_panel(
             let sums = sum_steps(steps, rows, index);
             let scales = load_scales_of(scales, (blocks.start + index) / group_blocks);
             for ((y, sums), row) in y.iter_mut().zip(sums).zip(rows) {
-                *y = plus_scaled(*y, sums, scales, row.scales[index].scale);
+                *y = plus_scaled(*y, sums, scales, row.scales[index].scale.real);
             }
         }
         for (output, y) in outputs.iter_mut().zip(y) {

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::vector::*;
 use crate::arch::portable;
-use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES, PANEL_TOKENS, Scratch, Store};
+use crate::kernels::{DEFERRED_COLUMNS, Int8Rows, PANEL_TILES, PANEL_TOKENS, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
 
@@ -87,9 +87,15 @@ fn stream<const T: usize>(x: Int8Rows<'_>, weights: &Tiles, tile: usize, tokens:
     for (rows, token) in activations.iter_mut().zip(tokens) {
         *rows = x.blocks(token);
     }
+    let mut y = [_mm_setzero_ps(); T];
+    if weights.n_groups() == 1 {
+        for ((y, token), sums) in y.iter_mut().zip(tokens).zip(sum_blocks(codes, activations)) {
+            *y = dequantised(sum_rows(sums), x.scales[token], weights.tile_inverse_scales(tile));
+        }
+        return y;
+    }
     let group_quarters = weights.group_quarters();
     let in_blocks = group_quarters.is_multiple_of(QUARTERS);
-    let mut y = [_mm_setzero_ps(); T];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
         let quarters = group * group_quarters..(group + 1) * group_quarters;
         let sums = if in_blocks {
@@ -99,12 +105,12 @@ fn stream<const T: usize>(x: Int8Rows<'_>, weights: &Tiles, tile: usize, tokens:
             sum_quarters(codes, activations, quarters.clone())
         };
         for (index, token) in tokens.into_iter().enumerate() {
-            let sum = if weights.n_groups() == 1 { x.scales[token].sum } else { x.quarter_sums(token)[quarters.clone()].iter().sum() };
+            let sum = x.quarter_sums(token)[quarters.clone()].iter().sum();
             y[index] = _mm_add_ps(y[index], scaled(sum_rows(sums[index]), sum, scales));
         }
     }
     for (y, token) in y.iter_mut().zip(tokens) {
-        *y = _mm_mul_ps(*y, _mm_set1_ps(x.scales[token].scale));
+        *y = _mm_div_ps(*y, _mm_set1_ps(x.scales[token].scale.inverse));
     }
     y
 }
@@ -117,6 +123,14 @@ fn within<const T: usize, E>(mut rows: [&[E]; T], range: Range<usize>) -> [&[E];
         *row = &row[range.clone()];
     }
     rows
+}
+
+/// `numerics::dequantise` of four rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dequantised(sums: __m128i, row: RowScale, inverse_scales: &[f32; TILE_ROWS]) -> __m128 {
+    let accumulators = _mm_cvtepi32_ps(_mm_sub_epi32(sums, _mm_set1_epi32(row.sum)));
+    _mm_div_ps(accumulators, _mm_mul_ps(_mm_set1_ps(row.scale.inverse), load_scales(inverse_scales)))
 }
 
 /// (Σ code·q − Σ q) · scale.
@@ -230,8 +244,8 @@ fn quads(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Store
             }
             for (index, sums) in wide.into_iter().enumerate() {
                 let row = x.scales[first + index];
-                let y = _mm_add_ps(_mm_setzero_ps(), scaled(sum_rows(sums), row.sum, &weights.tile_scales(tile)[0]));
-                store.store(&mut out.row_mut(first + index)[offset..], to_array(_mm_mul_ps(y, _mm_set1_ps(row.scale))));
+                let values = dequantised(sum_rows(sums), row, weights.tile_inverse_scales(tile));
+                store.store(&mut out.row_mut(first + index)[offset..], to_array(values));
             }
         }
     }
@@ -518,9 +532,8 @@ fn finish_panel(
             for (row, lanes) in rows.iter_mut().zip(lanes.as_chunks().0) {
                 *row = load_i32(lanes);
             }
-            let y = _mm_add_ps(_mm_setzero_ps(), scaled(sum_rows(rows), row.sum, &weights.tile_scales(tile)[0]));
-            let values = to_array(_mm_mul_ps(y, _mm_set1_ps(row.scale)));
-            store.store(&mut out[tile * TILE_ROWS - first_column..], values);
+            let values = dequantised(sum_rows(rows), row, weights.tile_inverse_scales(tile));
+            store.store(&mut out[tile * TILE_ROWS - first_column..], to_array(values));
         }
     }
 }

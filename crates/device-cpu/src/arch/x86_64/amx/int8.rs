@@ -7,6 +7,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use bitnet_model::numerics;
+
 use super::Amx;
 use super::tmm::{CodeStep, Registers, SIDE, STEP_COLUMNS, Sums};
 use crate::kernels::{Int8Rows, PANEL_BYTES, PANEL_SUMS, RowScale, Scratch, Store};
@@ -170,9 +172,9 @@ fn store_line(line: &mut [u8; 64], value: __m512i) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn finish_panel(product: &Product<'_>, tiles: Range<usize>, out: &mut ColumnsMut<'_>, scratch: &Scratch) {
-    let mut scales: Scales = [[0.0; TILE_ROWS]; PAIR / TILE_ROWS];
-    for (scales, tile) in scales.iter_mut().zip(tiles.clone()) {
-        *scales = product.weights.tile_scales(tile)[0];
+    let mut inverse_scales: Scales = [[0.0; TILE_ROWS]; PAIR / TILE_ROWS];
+    for (scales, tile) in inverse_scales.iter_mut().zip(tiles.clone()) {
+        *scales = *product.weights.tile_inverse_scales(tile);
     }
     let offset = tiles.start * TILE_ROWS - out.range().start;
     let n_columns = (tiles.len() * TILE_ROWS).min(PAIR).min(out.range().len() - offset);
@@ -184,8 +186,10 @@ fn finish_panel(product: &Product<'_>, tiles: Range<usize>, out: &mut ColumnsMut
             let row = product.x.scales[token];
             let line = token - start;
             let mut values = [0.0; PAIR];
-            for ((values, sums), scales) in values.as_chunks_mut::<SIDE>().0.iter_mut().zip(sums).zip(scales.as_chunks::<SIDE_TILES>().0) {
-                *values = finished(&sums.as_chunks().0[line], row, scales);
+            for ((values, sums), scales) in
+                values.as_chunks_mut::<SIDE>().0.iter_mut().zip(sums).zip(inverse_scales.as_chunks::<SIDE_TILES>().0)
+            {
+                *values = dequantised(&sums.as_chunks().0[line], row, scales);
             }
             let out = &mut out.row_mut(token)[offset..offset + n_columns];
             for (out, values) in out.chunks_mut(TILE_ROWS).zip(values.as_chunks::<TILE_ROWS>().0) {
@@ -198,11 +202,10 @@ fn finish_panel(product: &Product<'_>, tiles: Range<usize>, out: &mut ColumnsMut
 /// `numerics::dequantise` of 16 out features of one token.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn finished(sums: &[i32; SIDE], row: RowScale, scales: &[[f32; TILE_ROWS]; SIDE_TILES]) -> [f32; SIDE] {
+fn dequantised(sums: &[i32; SIDE], row: RowScale, inverse_scales: &[[f32; TILE_ROWS]; SIDE_TILES]) -> [f32; SIDE] {
     let mut values = [0.0f32; SIDE];
-    for ((value, sum), scale) in values.iter_mut().zip(sums).zip(scales.as_flattened()) {
-        *value += (sum - row.sum) as f32 * scale;
-        *value *= row.scale;
+    for ((value, sum), inverse_scale) in values.iter_mut().zip(sums).zip(inverse_scales.as_flattened()) {
+        *value = numerics::dequantise(sum - row.sum, *inverse_scale, row.scale.inverse);
     }
     values
 }

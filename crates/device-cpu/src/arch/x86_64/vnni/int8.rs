@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use bitnet_checkpoint::limits::WIDTH_MAX;
+use bitnet_model::numerics;
 
 use super::DotRows;
 use crate::arch::portable;
@@ -95,9 +96,13 @@ fn stream<V: DotRows, const T: usize>(v: V, x: Int8Rows<'_>, weights: &Tiles, (t
     for (index, rows) in activations.iter_mut().enumerate() {
         *rows = x.blocks(token + index);
     }
+    if weights.n_groups() == 1 {
+        let totals = sum_blocks::<V, T>(v, codes, activations);
+        return std::array::from_fn(|index| dequantised(totals[index], x.scales[token + index], weights.tile_inverse_scales(tile)));
+    }
+    let mut y = [[0.0; TILE_ROWS]; T];
     let group_quarters = weights.group_quarters();
     let in_blocks = group_quarters.is_multiple_of(QUARTERS);
-    let mut y = [[0.0; TILE_ROWS]; T];
     for (group, scales) in weights.tile_scales(tile).iter().enumerate() {
         let quarters = group * group_quarters..(group + 1) * group_quarters;
         let totals = if in_blocks {
@@ -108,12 +113,12 @@ fn stream<V: DotRows, const T: usize>(v: V, x: Int8Rows<'_>, weights: &Tiles, (t
         };
         for (index, (y, totals)) in y.iter_mut().zip(totals).enumerate() {
             let token = token + index;
-            let sum = if weights.n_groups() == 1 { x.scales[token].sum } else { x.quarter_sums(token)[quarters.clone()].iter().sum() };
+            let sum = x.quarter_sums(token)[quarters.clone()].iter().sum();
             add_scaled(y, totals, sum, scales);
         }
     }
     for (index, y) in y.iter_mut().enumerate() {
-        scale(y, x.scales[token + index].scale);
+        y.iter_mut().for_each(|value| *value /= x.scales[token + index].scale.inverse);
     }
     y
 }
@@ -133,12 +138,6 @@ fn add_scaled(y: &mut Outputs, totals: [i32; TILE_ROWS], sum: i32, scales: &[f32
     for ((y, total), scale) in y.iter_mut().zip(totals).zip(scales) {
         *y += (total - sum) as f32 * scale;
     }
-}
-
-/// The last step of `numerics::dequantise`.
-#[inline(always)]
-fn scale(y: &mut Outputs, scale: f32) {
-    y.iter_mut().for_each(|value| *value *= scale);
 }
 
 /// Σ code·q over whole blocks.
@@ -219,18 +218,19 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
             let row = x.scales[token];
             for (tile, totals) in (first_tile..end).zip(sums) {
                 let offset = tile * TILE_ROWS - columns.start;
-                store.store(&mut out.row_mut(token)[offset..], finished(*totals, row, &weights.tile_scales(tile)[0]));
+                store.store(&mut out.row_mut(token)[offset..], dequantised(*totals, row, weights.tile_inverse_scales(tile)));
             }
         }
     }
 }
 
-/// The epilogue of a row with one scale group.
+/// `numerics::dequantise` of four rows.
 #[inline(always)]
-fn finished(totals: [i32; TILE_ROWS], row: RowScale, scales: &[f32; TILE_ROWS]) -> Outputs {
+fn dequantised(totals: [i32; TILE_ROWS], row: RowScale, inverse_scales: &[f32; TILE_ROWS]) -> Outputs {
     let mut y = [0.0; TILE_ROWS];
-    add_scaled(&mut y, totals, row.sum, scales);
-    scale(&mut y, row.scale);
+    for ((y, total), inverse_scale) in y.iter_mut().zip(totals).zip(inverse_scales) {
+        *y = numerics::dequantise(total - row.sum, *inverse_scale, row.scale.inverse);
+    }
     y
 }
 
