@@ -196,12 +196,15 @@ pub(crate) enum KvArgument {
     F32,
     /// Rounded to 16-bit floats: half the memory
     F16,
+    /// Rounded to 8-bit integers with a scale for each key and value: a quarter of the memory, coarser
+    Int8,
 }
 
 impl From<KvArgument> for KvType {
     fn from(argument: KvArgument) -> Self {
         match argument {
             KvArgument::F16 => Self::F16,
+            KvArgument::Int8 => Self::Int8,
             KvArgument::F32 => Self::F32,
         }
     }

@@ -1,7 +1,7 @@
 //! `CpuKvCache`: the paged cache of keys and values, `rope_append` into it and `attention` over it.
 //!
 //! Keys and values of one head of one block lie together, so that a block is one linear read for all query heads that share
-//! it, in rows of sixteen numbers, f32 or IEEE half ([`KvRow`]): a row of values is sixteen neighbouring columns of one token; a row
+//! it, in rows of sixteen numbers, f32, IEEE half or int8 ([`KvRow`]): a row of values is sixteen neighbouring columns of one token; a row
 //! of keys is one column of all sixteen tokens of the block, so that their scores lie side by side in a register ([`key_row`]).
 //! Every thread computes a contiguous range of query heads for all tokens: equal work whatever the tokens' positions. Paging:
 //! vLLM (arXiv 2309.06180 §4).
@@ -12,6 +12,7 @@ use bitnet_model::batch::{BlockId, Step};
 use bitnet_model::device::{DeviceError, Heads, KvLayout, KvType};
 use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::numerics::{self, LANES};
+use bitnet_ternary::quantise;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -25,10 +26,13 @@ const _: () = assert!(BLOCK_TOKENS == LANES);
 
 /// Sixteen numbers of the cache as they are stored.
 pub(crate) trait KvRow: Plain {
-    /// Every number as f32 (exact).
+    /// Whether a key or value has a scale, by which its numbers are multiplied when they are read.
+    const HAS_SCALE: bool = false;
+
+    /// Every number as f32 (exact), without its scale.
     fn widen(&self) -> [f32; LANES];
-    /// Stores sixteen numbers, or fewer and zeros (`numerics::round_to_f16` for a half).
-    fn store(numbers: &[f32]) -> Self;
+    /// Stores sixteen numbers, or fewer and zeros (`numerics::round_to_f16` for a half, `quantise_one` by the inverse scale for int8).
+    fn store(numbers: &[f32], inverse_scale: f32) -> Self;
     /// Copies one number of another row.
     fn set(&mut self, lane: usize, from: (&Self, usize));
 }
@@ -40,7 +44,7 @@ impl KvRow for [f32; LANES] {
     }
 
     #[inline(always)]
-    fn store(numbers: &[f32]) -> Self {
+    fn store(numbers: &[f32], _: f32) -> Self {
         let mut row = [0.0; LANES];
         row[..numbers.len()].copy_from_slice(numbers);
         row
@@ -63,7 +67,7 @@ impl KvRow for HalfRow {
     }
 
     #[inline(always)]
-    fn store(numbers: &[f32]) -> Self {
+    fn store(numbers: &[f32], _: f32) -> Self {
         let mut clamped = [0.0f32; LANES];
         clamped.iter_mut().zip(numbers).for_each(|(clamped, &number)| *clamped = numerics::clamp_to_f16(number));
         let mut halves = [f16::ZERO; LANES];
@@ -76,6 +80,27 @@ impl KvRow for HalfRow {
     #[inline(always)]
     fn set(&mut self, lane: usize, (from, from_lane): (&Self, usize)) {
         self.as_chunks_mut::<2>().0[lane] = from.as_chunks().0[from_lane];
+    }
+}
+
+impl KvRow for [i8; LANES] {
+    const HAS_SCALE: bool = true;
+
+    #[inline(always)]
+    fn widen(&self) -> [f32; LANES] {
+        self.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn store(numbers: &[f32], inverse_scale: f32) -> Self {
+        let mut row = [0; LANES];
+        row.iter_mut().zip(numbers).for_each(|(integer, &number)| *integer = quantise::quantise_one(number, inverse_scale));
+        row
+    }
+
+    #[inline(always)]
+    fn set(&mut self, lane: usize, (from, from_lane): (&Self, usize)) {
+        self[lane] = from[from_lane];
     }
 }
 
@@ -99,40 +124,78 @@ pub struct CpuKvCache {
 pub(crate) enum KvRows {
     F32(KvStore<[f32; LANES]>),
     F16(KvStore<HalfRow>),
+    Int8(KvStore<[i8; LANES]>),
 }
 
 /// `[n_layers, n_blocks, n_kv_heads, BLOCK_TOKENS · n_chunks]` rows each of keys and values, n_chunks = head_dim / 16, rounded up.
 pub(crate) struct KvStore<R: Plain> {
     keys: Memory<R>,
     values: Memory<R>,
+    /// Scales of the keys and of the values of one head of one block; empty if numbers have none.
+    scales: Memory<[BlockScales; 2]>,
+}
+
+/// A scale for each token of a block.
+pub(crate) type BlockScales = [f32; BLOCK_TOKENS];
+
+/// Keys, or values, of one head of one block.
+pub(crate) struct KvBlock<'a, R> {
+    pub(crate) rows: &'a [R],
+    /// All 1 if numbers have no scale.
+    pub(crate) scales: &'a BlockScales,
 }
 
 impl<R: KvRow> KvStore<R> {
-    fn new(n_rows: usize) -> Result<Self, OutOfMemory> {
-        Ok(Self { keys: Memory::zeroed(n_rows)?, values: Memory::zeroed(n_rows)? })
+    /// `n_heads` heads of blocks, `n_rows` rows each.
+    fn new(n_heads: usize, n_rows: usize) -> Result<Self, OutOfMemory> {
+        let n_all = n_heads.saturating_mul(n_rows);
+        let scales = Memory::zeroed(if R::HAS_SCALE { n_heads } else { 0 })?;
+        Ok(Self { keys: Memory::zeroed(n_all)?, values: Memory::zeroed(n_all)?, scales })
+    }
+
+    /// Keys of the head of a block that lies in `rows`.
+    fn keys(&self, rows: Range<usize>) -> KvBlock<'_, R> {
+        KvBlock { scales: self.scales(&rows, 0), rows: &self.keys[rows] }
+    }
+
+    /// Its values.
+    fn values(&self, rows: Range<usize>) -> KvBlock<'_, R> {
+        KvBlock { scales: self.scales(&rows, 1), rows: &self.values[rows] }
+    }
+
+    fn scales(&self, rows: &Range<usize>, which: usize) -> &BlockScales {
+        if R::HAS_SCALE { &self.scales[rows.start / rows.len()][which] } else { &[1.0; BLOCK_TOKENS] }
     }
 
     /// Stores one token's key and value of one head, `[head_dim]` each, in its slot of a block.
     fn append(&mut self, rows: Range<usize>, slot: usize, (key, value): (&[f32], &[f32])) {
         let n_chunks = rows.len() / BLOCK_TOKENS;
+        let mut inverse_scales = [1.0; 2];
+        if R::HAS_SCALE {
+            let scales = &mut self.scales[rows.start / rows.len()];
+            for ((inverse_scale, scales), numbers) in inverse_scales.iter_mut().zip(scales).zip([key, value]) {
+                let scale = numerics::kv_scale(numbers);
+                (*inverse_scale, scales[slot]) = (scale.inverse, scale.real);
+            }
+        }
         let (keys, values) = (&mut self.keys[rows.clone()], &mut self.values[rows]);
         for (chunk, numbers) in key.chunks(LANES).enumerate() {
-            let stored = R::store(numbers);
+            let stored = R::store(numbers, inverse_scales[0]);
             for lane in 0..numbers.len() {
                 keys[key_row(chunk * LANES + lane, n_chunks)].set(slot, (&stored, lane));
             }
         }
         for (row, numbers) in values[slot * n_chunks..].iter_mut().zip(value.chunks(LANES)) {
-            *row = R::store(numbers);
+            *row = R::store(numbers, inverse_scales[1]);
         }
     }
 }
 
 /// The key of one token of a block, `[head_dim]`, gathered from its rows.
-pub(crate) fn gather_key<R: KvRow>(keys: &[R], slot: usize, key: &mut [f32]) {
-    let n_chunks = keys.len() / BLOCK_TOKENS;
+pub(crate) fn gather_key<R: KvRow>(keys: &KvBlock<'_, R>, slot: usize, key: &mut [f32]) {
+    let n_chunks = keys.rows.len() / BLOCK_TOKENS;
     for (column, number) in key.iter_mut().enumerate() {
-        *number = keys[key_row(column, n_chunks)].widen()[slot];
+        *number = keys.rows[key_row(column, n_chunks)].widen()[slot] * keys.scales[slot];
     }
 }
 
@@ -170,14 +233,14 @@ impl AttentionStep<'_> {
 
     /// Keys of one block of a token's sequence, `[head_dim padded]` rows of its tokens.
     #[inline]
-    pub(crate) fn keys<'a, R: KvRow>(&self, store: &'a KvStore<R>, (token, block, kv_head): (usize, usize, usize)) -> &'a [R] {
-        &store.keys[self.block_rows(token, block, kv_head)]
+    pub(crate) fn keys<'a, R: KvRow>(&self, store: &'a KvStore<R>, (token, block, kv_head): (usize, usize, usize)) -> KvBlock<'a, R> {
+        store.keys(self.block_rows(token, block, kv_head))
     }
 
     /// Values of one block of a token's sequence, `[BLOCK_TOKENS, n_chunks]`.
     #[inline]
-    pub(crate) fn values<'a, R: KvRow>(&self, store: &'a KvStore<R>, (token, block, kv_head): (usize, usize, usize)) -> &'a [R] {
-        &store.values[self.block_rows(token, block, kv_head)]
+    pub(crate) fn values<'a, R: KvRow>(&self, store: &'a KvStore<R>, (token, block, kv_head): (usize, usize, usize)) -> KvBlock<'a, R> {
+        store.values(self.block_rows(token, block, kv_head))
     }
 
     fn block_rows(&self, token: usize, block: usize, kv_head: usize) -> Range<usize> {
@@ -189,11 +252,12 @@ impl AttentionStep<'_> {
 impl CpuKvCache {
     pub(crate) fn new(layout: KvLayout) -> Result<Self, DeviceError> {
         let refused = |size_bytes| DeviceError::OutOfMemory { what: "key-value cache", size_bytes };
-        let dims = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim.div_ceil(LANES)];
-        let n_rows = dims.into_iter().try_fold(1usize, usize::checked_mul).ok_or_else(|| refused(usize::MAX))?;
+        let n_heads = layout.n_blocks.checked_mul(layout.n_kv_heads).and_then(|heads| heads.checked_mul(layout.n_layers));
+        let (n_heads, n_rows) = (n_heads.ok_or_else(|| refused(usize::MAX))?, BLOCK_TOKENS * layout.head_dim.div_ceil(LANES));
         let rows = match layout.kv_type {
-            KvType::F32 => KvStore::new(n_rows).map(KvRows::F32),
-            KvType::F16 => KvStore::new(n_rows).map(KvRows::F16),
+            KvType::F32 => KvStore::new(n_heads, n_rows).map(KvRows::F32),
+            KvType::F16 => KvStore::new(n_heads, n_rows).map(KvRows::F16),
+            KvType::Int8 => KvStore::new(n_heads, n_rows).map(KvRows::Int8),
         };
         Ok(Self { layout, rows: rows.map_err(|memory| refused(memory.size_bytes))? })
     }
@@ -225,6 +289,7 @@ impl CpuKvCache {
             match &mut self.rows {
                 KvRows::F32(store) => store.append(range, slot, head),
                 KvRows::F16(store) => store.append(range, slot, head),
+                KvRows::Int8(store) => store.append(range, slot, head),
             }
         }
     }

@@ -28,6 +28,10 @@ impl CudaKvCache {
             let reason = format!("heads of {}; at most {HEAD_DIM_MAX}", layout.head_dim);
             return Err(DeviceError::Unsupported { what: "a KV cache", reason });
         }
+        if layout.kv_type == KvType::Int8 {
+            let reason = "keys and values of type int8; f32 and f16 are known".to_owned();
+            return Err(DeviceError::Unsupported { what: "a KV cache", reason });
+        }
         let sizes = [layout.n_layers, layout.n_blocks, layout.n_kv_heads, BLOCK_TOKENS, layout.head_dim, number_bytes(layout.kv_type)];
         let size_bytes = sizes.into_iter().fold(1usize, usize::saturating_mul);
         if u32::try_from(layout.n_blocks.saturating_mul(BLOCK_TOKENS)).is_err() {
@@ -49,6 +53,7 @@ fn number_bytes(kv_type: KvType) -> usize {
     match kv_type {
         KvType::F32 => 4,
         KvType::F16 => 2,
+        KvType::Int8 => 1,
     }
 }
 
@@ -57,6 +62,7 @@ fn type_number(kv_type: KvType) -> usize {
     match kv_type {
         KvType::F32 => 0,
         KvType::F16 => 1,
+        KvType::Int8 => unreachable!("CudaKvCache::new refuses it"),
     }
 }
 

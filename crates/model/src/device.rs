@@ -52,6 +52,8 @@ pub enum KvType {
     F32,
     /// Rounded to IEEE halves (`numerics::round_to_f16`): half the memory and traffic, 11 bits.
     F16,
+    /// int8 with one scale for each key and each value of a head (`numerics::kv_scale`): a quarter of the memory.
+    Int8,
 }
 
 /// Size of a paged KV cache: keys and values of `n_blocks` × `BLOCK_TOKENS` tokens in every layer.

@@ -8,6 +8,7 @@
 //! What it does not do: choose what is computed (that is the walk), or run in parallel (that is the device). No sum is ever
 //! split across threads or tokens.
 
+use bitnet_ternary::quantise::ActivationScale;
 use half::f16;
 
 /// Interleaved partial sums: two AVX2 registers, one AVX-512 register, four NEON registers.
@@ -167,6 +168,12 @@ pub fn rotate_half(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[inline(always)]
 pub fn round_to_f16(x: f32) -> f16 {
     f16::from_f32(clamp_to_f16(x))
+}
+
+/// The scale of a key or value of one head in an int8 cache, which keeps `quantise_one(number)` × scale of each number.
+#[inline(always)]
+pub fn kv_scale(numbers: &[f32]) -> ActivationScale {
+    ActivationScale::of(largest_magnitude(numbers))
 }
 
 /// What is too large for a half becomes the largest; NaN stays.

@@ -122,6 +122,19 @@ impl ReferenceDevice {
     }
 }
 
+/// Keeps of a key or value of one head what a cache of this type would.
+fn store(kv_type: KvType, numbers: &[f32], kept: &mut [f32]) {
+    match kv_type {
+        KvType::F32 => kept.copy_from_slice(numbers),
+        KvType::F16 => kept.iter_mut().zip(numbers).for_each(|(kept, &number)| *kept = numerics::round_to_f16(number).to_f32()),
+        KvType::Int8 => {
+            let scale = numerics::kv_scale(numbers);
+            let rounded = |number| f32::from(quantise::quantise_one(number, scale.inverse)) * scale.real;
+            kept.iter_mut().zip(numbers).for_each(|(kept, &number)| *kept = rounded(number));
+        }
+    }
+}
+
 fn int8_product(quantized: &[i8], inverse_scale: f32, weights: &TernaryMatrix) -> Vec<f32> {
     let group_size = weights.group_size();
     let mut accumulators = vec![vec![0i32; weights.n_rows()]; weights.n_cols() / group_size];
@@ -288,12 +301,8 @@ impl Device for ReferenceDevice {
             for kv_head in 0..heads.n_kv_heads {
                 let start = cache.block_start(layer, block, kv_head) + slot * dim;
                 let (key, value) = ((heads.n_heads + kv_head) * dim, (n_rotated + kv_head) * dim);
-                let stored = |&number: &f32| match cache.layout.kv_type {
-                    KvType::F32 => number,
-                    KvType::F16 => numerics::round_to_f16(number).to_f32(),
-                };
                 for (numbers, column) in [(&mut cache.keys, key), (&mut cache.values, value)] {
-                    numbers.splice(start..start + dim, row[column..column + dim].iter().map(stored));
+                    store(cache.layout.kv_type, &row[column..column + dim], &mut numbers[start..start + dim]);
                 }
             }
         }

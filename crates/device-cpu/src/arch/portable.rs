@@ -256,6 +256,7 @@ pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scra
     match step.cache.rows() {
         KvRows::F32(store) => attention_over(step, store, out, scratch),
         KvRows::F16(store) => attention_over(step, store, out, scratch),
+        KvRows::Int8(store) => attention_over(step, store, out, scratch),
     }
 }
 
@@ -285,7 +286,7 @@ fn attend<R: KvRow>(
     for (block, scores) in scores.chunks_mut(BLOCK_TOKENS).enumerate() {
         let keys = step.keys(store, (token, block, kv_head));
         for (slot, score) in scores.iter_mut().enumerate() {
-            gather_key(keys, slot, row);
+            gather_key(&keys, slot, row);
             numerics::score_block(query, row, scale, std::slice::from_mut(score));
         }
     }
@@ -293,9 +294,10 @@ fn attend<R: KvRow>(
     out.fill(0.0);
     for (block, weights) in scores.chunks(BLOCK_TOKENS).enumerate() {
         let values = step.values(store, (token, block, kv_head));
-        for (weight, value) in weights.iter().zip(values.chunks_exact(values.len() / BLOCK_TOKENS)) {
+        let tokens = values.rows.chunks_exact(values.rows.len() / BLOCK_TOKENS).zip(values.scales);
+        for (weight, (value, scale)) in weights.iter().zip(tokens) {
             let numbers = value.iter().flat_map(KvRow::widen);
-            row.iter_mut().zip(numbers).for_each(|(number, stored)| *number = stored);
+            row.iter_mut().zip(numbers).for_each(|(number, stored)| *number = stored * scale);
             numerics::accumulate_block(std::slice::from_ref(weight), row, out);
         }
     }

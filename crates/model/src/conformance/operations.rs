@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::assert_same;
 use crate::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
-use crate::device::{Device, Heads, KvLayout, KvType, Norm, TableUse};
+use crate::device::{Device, DeviceError, Heads, KvLayout, KvType, Norm, TableUse};
 use crate::limits::BLOCK_TOKENS;
 use crate::reference::ReferenceDevice;
 use crate::rope::RopeTable;
@@ -156,8 +156,12 @@ type Lengths = &'static [(usize, usize)];
 pub fn check_attention<D: Device>(device: &mut D) {
     let batches: [Lengths; 4] = [&[(0, 1)], &[(0, 37)], &[(5, 1), (40, 1), (0, 1)], &[(0, 5), (31, 3), (15, 2), (64, 1)]];
     for (n_heads, n_kv_heads, head_dim) in [(1, 1, 2), (4, 2, 64), (5, 1, 128), (6, 3, 100), (3, 3, 20)] {
-        for (qk_norm, kv_type) in [(false, KvType::F32), (true, KvType::F32), (false, KvType::F16)] {
+        for (qk_norm, kv_type) in [(false, KvType::F32), (true, KvType::F32), (false, KvType::F16), (false, KvType::Int8)] {
             let shape = AttentionShape { n_heads, n_kv_heads, head_dim, qk_norm, kv_type };
+            let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, n_blocks: 1, kv_type };
+            if kv_type == KvType::Int8 && matches!(device.kv_cache(layout), Err(DeviceError::Unsupported { .. })) {
+                continue;
+            }
             batches.iter().for_each(|lengths| check_attention_case(device, shape, lengths));
         }
     }

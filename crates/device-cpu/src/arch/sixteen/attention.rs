@@ -14,7 +14,7 @@ use bitnet_model::numerics::{self, LANES};
 
 use super::{LoadRow, Sixteen};
 use crate::arch::portable;
-use crate::attention::{AttentionStep, KvRows, KvStore, LANE_ORDER};
+use crate::attention::{AttentionStep, KvBlock, KvRows, KvStore, LANE_ORDER};
 use crate::kernels::{ATTENTION_TOKENS, SCORES_SPARE, Scratch};
 use crate::pool::ColumnsMut;
 
@@ -37,6 +37,7 @@ pub(in crate::arch) fn attention<I: Sixteen>(isa: I, step: &AttentionStep<'_>, o
     match step.cache.rows() {
         KvRows::F32(store) => attention_over(isa, (step, store), out, scratch),
         KvRows::F16(store) => attention_over(isa, (step, store), out, scratch),
+        KvRows::Int8(store) => attention_over(isa, (step, store), out, scratch),
     }
 }
 
@@ -84,7 +85,7 @@ fn attend<I: Sixteen, R: LoadRow>(
         let keys = step.keys(store, (unit.tokens.start, block, unit.kv_head));
         let tokens = unit.tokens.clone().zip(queries.chunks_exact(n_heads * dim)).zip(scores.chunks_exact_mut(token_stride));
         for ((_, queries), scores) in tokens.filter(|((token, _), _)| block * BLOCK_TOKENS < step.n_positions(*token)) {
-            score_block(isa, queries, keys, (scores, stride, block * BLOCK_TOKENS));
+            score_block(isa, queries, &keys, (scores, stride, block * BLOCK_TOKENS));
         }
     }
     let first_column = unit.heads.start * dim - out.range().start;
@@ -100,7 +101,7 @@ fn attend<I: Sixteen, R: LoadRow>(
             let first = block * BLOCK_TOKENS;
             let positions = first..step.n_positions(token).clamp(first, first + BLOCK_TOKENS);
             let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
-            accumulate_block(isa, (scores, stride, positions), values, out);
+            accumulate_block(isa, (scores, stride, positions), &values, out);
         }
     }
     for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
@@ -109,6 +110,12 @@ fn attend<I: Sixteen, R: LoadRow>(
             out.iter_mut().for_each(|value| *value *= scores[stride - 1]);
         }
     }
+}
+
+/// Numbers of the cache by their scales.
+#[inline(always)]
+fn scaled<I: Sixteen, R: LoadRow>(isa: I, row: I::Row, scales: I::Row) -> I::Row {
+    if R::HAS_SCALE { isa.mul(row, scales) } else { row }
 }
 
 /// The next heads that make a tile: four, two or one.
@@ -149,8 +156,13 @@ fn order_tile<const Q: usize>(queries: &[f32], ordered: &mut [[f32; Q]]) {
 
 /// Scores of the query heads of one token against a block of keys, positions past the last included (they are never read).
 #[inline(always)]
-fn score_block<I: Sixteen, R: LoadRow>(isa: I, queries: &[f32], keys: &[R], (scores, stride, first): (&mut [f32], usize, usize)) {
-    let dim = keys.len();
+fn score_block<I: Sixteen, R: LoadRow>(
+    isa: I,
+    queries: &[f32],
+    keys: &KvBlock<'_, R>,
+    (scores, stride, first): (&mut [f32], usize, usize),
+) {
+    let dim = keys.rows.len();
     let (mut queries, mut scores) = (queries, scores);
     while !queries.is_empty() {
         let n_heads = tile_heads(queries.len() / dim);
@@ -168,10 +180,10 @@ fn score_block<I: Sixteen, R: LoadRow>(isa: I, queries: &[f32], keys: &[R], (sco
 fn score_heads<I: Sixteen, R: LoadRow, const Q: usize>(
     isa: I,
     queries: &[f32],
-    keys: &[R],
+    keys: &KvBlock<'_, R>,
     (scores, stride, first): (&mut [f32], usize, usize),
 ) {
-    let scale = isa.splat(1.0 / (keys.len() as f32).sqrt());
+    let scale = isa.splat(1.0 / (keys.rows.len() as f32).sqrt());
     let products = score_tile::<I, R, Q>(isa, queries.as_chunks().0, keys);
     for (scores, products) in scores.chunks_exact_mut(stride).zip(products) {
         if let Some(scores) = scores[first..].first_chunk_mut() {
@@ -182,13 +194,14 @@ fn score_heads<I: Sixteen, R: LoadRow, const Q: usize>(
 
 /// `numerics::dot` of Q queries with sixteen keys: each lane's sum in turn, and the tree as soon as two are there.
 #[inline(always)]
-fn score_tile<I: Sixteen, R: LoadRow, const Q: usize>(isa: I, queries: &[[f32; Q]], keys: &[R]) -> [I::Row; Q] {
-    let n_chunks = keys.len() / LANES;
+fn score_tile<I: Sixteen, R: LoadRow, const Q: usize>(isa: I, queries: &[[f32; Q]], keys: &KvBlock<'_, R>) -> [I::Row; Q] {
+    let n_chunks = keys.rows.len() / LANES;
+    let scales = isa.load(keys.scales);
     let mut waiting = [[isa.splat(0.0); Q]; LEVELS];
-    for (lane, (queries, keys)) in queries.chunks_exact(n_chunks).zip(keys.chunks_exact(n_chunks)).enumerate() {
+    for (lane, (queries, keys)) in queries.chunks_exact(n_chunks).zip(keys.rows.chunks_exact(n_chunks)).enumerate() {
         let mut sums = [isa.splat(0.0); Q];
         for (queries, key) in queries.iter().zip(keys) {
-            let key = key.load(isa);
+            let key = scaled::<I, R>(isa, key.load(isa), scales);
             for (sum, &query) in sums.iter_mut().zip(queries) {
                 *sum = isa.add(*sum, isa.mul(isa.splat(query), key));
             }
@@ -229,20 +242,20 @@ fn softmax_numerators<I: Sixteen>(isa: I, scores: &mut [f32]) -> f32 {
 fn accumulate_block<I: Sixteen, R: LoadRow>(
     isa: I,
     (scores, stride, positions): (&[f32], usize, Range<usize>),
-    values: &[R],
+    values: &KvBlock<'_, R>,
     out: &mut [f32],
 ) {
-    let n_chunks = values.len() / BLOCK_TOKENS;
-    let values = &values[..positions.len() * n_chunks];
+    let n_chunks = values.rows.len() / BLOCK_TOKENS;
+    let values = KvBlock { rows: &values.rows[..positions.len() * n_chunks], scales: values.scales };
     let (mut scores, mut out) = (scores, out.as_chunks_mut().0);
     while !out.is_empty() {
         let n_heads = tile_heads(out.len() / n_chunks);
         let (tile, rest) = out.split_at_mut(n_heads * n_chunks);
         let weights = |head: usize| &scores[head * stride..][positions.clone()];
         match n_heads {
-            4 => accumulate_heads(isa, [weights(0), weights(1), weights(2), weights(3)], values, tile),
-            2 => accumulate_heads(isa, [weights(0), weights(1)], values, tile),
-            _ => accumulate_heads(isa, [weights(0)], values, tile),
+            4 => accumulate_heads(isa, [weights(0), weights(1), weights(2), weights(3)], &values, tile),
+            2 => accumulate_heads(isa, [weights(0), weights(1)], &values, tile),
+            _ => accumulate_heads(isa, [weights(0)], &values, tile),
         }
         (scores, out) = (&scores[n_heads * stride..], rest);
     }
@@ -250,15 +263,20 @@ fn accumulate_block<I: Sixteen, R: LoadRow>(
 
 /// `values` is `[positions, n_chunks]`, `out` `[Q, n_chunks]`.
 #[inline(always)]
-fn accumulate_heads<I: Sixteen, R: LoadRow, const Q: usize>(isa: I, weights: [&[f32]; Q], values: &[R], out: &mut [[f32; LANES]]) {
+fn accumulate_heads<I: Sixteen, R: LoadRow, const Q: usize>(
+    isa: I,
+    weights: [&[f32]; Q],
+    values: &KvBlock<'_, R>,
+    out: &mut [[f32; LANES]],
+) {
     let n_chunks = out.len() / Q;
     for chunk in 0..n_chunks {
         let mut sums = [isa.splat(0.0); Q];
         for (sum, out) in sums.iter_mut().zip(out.chunks_exact(n_chunks)) {
             *sum = isa.load(&out[chunk]);
         }
-        for (position, values) in values.chunks_exact(n_chunks).enumerate() {
-            let value = values[chunk].load(isa);
+        for ((position, row), &scale) in values.rows.chunks_exact(n_chunks).enumerate().zip(values.scales) {
+            let value = scaled::<I, R>(isa, row[chunk].load(isa), isa.splat(scale));
             for (sum, weights) in sums.iter_mut().zip(weights) {
                 *sum = isa.add(*sum, isa.mul(isa.splat(weights[position]), value));
             }

@@ -86,6 +86,13 @@ impl LoadRow for [f32; LANES] {
     }
 }
 
+impl LoadRow for [i8; LANES] {
+    #[inline(always)]
+    fn load<I: Sixteen>(&self, isa: I) -> I::Row {
+        isa.load(&self.widen())
+    }
+}
+
 impl LoadRow for HalfRow {
     #[inline(always)]
     fn load<I: Sixteen>(&self, isa: I) -> I::Row {
