@@ -63,6 +63,19 @@ fn prompt_that_panicked_twice_is_refused() {
     core.submit(RequestId(3), request(ids([1, 48]), greedy(5))).expect("others are not");
 }
 
+#[test]
+fn prompt_that_panicked_many_times_at_once_is_refused() {
+    quiet_planted_panics();
+    let runner = simulated(64, 64).with_fault(TokenId(49), Fault::Panic);
+    let mut core = EngineCore::new(bare(runner), EngineOptions::default()).expect("valid options");
+    for id in 0..5 {
+        core.submit(RequestId(id), request(ids([1, 49]), greedy(5))).expect("none has panicked yet");
+    }
+    finish_all(&mut core, &mut Recorder::default());
+    let refused = core.submit(RequestId(5), request(ids([1, 49]), greedy(5)));
+    assert!(matches!(refused, Err(SubmitError::Quarantined { .. })), "{refused:?}");
+}
+
 struct Bill(Arc<AtomicU64>);
 
 impl UsageSink for Bill {
