@@ -96,10 +96,12 @@ impl EngineHandle {
 
     /// Whether everything accepted is finished. Meant for polling after `drain`.
     pub fn is_idle(&self) -> bool {
-        self.published.n_live() == 0 && self.inbox.n_waiting_and_refused().0 == 0
+        // In this order: a request that does not wait any more is counted as live before (`EngineThread::publish_stats`).
+        self.inbox.n_waiting_and_refused().0 == 0 && self.published.n_live() == 0
     }
 
-    /// Fails what is not finished and waits until the engine's thread has ended and its memory is free (or `timeout` passed).
+    /// Fails what is not finished and waits until the engine's thread has ended and its memory is free, as long as the step at hand
+    /// takes. A second caller does not wait.
     pub fn shutdown(&self) {
         self.inbox.advance(Phase::Stopping);
         let join = self.thread.join.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -110,6 +110,8 @@ impl EngineThread {
             if outcome == StepOutcome::Idle {
                 let timeout = self.core.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
                 self.inbox.wait(timeout);
+                // A pause without work says nothing of how long requests take.
+                self.last_end = Instant::now();
             }
         }
         self.stop();
@@ -142,9 +144,10 @@ impl EngineThread {
     }
 
     fn publish_stats(&self, stats: EngineStats) {
+        // Live before it waits no more, so that no request is ever neither (`EngineHandle::is_idle`).
+        self.published.n_live.store(self.core.n_live(), Ordering::Release);
         self.inbox.report_waiting(stats.n_waiting);
         *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
-        self.published.n_live.store(self.core.n_live(), Ordering::Release);
     }
 
     /// Takes leave of everybody, those who came last among them.
