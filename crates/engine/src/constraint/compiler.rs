@@ -73,10 +73,14 @@ mod tests {
     use super::*;
 
     fn compiler() -> ConstraintCompiler {
+        compiler_with_eos(&[])
+    }
+
+    fn compiler_with_eos(eos: &[TokenId]) -> ConstraintCompiler {
         let vocabulary: serde_json::Map<_, _> = (b' '..=b'~').map(|byte| (char::from(byte).to_string(), (byte - b' ').into())).collect();
         let file = json!({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
         let tokenizer = Arc::new(Tokenizer::from_json(file.to_string().as_bytes()).expect("valid"));
-        ConstraintCompiler::new(&tokenizer, &[]).expect("a vocabulary")
+        ConstraintCompiler::new(&tokenizer, eos).expect("a vocabulary")
     }
 
     fn n_bytes_of(compiler: &ConstraintCompiler, tenant: TenantSalt) -> usize {
@@ -102,6 +106,15 @@ mod tests {
         assert!(cache.find(busy, &source(599)).is_some() && cache.find(busy, &source(1)).is_none(), "the latest are kept");
         assert!(cache.find(quiet, &source(599)).is_none(), "another's are not found");
         assert!(cache.find(quiet, &source(0)).is_some(), "one's own are");
+    }
+
+    #[test]
+    fn token_that_ends_a_text_is_no_part_of_one() {
+        let tilde = TokenId(u32::from(b'~' - b' '));
+        let tenant = TenantSalt([1; 32]);
+        let of_tilde = Constraint::Regex("~".into());
+        assert!(compiler().compile(tenant, &of_tilde).is_ok());
+        assert!(compiler_with_eos(&[tilde]).compile(tenant, &of_tilde).is_err(), "it would end the text before it is complete");
     }
 
     #[test]

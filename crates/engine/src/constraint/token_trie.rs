@@ -15,7 +15,9 @@ struct TokenTrie {
 /// The trie of a vocabulary, with the tokens that end a text.
 pub(super) fn token_trie(tokenizer: &Arc<Tokenizer>, eos: &[TokenId]) -> TokEnv {
     let n_vocab = tokenizer.n_vocab() as u32;
-    let mut words: Vec<Vec<u8>> = (0..n_vocab).map(|id| bytes_of(tokenizer, TokenId(id))).collect();
+    // A token that ends a text is no part of one, even where the vocabulary does not call it special.
+    let word = |id| if eos.contains(&TokenId(id)) { special_word(tokenizer, TokenId(id)) } else { word(tokenizer, TokenId(id)) };
+    let mut words: Vec<Vec<u8>> = (0..n_vocab).map(word).collect();
     let mut eos_ids: Vec<u32> = eos.iter().map(|token_id| token_id.0).filter(|&id| id < n_vocab).collect();
     if eos_ids.is_empty() {
         // The trie wants one. Nothing can draw this id, so such a text ends only where its constraint leaves no other way.
@@ -31,9 +33,13 @@ fn special_bytes(text: &str) -> Vec<u8> {
     [&[TokTrie::SPECIAL_TOKEN_MARKER], text.as_bytes()].concat()
 }
 
-fn bytes_of(tokenizer: &Tokenizer, token_id: TokenId) -> Vec<u8> {
+fn special_word(tokenizer: &Tokenizer, token_id: TokenId) -> Vec<u8> {
+    special_bytes(tokenizer.piece(token_id).unwrap_or_default())
+}
+
+fn word(tokenizer: &Tokenizer, token_id: TokenId) -> Vec<u8> {
     if tokenizer.is_special(token_id) {
-        return special_bytes(tokenizer.piece(token_id).unwrap_or_default());
+        return special_word(tokenizer, token_id);
     }
     let bytes = tokenizer.token_bytes(token_id).unwrap_or_default();
     // The marker is a byte that no text contains; a token that begins with it cannot be part of a text.
