@@ -80,7 +80,7 @@ impl Admission {
             let seed = generate.sampling.seed.wrapping_add(u64::from(choice));
             let sampler = Sampler::new(SamplingParams { seed, ..generate.sampling.clone() })?.with_prompt(n_prompt_tokens);
             let is_last = choice + 1 == generate.n_choices.get();
-            let own = if is_last { constraint.take() } else { constraint.as_ref().map(ConstraintState::duplicate) };
+            let own = if is_last { constraint.take() } else { constraint.as_ref().map(ConstraintState::fork) };
             let text = TextStream::new(self.tokenizer.as_ref(), &stop_strings)?;
             choices.push(Some(Choice::new(Arc::clone(&rules), sampler, own, text)));
         }

@@ -50,8 +50,14 @@ impl ConstraintState {
     }
 
     /// The same state once more, sharing nothing.
-    pub(crate) fn duplicate(&self) -> Self {
+    fn duplicate(&self) -> Self {
         Self { matcher: self.matcher.deep_clone() }
+    }
+
+    /// The same state for another choice of the same request. They share what the lexer has built, which is most of a state's memory
+    /// (a request may have many choices) and costs all of them its time once.
+    pub(crate) fn fork(&self) -> Self {
+        Self { matcher: self.matcher.clone() }
     }
 }
 
