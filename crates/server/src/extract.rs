@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
 use crate::error::ServerError;
+use crate::limits;
 
 /// A request body.
 pub(crate) trait RequestBody: DeserializeOwned + Send + 'static {
@@ -27,7 +28,10 @@ impl<T: RequestBody> FromRequest<App> for JsonBody<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, ServerError> {
         expect_json(request.headers())?;
         let bytes = read_body(request, app, app.config().body_bytes_max).await?;
-        parse(&bytes).map(Self)
+        if bytes.len() <= limits::INLINE_JSON_BYTES_MAX {
+            return parse(&bytes).map(Self);
+        }
+        app.text_pool().run(move || parse(&bytes)).await.map(Self)
     }
 }
 

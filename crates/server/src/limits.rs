@@ -2,8 +2,16 @@
 
 /// Longest request body, in bytes, unless the configuration says otherwise.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
+/// Longest body that is parsed where it is read, in bytes; longer ones would hold up other connections.
+pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
 /// Longest uploaded file of batch lines, in bytes.
 pub const FILE_BYTES_MAX: usize = 256 << 20;
+/// Bytes of an upload's form beside the file.
+pub const FORM_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an upload that must come in the time that any other body has in all.
+pub const UPLOAD_BYTES_IN_TIME_MIN: usize = 64 << 10;
+/// Bytes of a file that are read at a time.
+pub const FILE_CHUNK_BYTES: usize = 64 << 10;
 /// Lines of one batch, as OpenAI bounds them.
 pub const N_BATCH_LINES_MAX: usize = 50_000;
 /// Longest line of a batch file, in bytes.
@@ -12,8 +20,10 @@ pub const BATCH_LINE_BYTES_MAX: usize = BODY_BYTES_MAX;
 pub const N_BATCH_LINES_AT_ONCE: usize = 32;
 /// Files kept.
 pub const N_FILES_MAX: usize = 10_000;
-/// Batches remembered.
+/// Batches remembered; beyond it the oldest that has ended is forgotten.
 pub const N_BATCHES_MAX: usize = 1_000;
+/// Batches at work at once, each of which holds a thread; others wait.
+pub const N_BATCHES_AT_ONCE: usize = 4;
 /// Connections open at once, unless the configuration says otherwise.
 pub const N_CONNECTIONS_MAX: usize = 16_384;
 /// Longest request head over HTTP/1, in bytes, and longest header list over HTTP/2. hyper takes no less than 8 KiB.

@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -82,10 +83,12 @@ async fn drain(app: &App) {
         return;
     }
     tracing::warn!(in_flight = app.lifecycle().n_in_flight(), "the drain window is over: cancelling what is left");
-    let models = app.models().all();
-    // Waits for the engines' threads.
-    let cancelled = tokio::task::spawn_blocking(move || models.iter().for_each(|model| model.engine.shutdown()));
-    let _ = timeout(CANCEL_GRACE, cancelled).await;
+    // All at once, since each waits for its engine's thread, which has a step to finish.
+    let mut cancelled = JoinSet::new();
+    for model in app.models().all() {
+        cancelled.spawn_blocking(move || model.engine.shutdown());
+    }
+    let _ = timeout(CANCEL_GRACE, async { while cancelled.join_next().await.is_some() {} }).await;
     let _ = timeout(CANCEL_GRACE, app.lifecycle().idle()).await;
 }
 

@@ -15,7 +15,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct TextPool {
-    threads: Semaphore,
+    threads: Arc<Semaphore>,
     n_waiting: Arc<AtomicUsize>,
 }
 
@@ -31,7 +31,7 @@ impl Drop for Place {
 impl TextPool {
     /// With this many threads at work at once.
     pub(crate) fn new(n_threads: usize) -> Self {
-        Self { threads: Semaphore::new(n_threads), n_waiting: Arc::default() }
+        Self { threads: Arc::new(Semaphore::new(n_threads)), n_waiting: Arc::default() }
     }
 
     /// Runs `work` when a thread is free.
@@ -44,12 +44,45 @@ impl TextPool {
             return Err(ServerError::Overloaded { retry_after: RETRY_AFTER });
         }
         let place = Place(self.n_waiting.clone());
-        let _thread = self.threads.acquire().await.map_err(|_| ServerError::internal("the text pool is closed"))?;
+        let thread = self.threads.clone().acquire_owned().await.map_err(|_| ServerError::internal("the text pool is closed"))?;
+        // The work goes on when the client leaves and this future is dropped, so its thread and place are its own.
         let outcome = tokio::task::spawn_blocking(move || {
             let outcome = work();
-            drop(place);
+            drop((thread, place));
             outcome
         });
         outcome.await.map_err(|error| ServerError::internal(format!("text work panicked: {error}")))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn work_whose_client_left_keeps_its_thread_until_it_is_done() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        runtime.block_on(async {
+            let pool = Arc::new(TextPool::new(1));
+            let ((begun, has_begun), (end, may_end)) = (mpsc::channel(), mpsc::channel::<()>());
+            let long = tokio::spawn({
+                let pool = pool.clone();
+                async move {
+                    let work = move || {
+                        begun.send(()).expect("the test waits");
+                        may_end.recv().map_err(|_| ServerError::internal("the test is over"))
+                    };
+                    pool.run(work).await
+                }
+            });
+            tokio::task::spawn_blocking(move || has_begun.recv()).await.expect("no panic").expect("it begins");
+            long.abort();
+            assert!(long.await.is_err_and(|error| error.is_cancelled()));
+            assert_eq!(pool.threads.available_permits(), 0, "the thread is at work still");
+            end.send(()).expect("the work waits for it");
+            pool.run(|| Ok(())).await.expect("then it is free");
+        });
     }
 }
