@@ -220,7 +220,6 @@ struct JsonScan {
     depth: usize,
     in_string: bool,
     escaped: bool,
-    begun: bool,
 }
 
 impl JsonScan {
@@ -247,7 +246,6 @@ impl JsonScan {
                 }
                 _ => {}
             }
-            self.begun = true;
         }
         (text.len(), false)
     }

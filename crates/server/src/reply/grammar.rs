@@ -4,7 +4,7 @@
 //! A reply that was to be constrained is never generated without: whatever cannot be compiled is an error of the engine's.
 
 use bitnet_engine::Constraint;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::conversation::{CALL_END, CALL_START, CallCount, Conversation, ReplyFormat, Tool, ToolChoice};
 
@@ -81,9 +81,37 @@ fn arguments_schema(parameters: &Value) -> Value {
     terse(schema)
 }
 
+/// Members of a schema that say nothing of what fits it. A model has read them with the prompt; in a grammar, whose length is bounded,
+/// the descriptions of a dozen tools would leave no room.
+const ANNOTATIONS: [&str; 9] =
+    ["$comment", "$schema", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"];
+
+fn drop_annotations(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(drop_annotations),
+        Value::Object(members) => {
+            members.retain(|name, _| !ANNOTATIONS.contains(&name.as_str()));
+            members.iter_mut().for_each(|(name, value)| drop_annotations_of_member(name, value));
+        }
+        _ => {}
+    }
+}
+
+fn drop_annotations_of_member(name: &str, value: &mut Value) {
+    match name {
+        "const" | "enum" | "required" => {}
+        // Names in these are the author's, and may be those of annotations.
+        "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas" | "dependentRequired" | "dependencies" => {
+            value.as_object_mut().into_iter().flat_map(Map::values_mut).for_each(drop_annotations);
+        }
+        _ => drop_annotations(value),
+    }
+}
+
 /// JSON on one line, with a space at most between its signs: a small model that may write line breaks writes them until its tokens
 /// are used up. Replaces what a client says about llguidance's options, one of which makes it ignore what it does not understand.
 fn terse(mut schema: Value) -> Value {
+    drop_annotations(&mut schema);
     if let Some(members) = schema.as_object_mut() {
         members.insert("x-guidance".into(), json!({ "whitespace_pattern": " " }));
     }
@@ -145,6 +173,18 @@ mod tests {
         tool_0: "{\"name\": \"g\", \"arguments\": " arguments_0 "}"
         arguments_0: %json {"properties":{"x":{"type":"integer"}},"type":"object","x-guidance":{"whitespace_pattern":" "}}
         "#);
+    }
+
+    #[test]
+    fn annotations_are_left_out_and_properties_of_their_names_are_not() {
+        let schema = json!({
+            "description": "long", "properties": { "title": { "description": "long", "enum": [{ "description": 1 }] } }, "required": ["title"],
+        });
+        let expected = json!({
+            "properties": { "title": { "enum": [{ "description": 1 }] } }, "required": ["title"], "type": "object",
+            "x-guidance": { "whitespace_pattern": " " },
+        });
+        assert_eq!(arguments_schema(&schema), expected);
     }
 
     #[test]
