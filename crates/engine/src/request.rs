@@ -182,7 +182,7 @@ pub enum FinishReason {
 /// What a request used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt; none if the request ended before its turn came.
     pub n_prompt_tokens: usize,
     /// Of these, taken from the cache.
     pub n_cached_tokens: usize,

@@ -95,7 +95,12 @@ impl EngineState {
 
     /// Forgets a request and reports what it used.
     pub(crate) fn end(&mut self, id: RequestId, sink: &mut dyn EventSink) {
-        let Some(live) = self.live.remove(&id) else { return };
+        let Some(mut live) = self.live.remove(&id) else { return };
+        // The first choice's sequence reads the prompt for all. One that never ran has used nothing.
+        let reader = self.scheduler.sequence(SequenceId { request: id, choice: 0 });
+        if reader.is_some_and(|reader| reader.rank.is_none()) {
+            live.usage = Usage::default();
+        }
         let n_choices = match &live.work {
             Work::Embed => 1,
             Work::Generate(writing) => writing.choices.len() as u32,

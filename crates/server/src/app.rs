@@ -10,12 +10,12 @@ use bitnet_engine::{Generate, Priority, Request, Task, TenantSalt, TokenStream};
 use bitnet_model::TokenId;
 use tracing::{Instrument, debug_span};
 
-use crate::admission::{Admission, Caller, Ceiling, Operation, Settlement};
+use crate::admission::{Admission, Caller, Ceiling, Operation, RateLimits, Settlement};
 use crate::config::Config;
 use crate::error::ServerError;
 use crate::files::FileStore;
 use crate::generation::Generation;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{InFlight, Lifecycle};
 use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
 use crate::openai::batches;
@@ -42,7 +42,19 @@ struct Inner {
 
 /// A request's identity, put there by the outermost layer.
 #[derive(Debug, Clone)]
-pub(crate) struct RequestIdentity(pub(crate) Arc<str>);
+pub(crate) struct RequestIdentity {
+    pub(crate) id: Arc<str>,
+    pub(crate) chosen_by: ChosenBy,
+}
+
+/// Who chose a request's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChosenBy {
+    /// The server: it is the only one of its kind.
+    Server,
+    /// The client, which may send it again and again.
+    Client,
+}
 
 /// A line of a batch, whose caller is known. Extensions cannot come from outside.
 #[derive(Debug, Clone)]
@@ -61,6 +73,7 @@ pub(crate) enum Origin {
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) caller: Caller,
+    /// What its usage is booked under: never an id that the client chose, since one that is sent twice is booked once.
     pub(crate) request_id: Arc<str>,
     pub(crate) origin: Origin,
 }
@@ -73,9 +86,10 @@ impl FromRequestParts<App> for Context {
             Some(InBatch(caller)) => (caller.clone(), Origin::Batch),
             None => (app.0.admission.authenticate(&parts.headers).await?, Origin::Connection),
         };
-        let identity = parts.extensions.get::<RequestIdentity>().cloned();
-        let request_id = identity.map_or_else(|| crate::ids::new_id("req_").into(), |identity| identity.0);
-        tracing::Span::current().record("caller", caller.name.as_str());
+        let identity = parts.extensions.get::<RequestIdentity>().filter(|identity| identity.chosen_by == ChosenBy::Server);
+        let request_id = identity.map_or_else(|| crate::ids::new_id("req_").into(), |identity| identity.id.clone());
+        let span = tracing::Span::current();
+        span.record("caller", caller.name.as_str()).record("booked_as", &*request_id);
         Ok(Self { caller, request_id, origin })
     }
 }
@@ -88,8 +102,15 @@ pub(crate) struct Job {
     /// Without it, the prompts are embedded.
     pub(crate) generate: Option<Generate>,
     pub(crate) priority: Priority,
-    /// The parameter that holds the prompt, for refusals.
-    pub(crate) prompt_param: &'static str,
+    pub(crate) params: JobParams,
+}
+
+/// What a client calls the parameters that the engine may find fault with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JobParams {
+    pub(crate) prompt: &'static str,
+    /// What the reply must look like.
+    pub(crate) constraint: &'static str,
 }
 
 impl App {
@@ -166,23 +187,32 @@ impl App {
     }
 
     /// Admits and submits a job.
-    pub(crate) async fn start(&self, context: &Context, mut job: Job) -> Result<Generation, ServerError> {
+    pub(crate) async fn start(&self, context: &Context, job: Job) -> Result<Generation, ServerError> {
+        let admitted = self.admit(context, &job).await?;
+        self.submit(context, &admitted, job).await
+    }
+
+    /// Reserves the most that a job can cost.
+    pub(crate) async fn admit(&self, context: &Context, job: &Job) -> Result<Admitted, ServerError> {
+        let in_flight = Arc::new(self.lifecycle().begin()?);
+        let reservation = self.0.admission.admit(&context.caller, ceiling(context, job)).instrument(debug_span!("admit")).await?;
+        let rate_limits = reservation.rate_limits();
+        Ok(Admitted { in_flight, settlement: Settlement::new(reservation), rate_limits })
+    }
+
+    /// Submits an admitted job, or a part of one.
+    pub(crate) async fn submit(&self, context: &Context, admitted: &Admitted, mut job: Job) -> Result<Generation, ServerError> {
         if context.origin == Origin::Batch {
             job.priority = Priority::Low;
         }
-        let in_flight = self.lifecycle().begin()?;
-        let ceiling = ceiling(context, &job);
-        let n_prompt_tokens = ceiling.n_prompt_tokens;
-        let reservation = self.0.admission.admit(&context.caller, ceiling).instrument(debug_span!("admit")).await?;
-        let rate_limits = reservation.rate_limits();
-        let settlement = Settlement::new(reservation);
+        let n_prompt_tokens = job.prompts.iter().map(Vec::len).sum();
         let n_choices = job.generate.as_ref().map_or(1, |generate| generate.n_choices.get() as usize);
         let model_name = job.model.name.clone();
         let submission = Submission {
             job,
             tenant: context.caller.tenant,
             deadline: self.config().request_timeout.map(|timeout| Instant::now() + timeout),
-            settlement,
+            settlement: admitted.settlement.clone(),
         };
         // Compiling a constraint takes some milliseconds: not on the reactor.
         let is_constrained = submission.job.generate.as_ref().is_some_and(|generate| generate.constraint.is_some());
@@ -193,8 +223,15 @@ impl App {
             submitting.in_scope(|| submission.submit())?
         };
         let metrics = self.metrics().model(&model_name);
-        Ok(Generation::new(streams, n_choices, (in_flight, metrics), (n_prompt_tokens, rate_limits)))
+        Ok(Generation::new(streams, n_choices, (admitted.in_flight.clone(), metrics), (n_prompt_tokens, admitted.rate_limits)))
     }
+}
+
+/// What was reserved for a job, settled when the last that was submitted for it has ended.
+pub(crate) struct Admitted {
+    in_flight: Arc<InFlight>,
+    settlement: Arc<Settlement>,
+    rate_limits: Option<RateLimits>,
 }
 
 /// A job on its way to the engine.
@@ -212,17 +249,18 @@ impl Submission {
             let task = job.generate.clone().map_or(Task::Embed, |generate| Task::Generate(Box::new(generate)));
             let usage_sink = Some(settlement.share());
             let request = Request { prompt, task, tenant, priority: job.priority, deadline, usage_sink };
-            job.model.engine.submit(request).map_err(|error| ServerError::of_submit(error, job.prompt_param))
+            job.model.engine.submit(request).map_err(|error| ServerError::of_submit(error, job.params))
         };
         // A refusal drops the streams before it, which cancels them.
-        job.prompts.into_iter().map(submit).collect()
+        job.prompts.into_iter().map(submit).collect::<Result<_, _>>().inspect_err(|_| settlement.refuse())
     }
 }
 
 fn ceiling(context: &Context, job: &Job) -> Ceiling {
     let n_prompt_tokens = job.prompts.iter().map(Vec::len).sum();
     let n_completion_tokens_max = job.generate.as_ref().map_or(0, |generate| {
-        let room = |prompt: &Vec<TokenId>| generate.n_tokens_max.min(job.model.context_length.saturating_sub(prompt.len()));
+        // The last token of a text needs no place in the context.
+        let room = |prompt: &Vec<TokenId>| generate.n_tokens_max.min((job.model.context_length + 1).saturating_sub(prompt.len()));
         job.prompts.iter().map(room).sum::<usize>() * generate.n_choices.get() as usize
     });
     Ceiling {

@@ -8,7 +8,7 @@ use bitnet_model::text::AddSpecial;
 use tracing::{Instrument, debug_span};
 
 use crate::admission::Operation;
-use crate::app::{App, Context, Job};
+use crate::app::{App, Context, Job, JobParams};
 use crate::conversation::Conversation;
 use crate::error::ServerError;
 use crate::models::ServedModel;
@@ -23,17 +23,20 @@ pub(crate) struct Talk {
     pub(crate) conversation: Conversation,
     pub(crate) generate: Generate,
     pub(crate) priority: Priority,
-    /// The parameter that holds the messages.
-    pub(crate) prompt_param: &'static str,
+    /// What the client calls the messages, and what says how the reply must look if there are no tools.
+    pub(crate) params: JobParams,
 }
 
 /// Starts the reply.
 pub(crate) async fn converse(app: &App, context: &Context, talk: Talk) -> Result<Reply, ServerError> {
-    let Talk { model, conversation, mut generate, priority, prompt_param } = talk;
+    let Talk { model, conversation, mut generate, priority, mut params } = talk;
     let expected = if conversation.callable().is_empty() { CallsExpected::No } else { CallsExpected::Yes };
     generate.constraint = grammar::constraint(&conversation);
-    let prompt = conversation_tokens(app, &model, conversation, prompt_param).await?;
-    let job = Job { model, operation: Operation::Chat, prompts: vec![prompt], generate: Some(generate), priority, prompt_param };
+    if expected == CallsExpected::Yes {
+        params.constraint = "tools";
+    }
+    let prompt = conversation_tokens(app, &model, conversation, params.prompt).await?;
+    let job = Job { model, operation: Operation::Chat, prompts: vec![prompt], generate: Some(generate), priority, params };
     Ok(Reply::new(app.start(context, job).await?, expected))
 }
 

@@ -15,6 +15,8 @@ use bitnet_model::text::TextError;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::app::JobParams;
+
 /// Why a request was refused or failed.
 #[derive(Debug, Error)]
 pub enum ServerError {
@@ -45,6 +47,9 @@ pub enum ServerError {
     /// The connection broke while the body arrived.
     #[error("the body ended early")]
     BodyBroken,
+    /// The URL or the form is not what the route reads.
+    #[error("the URL or the form cannot be read")]
+    Unreadable,
     /// No such URL.
     #[error("unknown URL: {method} {path}")]
     UnknownRoute { method: String, path: String },
@@ -164,8 +169,9 @@ impl ServerError {
         Self::Internal { reason: reason.into() }
     }
 
-    /// What the engine's refusal means; `param` names the prompt's parameter.
-    pub(crate) fn of_submit(error: SubmitError, param: &'static str) -> Self {
+    /// What the engine's refusal means.
+    pub(crate) fn of_submit(error: SubmitError, params: JobParams) -> Self {
+        let param = params.prompt;
         match error {
             SubmitError::QueueFull { retry_after } => Self::Overloaded { retry_after },
             SubmitError::Draining => Self::Draining { retry_after: DRAIN_RETRY_AFTER },
@@ -176,7 +182,7 @@ impl ServerError {
             SubmitError::OutOfRange { name, got, expected } => Self::invalid(name, format!("{got} is not {expected}")),
             SubmitError::Sampling(error) => Self::Sampling(error),
             SubmitError::Text(source) => Self::Text { param: "stop", source },
-            SubmitError::BadConstraint { reason } => Self::invalid("response_format", reason),
+            SubmitError::BadConstraint { reason } => Self::invalid(params.constraint, reason),
             SubmitError::UnknownModel { name } => Self::UnknownModel { model: name },
             SubmitError::NotGenerative | SubmitError::NoEmbeddings => Self::invalid("model", error.to_string()),
             SubmitError::NoTokenizer { what } => Self::invalid(what, "this model has no tokenizer"),
@@ -204,6 +210,7 @@ impl ServerError {
             Self::MediaType { .. } => Wire::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type"),
             Self::BodyTooLarge { .. } => Wire::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large"),
             Self::BodyTooSlow { .. } => Wire::new(StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
+            Self::Unreadable => Wire::invalid("invalid_request"),
             Self::BodyBroken => Wire::invalid("incomplete_body"),
             Self::UnknownRoute { .. } => Wire::new(StatusCode::NOT_FOUND, INVALID, "unknown_url"),
             Self::Method { .. } => Wire::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),

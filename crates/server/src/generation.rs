@@ -50,7 +50,7 @@ pub(crate) struct Generation {
     /// The request's, since its body is read outside of its handler.
     span: Span,
     metrics: Arc<ModelMetrics>,
-    _in_flight: InFlight,
+    _in_flight: Arc<InFlight>,
 }
 
 /// When things happened, for the histograms.
@@ -65,12 +65,11 @@ impl Generation {
     pub(crate) fn new(
         streams: Vec<TokenStream>,
         n_choices: usize,
-        (in_flight, metrics): (InFlight, Arc<ModelMetrics>),
+        (in_flight, metrics): (Arc<InFlight>, Arc<ModelMetrics>),
         (n_prompt_tokens, rate_limits): (usize, Option<RateLimits>),
     ) -> Self {
         let sources = streams.into_iter().map(|stream| Source { stream, is_done: false }).collect();
         let clock = Clock { began: Instant::now(), first_token: None, last_token: None };
-        metrics.begun();
         Self {
             sources,
             n_choices,
@@ -196,6 +195,5 @@ impl Drop for Generation {
         if !self.is_over {
             self.metrics.cancelled();
         }
-        self.metrics.ended();
     }
 }

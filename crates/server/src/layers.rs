@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
 
-use crate::app::{App, RequestIdentity};
+use crate::app::{App, ChosenBy, RequestIdentity};
 use crate::error::{Dialect, Refused, ServerError};
 use crate::ids::new_id;
 use crate::limits;
@@ -27,12 +27,17 @@ const NO_ROUTE: &str = "unknown";
 pub(crate) async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let dialect = Dialect::of_path(request.uri().path());
-    let id: Arc<str> = client_request_id(request.headers()).unwrap_or_else(|| new_id("req_")).into();
+    let (id, chosen_by) = match client_request_id(request.headers()) {
+        Some(id) => (id, ChosenBy::Client),
+        None => (new_id("req_"), ChosenBy::Server),
+    };
+    let id: Arc<str> = id.into();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| NO_ROUTE.to_string(), |path| path.as_str().to_string());
-    request.extensions_mut().insert(RequestIdentity(id.clone()));
-    let span = info_span!("request", id = %id, %method, route, caller = tracing::field::Empty);
+    request.extensions_mut().insert(RequestIdentity { id: id.clone(), chosen_by });
+    let span = info_span!("request", id = %id, %method, route, caller = tracing::field::Empty, booked_as = tracing::field::Empty);
     let response = next.run(request).instrument(span.clone()).await;
+    let response = in_shape(response);
     let refused = response.extensions().get::<Refused>().cloned();
     let mut response = match (&refused, dialect) {
         (Some(refused), Dialect::Anthropic) => refused.0.respond(dialect, Some(&id)),
@@ -53,6 +58,12 @@ pub(crate) async fn identify(State(app): State<App>, mut request: Request, next:
     let _in_span = span.enter();
     log(status, refused.as_ref().map(|refused| refused.0.as_ref()), began);
     response
+}
+
+/// A refusal of the framework's own (a URL or a form that it cannot read), which would be plain text, in the shape of all others.
+fn in_shape(response: Response) -> Response {
+    let is_foreign = response.status().is_client_error() && response.extensions().get::<Refused>().is_none();
+    if is_foreign { ServerError::Unreadable.into_response() } else { response }
 }
 
 fn log(status: u16, error: Option<&ServerError>, began: Instant) {

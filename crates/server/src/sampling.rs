@@ -60,7 +60,7 @@ impl SamplingRequest {
         Ok(Generate {
             n_choices,
             n_tokens_min,
-            stop_strings: stop_strings(self.stop)?,
+            stop_strings: stop_strings("stop", self.stop)?,
             stop_token_ids,
             end_of_sequence: if self.ignore_eos == Some(true) { EndOfSequence::Ignore } else { EndOfSequence::Stop },
             logit_bias,
@@ -100,14 +100,15 @@ fn top_k(asked: Option<i64>, default: Option<u32>) -> Result<Option<usize>, Serv
     }
 }
 
-fn stop_strings(stop: Option<TextOrList<String>>) -> Result<Vec<String>, ServerError> {
+/// Checks the stop strings that a request has under the name `param`.
+pub(crate) fn stop_strings(param: &'static str, stop: Option<TextOrList<String>>) -> Result<Vec<String>, ServerError> {
     let stops = stop.map(TextOrList::into_vec).unwrap_or_default();
     if stops.len() > limits::N_STOP_STRINGS_MAX {
-        return Err(ServerError::invalid("stop", format!("{} of them, more than {}", stops.len(), limits::N_STOP_STRINGS_MAX)));
+        return Err(ServerError::invalid(param, format!("{} of them, more than {}", stops.len(), limits::N_STOP_STRINGS_MAX)));
     }
     let bytes_max = bitnet_model::limits::STOP_STRING_BYTES_MAX;
     match stops.iter().find(|stop| stop.is_empty() || stop.len() > bytes_max) {
-        Some(stop) => Err(ServerError::invalid("stop", format!("one is {} bytes long, not in 1..={bytes_max}", stop.len()))),
+        Some(stop) => Err(ServerError::invalid(param, format!("one is {} bytes long, not in 1..={bytes_max}", stop.len()))),
         None => Ok(stops),
     }
 }

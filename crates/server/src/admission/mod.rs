@@ -49,7 +49,7 @@ pub enum Operation {
 /// The most that a request can cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ceiling {
-    /// The request's id, as the client sees it.
+    /// The request's id: the server's own, of which there is no second, whatever the client calls its request.
     pub request_id: String,
     /// What it is for.
     pub operation: Operation,

@@ -14,13 +14,19 @@ pub(crate) struct Settlement(Mutex<Open>);
 struct Open {
     reservation: Option<Box<dyn Reservation>>,
     usage: Usage,
-    n_finished: usize,
+    /// The client was refused, whatever had been begun by then.
+    is_refused: bool,
 }
 
 impl Settlement {
-    /// Dropped without a request having finished, the reservation is voided.
+    /// Dropped without anything used, the reservation is voided.
     pub(crate) fn new(reservation: Box<dyn Reservation>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), usage: Usage::default(), n_finished: 0 })))
+        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), usage: Usage::default(), is_refused: false })))
+    }
+
+    /// Nothing will be charged: the request was refused, and will be sent again.
+    pub(crate) fn refuse(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_refused = true;
     }
 
     /// A share, for one of the engine's requests.
@@ -37,7 +43,6 @@ impl UsageSink for Share {
         open.usage.n_prompt_tokens += usage.n_prompt_tokens;
         open.usage.n_cached_tokens += usage.n_cached_tokens;
         open.usage.n_completion_tokens += usage.n_completion_tokens;
-        open.n_finished += 1;
     }
 }
 
@@ -45,7 +50,8 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         let open = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some(reservation) = open.reservation.take() else { return };
-        if open.n_finished > 0 { reservation.settle(open.usage) } else { reservation.void() }
+        let is_void = open.is_refused || open.usage == Usage::default();
+        if is_void { reservation.void() } else { reservation.settle(open.usage) }
     }
 }
 
@@ -88,10 +94,21 @@ mod tests {
     }
 
     #[test]
-    fn reservation_without_a_finished_request_is_voided() {
+    fn reservation_without_anything_used_is_voided() {
         let book = Book::default();
         let settlement = Settlement::new(Box::new(book.clone()));
         drop(settlement.share());
+        settlement.share().finished(RequestId(1), Usage::default());
+        drop(settlement);
+        assert_eq!(*book.0.lock().unwrap(), [None]);
+    }
+
+    #[test]
+    fn refused_request_is_voided_whatever_was_begun() {
+        let book = Book::default();
+        let settlement = Settlement::new(Box::new(book.clone()));
+        settlement.share().finished(RequestId(1), used(0));
+        settlement.refuse();
         drop(settlement);
         assert_eq!(*book.0.lock().unwrap(), [None]);
     }

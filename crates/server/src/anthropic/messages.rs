@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::anthropic::encoder::MessageEncoder;
 use crate::anthropic::wire::{CountTokensRequest, CountedTokens, MessageReply, MessagesRequest, ReplyBlock, conversation};
-use crate::app::{App, Context};
+use crate::app::{App, Context, JobParams};
 use crate::converse::{Talk, conversation_tokens, converse};
 use crate::error::ServerError;
 use crate::extract::JsonBody;
@@ -30,7 +30,8 @@ pub(crate) async fn create(
     let counted = CountTokensRequest { model: name, messages, system, tools, tool_choice, _cache_control: None };
     let conversation = conversation(counted)?;
     let name = model.name.clone();
-    let talk = Talk { model, conversation, generate, priority: Priority::Normal, prompt_param: "messages" };
+    let params = JobParams { prompt: "messages", constraint: "tools" };
+    let talk = Talk { model, conversation, generate, priority: Priority::Normal, params };
     let reply = converse(&app, &context, talk).await?;
     if streams {
         let encoder = MessageEncoder::new(new_id("msg_"), name, reply.n_prompt_tokens());

@@ -8,7 +8,7 @@ use crate::conversation::{CallCount, Continuation, Conversation, PastCall, Tool,
 use crate::error::ServerError;
 use crate::extract::RequestBody;
 use crate::one_or_many::TextOrList;
-use crate::sampling::SamplingRequest;
+use crate::sampling::{SamplingRequest, stop_strings};
 
 /// Parameters of Anthropic's that are refused.
 const REFUSED: &[(&str, &str)] = &[
@@ -272,7 +272,7 @@ impl MessagesRequest {
             top_k: self.top_k,
             top_p: self.top_p,
             n_tokens_max: Some(self.max_tokens),
-            stop: self.stop_sequences.clone().map(TextOrList::List),
+            stop: Some(TextOrList::List(stop_strings("stop_sequences", self.stop_sequences.clone().map(TextOrList::List))?)),
             ..SamplingRequest::default()
         })
     }

@@ -27,7 +27,6 @@ pub(crate) struct Metrics {
 
 /// Counters of one model.
 pub(crate) struct ModelMetrics {
-    n_in_flight: AtomicI64,
     n_succeeded: AtomicU64,
     n_failed: AtomicU64,
     n_cancelled: AtomicU64,
@@ -43,7 +42,6 @@ pub(crate) struct ModelMetrics {
 impl Default for ModelMetrics {
     fn default() -> Self {
         Self {
-            n_in_flight: AtomicI64::new(0),
             n_succeeded: AtomicU64::new(0),
             n_failed: AtomicU64::new(0),
             n_cancelled: AtomicU64::new(0),
@@ -63,17 +61,7 @@ fn one_more(counter: &AtomicU64) {
 }
 
 impl ModelMetrics {
-    /// A generation was submitted.
-    pub(crate) fn begun(&self) {
-        self.n_in_flight.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// It is gone, however it ended.
-    pub(crate) fn ended(&self) {
-        self.n_in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Its first token came this long after it was submitted.
+    /// A generation's first token came this long after it was submitted.
     pub(crate) fn first_token(&self, after: Duration) {
         self.first_token_seconds.observe(after.as_secs_f64());
     }

@@ -6,7 +6,7 @@ use bitnet_engine::Usage;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::app::{App, Context};
+use crate::app::{App, Context, JobParams};
 use crate::converse::{Talk, converse};
 use crate::error::{Dialect, ServerError};
 use crate::extract::JsonBody;
@@ -138,8 +138,10 @@ pub(crate) async fn create(
     let priority = priority(request.service_tier.as_deref(), &context.caller)?;
     let has_logprobs = request.logprobs == Some(true);
     let streams = request.stream == Some(true);
+    let constraint = if request.structured_outputs.is_some() { "structured_outputs" } else { "response_format" };
+    let params = JobParams { prompt: "messages", constraint };
     let conversation = request.into_conversation()?;
-    let talk = Talk { model: model.clone(), conversation, generate, priority, prompt_param: "messages" };
+    let talk = Talk { model: model.clone(), conversation, generate, priority, params };
     let reply = converse(&app, &context, talk).await?;
     let head = Head { id: new_id("chatcmpl-"), created: app.now_unix_seconds(), model, has_logprobs };
     if streams {

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::admission::Operation;
-use crate::app::{App, Context, Job};
+use crate::app::{App, Context, Job, JobParams};
 use crate::converse::prompt_tokens;
 use crate::error::{Dialect, ServerError};
 use crate::extract::{JsonBody, RequestBody};
@@ -27,7 +27,7 @@ use crate::openai::chat_request::StreamOptions;
 use crate::openai::shared::{CompletionUsage, StructuredOutputs, finish_reason, priority, shown_logprob};
 use crate::rate_headers;
 use crate::reply::calls::{CallsExpected, ReplyPart};
-use crate::reply::{Ending, Reply, ReplyEvent, Said, SaidChoice, collect};
+use crate::reply::{Reply, ReplyEvent, Said, SaidChoice, collect};
 use crate::sampling::{SamplingRequest, top_logprobs};
 use crate::sse::{self, Encoder, Frames};
 
@@ -124,10 +124,16 @@ pub(crate) async fn create(
     let include_usage = StreamOptions::include_usage(request.stream_options, request.stream)?;
     let priority = priority(request.service_tier.as_deref(), &context.caller)?;
     let (echo, streams) = (request.echo == Some(true), request.stream == Some(true));
-    let is_echo_alone = echo && request.max_tokens == Some(0);
+    let is_echo_alone = request.max_tokens == Some(0);
     let logprobs = request.logprobs.map(|n| top_logprobs("logprobs", Some(n))).transpose()?;
     let mut generate = request.sampling(logprobs).generate(&model, "max_tokens", app.config().n_completion_tokens_max)?;
     generate.prompt_logprobs = if echo { logprobs } else { None };
+    if is_echo_alone {
+        generate.n_tokens_max = 0;
+    }
+    if generate.n_tokens_min > generate.n_tokens_max {
+        return Err(ServerError::invalid("min_tokens", "more than the 0 tokens of `max_tokens`"));
+    }
     let format = request.structured_outputs.map(StructuredOutputs::into_format).transpose()?;
     generate.constraint = format.and_then(|format| {
         let conversation = crate::conversation::Conversation { format, ..Default::default() };
@@ -136,11 +142,11 @@ pub(crate) async fn create(
     let prompts = prompt_tokens(&app, &model, request.prompt.into_prompts(), "prompt").await?;
     let n_choices = generate.n_choices.get() as usize;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
-    let job =
-        Job { model: model.clone(), operation: Operation::Completion, prompts, generate: Some(generate), priority, prompt_param: "prompt" };
+    let params = JobParams { prompt: "prompt", constraint: "structured_outputs" };
+    let job = Job { model: model.clone(), operation: Operation::Completion, prompts, generate: Some(generate), priority, params };
     let reply = Reply::new(app.start(&context, job).await?, CallsExpected::No);
     let head = Head { id: new_id("cmpl-"), created: app.now_unix_seconds(), model, logprobs: logprobs.is_some() };
-    let writer = Writer { head, echoed, n_choices, is_echo_alone };
+    let writer = Writer { head, echoed, n_choices };
     if streams {
         let n_all = reply.n_choices();
         let encoder = CompletionEncoder { writer, include_usage, offsets: vec![0; n_all] };
@@ -187,7 +193,7 @@ impl CompletionRequest {
             frequency_penalty: self.frequency_penalty,
             seed: self.seed,
             n: self.n,
-            // The engine scores a prompt on its way to a token, which is then not shown.
+            // 0, which other routes refuse, is put in place afterwards.
             n_tokens_max: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).max(1)),
             n_tokens_min: self.min_tokens,
             stop: self.stop.clone(),
@@ -212,7 +218,6 @@ struct Writer {
     /// The prompts, if they are to be given back.
     echoed: Vec<Vec<TokenId>>,
     n_choices: usize,
-    is_echo_alone: bool,
 }
 
 impl Writer {
@@ -222,18 +227,12 @@ impl Writer {
             let scored = said.prompt_logprobs.get(prompt).and_then(Option::as_deref);
             let mut logprobs = self.head.logprobs.then(CompletionLogprobs::default);
             let mut text = self.echo(prompt, scored, logprobs.as_mut());
-            if !self.is_echo_alone {
-                self.say(&choice, &mut text, logprobs.as_mut());
-            }
-            let finish_reason = choice.ending.as_ref().map(|ending| self.finish_reason(ending));
+            self.say(&choice, &mut text, logprobs.as_mut());
+            let finish_reason = choice.ending.as_ref().map(|ending| finish_reason(&ending.reason));
             CompletionChoice { text, index, logprobs, finish_reason }
         });
         let choices = choices.collect();
         self.envelope(choices, Some(Some(said.usage)))
-    }
-
-    fn finish_reason(&self, ending: &Ending) -> &'static str {
-        if self.is_echo_alone { "length" } else { finish_reason(&ending.reason) }
     }
 
     fn say(&self, choice: &SaidChoice, text: &mut String, logprobs: Option<&mut CompletionLogprobs>) {
@@ -295,7 +294,7 @@ impl CompletionLogprobs {
 struct CompletionEncoder {
     writer: Writer,
     include_usage: bool,
-    /// How many characters of each choice are out.
+    /// Where the next token of each choice begins, in characters of its tokens' texts.
     offsets: Vec<usize>,
 }
 
@@ -304,8 +303,7 @@ impl CompletionEncoder {
         frames.data(&self.writer.envelope(choices, self.include_usage.then_some(usage)));
     }
 
-    fn piece(&mut self, index: usize, text: String, logprobs: Option<CompletionLogprobs>, frames: &mut Frames) {
-        self.offsets[index] += text.chars().count();
+    fn piece(&self, index: usize, text: String, logprobs: Option<CompletionLogprobs>, frames: &mut Frames) {
         self.chunk(vec![CompletionChoice { text, index, logprobs, finish_reason: None }], None, frames);
     }
 
@@ -316,6 +314,7 @@ impl CompletionEncoder {
         for index in prompt * self.writer.n_choices..(prompt + 1) * self.writer.n_choices {
             let mut logprobs = self.writer.head.logprobs.then(CompletionLogprobs::default);
             let text = self.writer.echo(prompt, scored, logprobs.as_mut());
+            self.offsets[index] = text.chars().count();
             self.piece(index, text, logprobs, frames);
         }
     }
@@ -327,12 +326,12 @@ impl Encoder for CompletionEncoder {
     fn encode(&mut self, event: ReplyEvent, frames: &mut Frames) {
         match event {
             ReplyEvent::Started { prompt, prompt_logprobs } => self.started(prompt, prompt_logprobs.as_deref(), frames),
-            ReplyEvent::Part { choice, part: ReplyPart::Text(text), tokens } if !self.writer.is_echo_alone => {
+            ReplyEvent::Part { choice, part: ReplyPart::Text(text), tokens } => {
                 let logprobs = self.writer.head.logprobs.then(|| {
                     let mut logprobs = CompletionLogprobs::default();
-                    let mut offset = self.offsets[choice];
+                    let offset = &mut self.offsets[choice];
                     for logprob in tokens.iter().filter_map(|token| token.logprob.as_ref()) {
-                        logprobs.push(&self.writer.head.model, Some(logprob), (logprob.token_id, &mut offset));
+                        logprobs.push(&self.writer.head.model, Some(logprob), (logprob.token_id, offset));
                     }
                     logprobs
                 });
@@ -340,7 +339,7 @@ impl Encoder for CompletionEncoder {
             }
             ReplyEvent::Part { .. } => {}
             ReplyEvent::ChoiceFinished { choice, ending } => {
-                let finish_reason = Some(self.writer.finish_reason(&ending));
+                let finish_reason = Some(finish_reason(&ending.reason));
                 let finished = CompletionChoice { text: String::new(), index: choice, logprobs: None, finish_reason };
                 self.chunk(vec![finished], None, frames);
             }

@@ -11,7 +11,7 @@ use std::future::poll_fn;
 use utoipa::ToSchema;
 
 use crate::admission::Operation;
-use crate::app::{App, Context, Job};
+use crate::app::{App, Context, Job, JobParams};
 use crate::converse::prompt_tokens;
 use crate::error::ServerError;
 use crate::extract::{JsonBody, RequestBody};
@@ -102,16 +102,20 @@ pub(crate) async fn create(
     let prompts = prompt_tokens(&app, &model, inputs, "input").await?;
     let encoding = request.encoding_format.unwrap_or_default();
     let (mut data, mut prompt_tokens, mut rate_limits) = (Vec::with_capacity(prompts.len()), 0, None);
-    for some in prompts.chunks(limits::N_EMBEDDINGS_AT_ONCE) {
-        let job = Job {
-            model: model.clone(),
-            operation: Operation::Embedding,
-            prompts: some.to_vec(),
-            generate: None,
-            priority: Priority::Normal,
-            prompt_param: "input",
-        };
-        let generation = app.start(&context, job).await?;
+    let job = |prompts| Job {
+        model: model.clone(),
+        operation: Operation::Embedding,
+        prompts,
+        generate: None,
+        priority: Priority::Normal,
+        // Vectors are not constrained.
+        params: JobParams { prompt: "input", constraint: "input" },
+    };
+    // One request, however many parts it has: admitted, counted and settled once.
+    let whole = job(prompts);
+    let admitted = app.admit(&context, &whole).await?;
+    for some in whole.prompts.chunks(limits::N_EMBEDDINGS_AT_ONCE) {
+        let generation = app.submit(&context, &admitted, job(some.to_vec())).await?;
         rate_limits = generation.rate_limits();
         let (vectors, n_tokens) = collect(generation, some.len()).await?;
         prompt_tokens += n_tokens;

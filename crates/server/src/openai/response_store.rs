@@ -4,8 +4,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::Value;
-
 use crate::conversation::Turn;
 use crate::error::ServerError;
 use crate::limits;
@@ -15,10 +13,9 @@ pub(crate) struct Kept {
     /// Who made it.
     pub(crate) owner: String,
     pub(crate) previous: Option<String>,
-    /// The object, as it was given.
-    pub(crate) object: Value,
-    /// The items that were its input.
-    pub(crate) input_items: Vec<Value>,
+    /// The object as it was given, and the list of the items that were its input: as JSON text, whose size is known.
+    pub(crate) object: String,
+    pub(crate) input_items: String,
     /// What its input and output add to the conversation.
     pub(crate) turns: Vec<Turn>,
 }
@@ -101,14 +98,14 @@ fn unknown(id: &str) -> ServerError {
     ServerError::UnknownObject { kind: "response", id: id.chars().take(100).collect() }
 }
 
-/// About what a response takes: its texts, which are in it two or three times, and its other members.
+/// About what a response takes.
 fn size_of(kept: &Kept) -> usize {
     let turn_bytes = |turn: &Turn| match turn {
         Turn::System(text) | Turn::User(text) | Turn::ToolResult { text, .. } => text.len(),
         Turn::Assistant { text, calls } => text.len() + calls.iter().map(|call| call.arguments.len() + call.name.len()).sum::<usize>(),
     };
     let turns: usize = kept.turns.iter().map(|turn| 64 + turn_bytes(turn)).sum();
-    2048 + 3 * turns + kept.object["tools"].to_string().len()
+    512 + turns + kept.object.len() + kept.input_items.len()
 }
 
 #[cfg(test)]
@@ -117,7 +114,8 @@ mod tests {
 
     fn kept(owner: &str, previous: Option<&str>, text: &str) -> Kept {
         let turns = vec![Turn::User(text.into())];
-        Kept { owner: owner.into(), previous: previous.map(Into::into), object: Value::Null, input_items: Vec::new(), turns }
+        let previous = previous.map(Into::into);
+        Kept { owner: owner.into(), previous, object: "{}".into(), input_items: "{}".into(), turns }
     }
 
     #[test]
@@ -136,7 +134,10 @@ mod tests {
         let store = ResponseStore::default();
         let text = "x".repeat(limits::RESPONSES_BYTES_MAX / 10);
         for index in 0..10 {
-            store.insert(index.to_string(), kept("ann", None, &text));
+            let kept = kept("ann", None, "short");
+            // Whatever it is that is long.
+            let kept = if index % 2 == 0 { Kept { object: text.clone(), ..kept } } else { Kept { input_items: text.clone(), ..kept } };
+            store.insert(index.to_string(), kept);
         }
         assert!(store.get("9", "ann").is_ok() && store.get("0", "ann").is_err());
         let shelf = store.shelf.lock().unwrap();

@@ -2,10 +2,11 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::Response;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::app::{App, Context};
+use crate::app::{App, Context, JobParams};
 use crate::conversation::Turn;
 use crate::converse::{Talk, converse};
 use crate::error::ServerError;
@@ -39,7 +40,7 @@ pub(crate) async fn create(
     let new = request.turns()?;
     let conversation = request.conversation(before, new.clone())?;
     let (temperature, top_p) = (generate.sampling.temperature, generate.sampling.top_p);
-    let talk = Talk { model, conversation, generate, priority, prompt_param: "input" };
+    let talk = Talk { model, conversation, generate, priority, params: JobParams { prompt: "input", constraint: "text.format" } };
     let mut reply = converse(&app, &context, talk).await?;
     let object = empty_object(&app, &request, (temperature, top_p));
     let streams = request.stream == Some(true);
@@ -55,8 +56,12 @@ pub(crate) async fn create(
 }
 
 /// A kept response.
-pub(crate) async fn get(State(app): State<App>, context: Context, Path(id): Path<String>) -> Result<Json<Value>, ServerError> {
-    Ok(Json(app.responses().get(&id, &context.caller.name)?.object.clone()))
+pub(crate) async fn get(State(app): State<App>, context: Context, Path(id): Path<String>) -> Result<Response, ServerError> {
+    Ok(kept_json(app.responses().get(&id, &context.caller.name)?.object.clone()))
+}
+
+fn kept_json(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 /// Forgets one.
@@ -66,18 +71,8 @@ pub(crate) async fn delete(State(app): State<App>, context: Context, Path(id): P
 }
 
 /// What it answered.
-pub(crate) async fn input_items(State(app): State<App>, context: Context, Path(id): Path<String>) -> Result<Json<Value>, ServerError> {
-    let kept = app.responses().get(&id, &context.caller.name)?;
-    // Newest first, as OpenAI lists them.
-    let items: Vec<&Value> = kept.input_items.iter().rev().collect();
-    let id_of = |item: Option<&&Value>| item.map_or(Value::Null, |item| item["id"].clone());
-    Ok(Json(json!({
-        "object": "list",
-        "data": items,
-        "first_id": id_of(items.first()),
-        "last_id": id_of(items.last()),
-        "has_more": false,
-    })))
+pub(crate) async fn input_items(State(app): State<App>, context: Context, Path(id): Path<String>) -> Result<Response, ServerError> {
+    Ok(kept_json(app.responses().get(&id, &context.caller.name)?.input_items.clone()))
 }
 
 fn empty_object(app: &App, request: &ResponseRequest, (temperature, top_p): (f32, f32)) -> ResponseObject {
@@ -141,16 +136,16 @@ impl Writer {
         let kept = Kept {
             owner: self.owner.clone(),
             previous: self.request.previous_response_id.clone(),
-            object: json!(object),
-            input_items: input_items_of(&self.request),
+            object: json!(object).to_string(),
+            input_items: input_items_of(&self.request).to_string(),
             turns,
         };
         self.app.responses().insert(object.id.clone(), kept);
     }
 }
 
-/// The input as items with ids.
-fn input_items_of(request: &ResponseRequest) -> Vec<Value> {
+/// The input as a list of items with ids.
+fn input_items_of(request: &ResponseRequest) -> Value {
     let mut items = match &request.input {
         TextOrList::Text(text) => {
             let content = json!([{ "type": "input_text", "text": text }]);
@@ -164,7 +159,11 @@ fn input_items_of(request: &ResponseRequest) -> Vec<Value> {
             members.entry("status").or_insert_with(|| "completed".into());
         }
     }
-    items
+    // Newest first, as OpenAI lists them.
+    items.reverse();
+    let id_of = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
+    let (first_id, last_id) = (id_of(items.first()), id_of(items.last()));
+    json!({ "object": "list", "data": items, "first_id": first_id, "last_id": last_id, "has_more": false })
 }
 
 impl Encoder for Writer {

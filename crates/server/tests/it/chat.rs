@@ -1,8 +1,10 @@
 //! Chat completions: shapes, streams that say what an unstreamed reply says, tools, formats.
 
+use bitnet_engine::{EngineOptions, SimulatedPace};
+use bitnet_server::Config;
 use serde_json::{Value, json};
 
-use crate::world::{World, shape};
+use crate::world::{Book, Bookkeeper, World, post, shape};
 
 fn request(more: Value) -> Value {
     let mut request = json!({
@@ -158,4 +160,21 @@ fn request_id_is_the_clients_or_a_new_one() {
     with_id.headers_mut().insert("x-request-id", "mine-1".parse().expect("a value"));
     assert_eq!(world.send(with_id).header("x-request-id"), "mine-1");
     assert!(world.post("/v1/chat/completions", request(json!({}))).header("x-request-id").starts_with("req_"));
+}
+
+#[test]
+fn usage_is_booked_under_an_id_that_no_client_chose() {
+    let book = Book::default();
+    let world =
+        World::with(Config::default(), Box::new(Bookkeeper(book.clone(), None)), SimulatedPace::default(), EngineOptions::default());
+    for _ in 0..2 {
+        let mut with_id = post("/v1/chat/completions", &request(json!({})));
+        with_id.headers_mut().insert("x-request-id", "mine-1".parse().expect("a value"));
+        assert_eq!(world.send(with_id).status, 200);
+    }
+    let own = world.post("/v1/chat/completions", request(json!({})));
+    world.settle();
+    let book = book.0.lock().unwrap();
+    assert!(book.len() == 3 && !book.contains_key("mine-1"), "{:?}", book.keys());
+    assert!(book.contains_key(own.header("x-request-id")), "the server's own is what the client sees");
 }

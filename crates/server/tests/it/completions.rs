@@ -45,6 +45,7 @@ fn echo_alone_scores_the_prompt() {
     assert_eq!((choice["text"].as_str(), choice["finish_reason"].as_str()), (Some("Once"), Some("length")));
     assert_eq!(choice["logprobs"]["tokens"], json!(["O", "n", "c", "e"]));
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 2, 3]));
+    assert_eq!(reply["usage"]["completion_tokens"], 0, "nothing is written, and nothing billed");
     assert!(choice["logprobs"]["token_logprobs"][0].is_null() && choice["logprobs"]["token_logprobs"][1].is_number());
 }
 

@@ -38,8 +38,9 @@ fn stream_that_is_dropped_at_any_point_frees_everything() {
     let book = book.0.lock().unwrap();
     assert_eq!(book.len(), 6);
     for outcomes in book.values() {
-        let [Some(usage)] = outcomes[..] else { panic!("settled once: {outcomes:?}") };
-        assert!(usage.n_completion_tokens < 1000, "{usage:?}");
+        let [outcome] = outcomes[..] else { panic!("settled once: {outcomes:?}") };
+        // Void where it left before its turn came.
+        assert!(outcome.is_none_or(|usage| usage.n_completion_tokens < 1000), "{outcome:?}");
     }
 }
 

@@ -1,9 +1,12 @@
 //! Embeddings, and the two routes that turn text to tokens and back.
 
 use base64::Engine;
+use bitnet_engine::{EngineOptions, SimulatedPace};
+use bitnet_server::Config;
+use bitnet_server::admission::{ApiKey, ApiKeyDigest};
 use serde_json::{Value, json};
 
-use crate::world::World;
+use crate::world::{Book, Bookkeeper, World, post};
 
 #[test]
 fn vectors_in_both_encodings_are_the_same() {
@@ -32,6 +35,25 @@ fn long_list_of_inputs_is_answered_in_order() {
     let one = world.post("/v1/embeddings", json!({ "model": "emb", "input": "text 37" })).json();
     assert_eq!(all["data"][37]["embedding"], one["data"][0]["embedding"]);
     assert_eq!(all["data"][37]["index"], 37);
+}
+
+#[test]
+fn long_list_of_inputs_is_one_request() {
+    let key = ApiKey { name: "a".into(), digest: ApiKeyDigest::of_key("k"), requests_per_minute: Some(2) };
+    let world = World::new(Config { api_keys: vec![key], ..Config::default() });
+    let inputs: Vec<String> = (0..100).map(|index| format!("text {index}")).collect();
+    let mut request = post("/v1/embeddings", &json!({ "model": "emb", "input": inputs }));
+    request.headers_mut().insert("authorization", "Bearer k".parse().expect("a value"));
+    let answer = world.send(request);
+    assert_eq!((answer.status, answer.header("x-ratelimit-remaining-requests")), (200, "1"), "it counts once");
+    let book = Book::default();
+    let world =
+        World::with(Config::default(), Box::new(Bookkeeper(book.clone(), None)), SimulatedPace::default(), EngineOptions::default());
+    let answer = world.post("/v1/embeddings", json!({ "model": "emb", "input": inputs })).json();
+    world.settle();
+    let book = book.0.lock().unwrap();
+    let settled: Vec<usize> = book.values().flatten().map(|usage| usage.expect("settled").n_prompt_tokens).collect();
+    assert_eq!(settled, [answer["usage"]["prompt_tokens"].as_u64().expect("a number") as usize], "and is settled once");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use bitnet_server::admission::{ApiKey, ApiKeyDigest};
 use bitnet_server::{Config, ServerError};
 use serde_json::{Value, json};
 
-use crate::world::{Bookkeeper, World, post};
+use crate::world::{Book, Bookkeeper, World, post};
 
 fn chat(more: Value) -> Value {
     let mut request = json!({ "model": "sim", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 4 });
@@ -74,7 +74,15 @@ fn wrong_parameters() -> Vec<(&'static str, Value, &'static str)> {
             json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "a", "schema": { "type": "nonsense" } } } }),
             "response_format",
         ),
-        (CHAT, json!({ "structured_outputs": { "regex": "(" } }), "response_format"),
+        (CHAT, json!({ "structured_outputs": { "regex": "(" } }), "structured_outputs"),
+        (CHAT, json!({ "tools": [{ "type": "function", "function": { "name": "f", "parameters": { "type": "nonsense" } } }] }), "tools"),
+        (TEXT, json!({ "prompt": "a", "structured_outputs": { "regex": "(" } }), "structured_outputs"),
+        (TEXT, json!({ "prompt": "a", "echo": true, "max_tokens": 0, "min_tokens": 1 }), "min_tokens"),
+        (
+            ANSWER,
+            json!({ "input": "a", "text": { "format": { "type": "json_schema", "name": "a", "schema": { "type": "nonsense" } } } }),
+            "text.format",
+        ),
         (CHAT, json!({ "structured_outputs": {} }), "structured_outputs"),
         (CHAT, json!({ "chat_template_kwargs": { "messages": [] } }), "messages"),
         (TEXT, json!({ "prompt": "a", "suffix": "b" }), "suffix"),
@@ -133,6 +141,7 @@ fn requests_that_are_none_have_each_their_status() {
     let broken = Request::post("/v1/completions").header("content-type", "application/json").body(Body::from("{")).expect("a request");
     assert_eq!(refused(&world, broken), row(400, "invalid_json"));
     let world = World::plain();
+    assert_eq!(refused(&world, plain(Method::GET, "/v1/files/%FF")), row(400, "invalid_request"), "the framework's own refusals too");
     let long = post("/v1/completions", &json!({ "model": "sim", "prompt": "x".repeat(3000) }));
     assert_eq!(refused(&world, long), row(400, "context_length_exceeded"));
 }
@@ -209,9 +218,12 @@ fn refusals_of_admission_tell_waiting_from_stopping() {
 fn full_queue_and_draining_server_refuse_with_a_time() {
     let options = EngineOptions { n_running_max: 1, n_waiting_max: 1, ..EngineOptions::default() };
     let pace = SimulatedPace { per_step: Duration::from_millis(5), ..SimulatedPace::default() };
-    let world = World::with(Config::default(), Box::new(Bookkeeper(Default::default(), None)), pace, options);
+    let book = Book::default();
+    let world = World::with(Config::default(), Box::new(Bookkeeper(book.clone(), None)), pace, options);
     let request = post("/v1/completions", &json!({ "model": "sim", "prompt": vec!["a"; 40], "max_tokens": 50 }));
     assert_eq!(refused(&world, request), (503, "server_is_overloaded".into(), true));
+    world.settle();
+    assert!(book.0.lock().unwrap().values().flatten().all(Option::is_none), "whoever is refused does not pay");
     world.app.lifecycle().drain();
     assert_eq!(refused(&world, post("/v1/chat/completions", &chat(json!({})))), (503, "server_is_overloaded".into(), true));
     assert_eq!(world.get("/health/ready").status, 503);
