@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::config::Presence;
 use crate::openai::{batches, chat, chat_request, completions, embeddings, file_routes, model_list, response_wire, responses};
 use crate::openapi::{Api, Doc};
-use crate::{health, layers, metrics, pages, tokens};
+use crate::{health, layers, limits, metrics, pages, tokens};
 
 const CHAT: &str = "text";
 const FILES: &str = "files and batches";
@@ -30,7 +30,7 @@ pub fn router(app: App) -> Router {
         Some(cors) => routes.layer(cors),
         None => routes,
     };
-    // Bodies are bounded where they are read.
+    // Bodies are bounded where they are read, and forms by their route.
     routes.layer(DefaultBodyLimit::disable()).layer(from_fn_with_state(app.clone(), layers::identify)).with_state(app)
 }
 
@@ -107,7 +107,7 @@ fn text(api: Api) -> Api {
 fn files(api: Api) -> Api {
     api.route(
         "/v1/files",
-        (Post, post(file_routes::upload)),
+        (Post, post(file_routes::upload).layer(DefaultBodyLimit::max(limits::FILE_BYTES_MAX + limits::FORM_BYTES_MAX))),
         Doc::new(FILES, "Keep a file of batch lines").reads_form(&["file", "purpose"]).writes::<file_routes::FileObject>(),
     )
     .route("/v1/files", (Get, get(file_routes::list)), Doc::new(FILES, "All files").writes::<file_routes::FileList>())

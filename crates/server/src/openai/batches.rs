@@ -4,10 +4,12 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufReader;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::admission::Caller;
@@ -20,6 +22,11 @@ use crate::openai::batch_runner::{BATCH_URLS, BatchEnd, BatchRunner, LineResult,
 use crate::openai::file_routes::{FileObject, OwnedFile, own_file};
 use crate::openai::shared::{Metadata, check_metadata};
 use crate::router::router;
+
+/// States of a batch that is not over.
+const UNFINISHED: [&str; 3] = ["in_progress", "finalizing", "cancelling"];
+/// When one of very many batches may have ended.
+const CROWDED_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// A request for a batch.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -108,9 +115,6 @@ pub(crate) async fn create(
     let store = app.files()?.clone();
     let path = store.content(Shelf::Files, &input.id, "jsonl")?;
     let total = app.text_pool().run(move || count_lines(&path)).await?;
-    if store.ids(Shelf::Batches)?.len() >= limits::N_BATCHES_MAX {
-        return Err(ServerError::InsufficientQuota { reason: format!("{} batches are kept already", limits::N_BATCHES_MAX) });
-    }
     let now = app.now_unix_seconds();
     let batch = BatchObject {
         id: FileStore::new_id(Shelf::Batches),
@@ -135,9 +139,31 @@ pub(crate) async fn create(
         metadata: request.metadata,
     };
     let owned = OwnedBatch { owner: context.caller.name, tenant: context.caller.tenant.0, batch: batch.clone() };
-    store.put(Shelf::Batches, &batch.id, &owned)?;
+    let put = owned.clone();
+    let written = move || {
+        make_room(&store)?;
+        store.put(Shelf::Batches, &put.batch.id, &put)
+    };
+    app.text_pool().run(written).await?;
     spawn(app, owned);
     Ok(Json(batch))
+}
+
+/// Forgets the oldest batch that has ended, if as many are kept as may be. Its results stay.
+fn make_room(store: &FileStore) -> Result<(), ServerError> {
+    let ids = store.ids(Shelf::Batches)?;
+    if ids.len() < limits::N_BATCHES_MAX {
+        return Ok(());
+    }
+    let kept = ids.iter().filter_map(|id| store.get::<OwnedBatch>(Shelf::Batches, id).ok()).map(|owned| owned.batch);
+    let oldest = kept.filter(|batch| !UNFINISHED.contains(&batch.status.as_str())).min_by_key(|batch| batch.created_at);
+    match oldest {
+        Some(oldest) => store.remove(Shelf::Batches, &oldest.id),
+        None => {
+            let reason = format!("{} batches are not finished", limits::N_BATCHES_MAX);
+            Err(ServerError::SlowDown { reason, retry_after: CROWDED_RETRY_AFTER })
+        }
+    }
 }
 
 fn count_lines(path: &std::path::Path) -> Result<usize, ServerError> {
@@ -157,22 +183,41 @@ pub(crate) fn resume(app: &App) {
     let Ok(store) = app.files() else { return };
     for id in store.ids(Shelf::Batches).unwrap_or_default() {
         let Ok(owned) = store.get::<OwnedBatch>(Shelf::Batches, &id) else { continue };
-        if ["in_progress", "finalizing", "cancelling"].contains(&owned.batch.status.as_str()) {
+        if UNFINISHED.contains(&owned.batch.status.as_str()) {
             spawn(app.clone(), owned);
         }
     }
 }
 
-/// Runs a batch on a thread of its own, since reading and writing its files blocks.
+/// Runs a batch when one of the places for batches is free, on a thread of its own, since reading and writing its files blocks.
 fn spawn(app: App, owned: OwnedBatch) {
-    let runtime = tokio::runtime::Handle::current();
-    let id = owned.batch.id.clone();
-    let work = move || {
-        if let Err(error) = runtime.block_on(Work { app, owned }.run()) {
-            tracing::error!(%error, batch = id, "a batch stopped");
-        }
-    };
-    tokio::task::spawn_blocking(work);
+    tokio::spawn(async move {
+        let Some(_place) = app.live_batches().place().await else { return };
+        let runtime = tokio::runtime::Handle::current();
+        let work = Work { app: app.clone(), owned: owned.clone() };
+        let error = match tokio::task::spawn_blocking(move || runtime.block_on(work.run())).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(panic) => ServerError::internal(panic.to_string()),
+        };
+        tracing::error!(%error, batch = owned.batch.id, "a batch failed");
+        fail(&app, owned, &error).await;
+    });
+}
+
+/// Says of a batch that it came to nothing: its input is gone, or its files cannot be written.
+async fn fail(app: &App, mut owned: OwnedBatch, error: &ServerError) {
+    let Ok(store) = app.files().cloned() else { return };
+    let error = json!({ "code": error.code(), "message": "the batch's files could not be read or written" });
+    let batch = &mut owned.batch;
+    batch.request_counts = app.live_batches().counts(&batch.id).unwrap_or(batch.request_counts);
+    (batch.status, batch.failed_at) = ("failed".into(), Some(app.now_unix_seconds()));
+    batch.errors = Some(json!({ "object": "list", "data": [error] }));
+    let id = batch.id.clone();
+    if let Err(error) = app.text_pool().run(move || store.put(Shelf::Batches, &owned.batch.id, &owned)).await {
+        tracing::error!(%error, batch = id, "a batch's failure could not be written");
+    }
+    app.live_batches().forget(&id);
 }
 
 struct Work {

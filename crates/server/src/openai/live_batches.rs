@@ -4,6 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::limits;
 use crate::openai::batches::RequestCounts;
 
 #[derive(Default)]
@@ -13,12 +16,25 @@ struct Live {
 }
 
 /// See the module.
-#[derive(Default)]
-pub(crate) struct LiveBatches(Mutex<HashMap<String, Live>>);
+pub(crate) struct LiveBatches {
+    live: Mutex<HashMap<String, Live>>,
+    places: Semaphore,
+}
+
+impl Default for LiveBatches {
+    fn default() -> Self {
+        Self { live: Mutex::default(), places: Semaphore::new(limits::N_BATCHES_AT_ONCE) }
+    }
+}
 
 impl LiveBatches {
     fn with<R>(&self, work: impl FnOnce(&mut HashMap<String, Live>) -> R) -> R {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.live.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for one of the places at which batches are at work; nobody closes them.
+    pub(crate) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.places.acquire().await.ok()
     }
 
     /// A batch is this far.

@@ -75,3 +75,46 @@ fn file_that_is_no_batch_is_refused() {
     assert_eq!(std::fs::read_dir(folder.path().join("files")).expect("a folder").count(), 0, "nothing stays behind");
     assert_eq!(World::plain().get("/v1/files").status, 403);
 }
+
+#[test]
+fn upload_that_is_refused_or_broken_off_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(Config { data_folder: Some(folder.path().to_path_buf()), ..Config::default() });
+    let file = "--X\r\ncontent-disposition: form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{}\r\n";
+    let field = |name: &str, value: &str| format!("--X\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let send = |form: String, content_type: &str| {
+        world.send(Request::post("/v1/files").header("content-type", content_type).body(Body::from(form)).expect("a request"))
+    };
+    const FORM: &str = "multipart/form-data; boundary=X";
+    for (form, content_type) in [
+        (format!("{file}{}--X--\r\n", field("expires_after", "1")), FORM),
+        (format!("{file}{}--X--\r\n", field("purpose", &"batch".repeat(100_000))), FORM),
+        (format!("{file}--X--\r\n"), FORM),
+        (file.to_string(), FORM),
+        (format!("{file}{file}--X--\r\n"), FORM),
+        (file.to_string(), "application/json"),
+    ] {
+        let answer = send(form, content_type);
+        assert_eq!((answer.status, answer.json()["error"]["type"].as_str()), (400, Some("invalid_request_error")), "{}", answer.body);
+        assert_eq!(std::fs::read_dir(folder.path().join("files")).expect("a folder").count(), 0, "{}", answer.body);
+    }
+}
+
+#[test]
+fn batch_whose_input_is_gone_has_failed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(Config { data_folder: Some(folder.path().to_path_buf()), ..Config::default() });
+    let file = upload(&world, "batch", &line(0).to_string()).json();
+    let request = json!({ "input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h" });
+    let batch = world.post("/v1/batches", request).json();
+    let id = batch["id"].as_str().expect("an id");
+    finished(&world, id);
+    // As a server finds it that is started again.
+    let path = folder.path().join(format!("batches/{id}.json"));
+    let kept = std::fs::read_to_string(&path).expect("kept").replace("\"completed\",", "\"in_progress\",");
+    std::fs::write(&path, kept).expect("writable");
+    let gone = Request::delete(format!("/v1/files/{}", file["id"].as_str().expect("an id"))).body(Body::empty()).expect("a request");
+    assert_eq!(world.send(gone).status, 200);
+    world.block_on(async { world.app.resume_batches() });
+    assert_eq!(finished(&world, id)["status"], "failed");
+}
