@@ -226,14 +226,14 @@ pub(crate) struct ResponseObject {
     pub reasoning: Value,
     pub service_tier: &'static str,
     pub store: bool,
-    pub temperature: f32,
+    pub temperature: f64,
     #[schema(value_type = Object)]
     pub text: Value,
     #[schema(value_type = Object)]
     pub tool_choice: Value,
     #[schema(value_type = Vec<Object>)]
     pub tools: Vec<Value>,
-    pub top_p: f32,
+    pub top_p: f64,
     pub truncation: &'static str,
     pub usage: Option<ResponseUsage>,
     pub user: Option<String>,
@@ -399,7 +399,8 @@ impl ResponseTool {
 
 impl InputItem {
     fn turn(&self, index: usize) -> Result<Turn, ServerError> {
-        let missing = |field: &str| ServerError::MissingParameter { param: format!("input[{index}].{field}") };
+        let at = |field: &str| format!("input[{index}].{field}");
+        let missing = |field: &str| ServerError::MissingParameter { param: at(field) };
         let call_id = || self.call_id.clone().ok_or_else(|| missing("call_id"));
         match self.kind {
             ItemKind::FunctionCall => {
@@ -409,10 +410,10 @@ impl InputItem {
             }
             ItemKind::FunctionCallOutput => {
                 let output = self.output.as_ref().ok_or_else(|| missing("output"))?;
-                Ok(Turn::ToolResult { call_id: call_id()?, text: parts_text(output) })
+                Ok(Turn::ToolResult { call_id: call_id()?, text: parts_text(output, &at("output"))? })
             }
             ItemKind::Message => {
-                let text = parts_text(self.content.as_ref().ok_or_else(|| missing("content"))?);
+                let text = parts_text(self.content.as_ref().ok_or_else(|| missing("content"))?, &at("content"))?;
                 match self.role.ok_or_else(|| missing("role"))? {
                     ItemRole::System | ItemRole::Developer => Ok(Turn::System(text)),
                     ItemRole::User => Ok(Turn::User(text)),
@@ -423,9 +424,17 @@ impl InputItem {
     }
 }
 
-fn parts_text(content: &TextOrList<ItemPart>) -> String {
-    match content {
-        TextOrList::Text(text) => text.clone(),
-        TextOrList::List(parts) => parts.iter().filter_map(|part| part.text.as_deref().or(part.refusal.as_deref())).collect(),
-    }
+fn parts_text(content: &TextOrList<ItemPart>, at: &str) -> Result<String, ServerError> {
+    let parts = match content {
+        TextOrList::Text(text) => return Ok(text.clone()),
+        TextOrList::List(parts) => parts,
+    };
+    let text_of = |(place, part): (usize, &ItemPart)| {
+        let (field, text) = match part.kind {
+            PartKind::InputText | PartKind::OutputText => ("text", &part.text),
+            PartKind::Refusal => ("refusal", &part.refusal),
+        };
+        text.clone().ok_or_else(|| ServerError::MissingParameter { param: format!("{at}[{place}].{field}") })
+    };
+    parts.iter().enumerate().map(text_of).collect()
 }

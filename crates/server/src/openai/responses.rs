@@ -93,16 +93,21 @@ fn empty_object(app: &App, request: &ResponseRequest, (temperature, top_p): (f32
         reasoning: json!({ "effort": null, "summary": null }),
         service_tier: "default",
         store: request.store != Some(false),
-        temperature,
+        temperature: shortest(temperature),
         text: request.format_json(),
         tool_choice: request.tool_choice.as_ref().map_or_else(|| "auto".into(), |choice| json!(choice)),
         tools: request.tools.iter().flatten().map(|tool| json!(tool)).collect(),
-        top_p,
+        top_p: shortest(top_p),
         truncation: "disabled",
         usage: None,
         user: request.user.clone(),
         metadata: request.metadata.clone().unwrap_or_default(),
     }
+}
+
+/// The number that a client wrote: 0.3, not the nearest f32's 0.30000001192092896.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }
 
 /// Writes a response and keeps it when it is whole.

@@ -97,6 +97,7 @@ fn wrong_parameters() -> Vec<(&'static str, Value, &'static str)> {
         (ANSWER, json!({ "input": "a", "include": ["x"] }), "include"),
         (ANSWER, json!({ "input": "a", "reasoning": {} }), "reasoning"),
         (ANSWER, json!({ "input": [{ "role": "user" }] }), "input[0].content"),
+        (ANSWER, json!({ "input": [{ "role": "user", "content": [{ "type": "input_text" }] }] }), "input[0].content[0].text"),
     ]
 }
 

@@ -54,6 +54,10 @@ fn last_event_holds_what_an_unstreamed_response_does() {
         let last = &events.last().expect("events")["response"];
         assert_eq!(shape(last.clone())["output"], shape(whole)["output"], "{more}");
     }
+    let numbers = request(json!({ "temperature": 0.3, "top_p": 0.7, "stream": true, "max_output_tokens": 1 }));
+    let events = world.post("/v1/responses", numbers).events();
+    let last = &events.last().expect("events")["response"];
+    assert_eq!((&last["temperature"], &last["top_p"]), (&json!(0.3), &json!(0.7)), "as they were sent");
 }
 
 #[test]
