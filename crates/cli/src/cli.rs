@@ -26,6 +26,7 @@ pub(crate) enum Verb {
     Inspect(verbs::inspect::InspectArguments),
     Convert(verbs::convert::ConvertArguments),
     Bench(verbs::bench::BenchArguments),
+    BenchServer(verbs::bench_server::BenchServerArguments),
     Perplexity(verbs::perplexity::PerplexityArguments),
     Logits(verbs::logits::LogitsArguments),
     Embed(verbs::embed::EmbedArguments),

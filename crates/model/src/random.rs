@@ -1,6 +1,8 @@
 //! Random ternary models of published shapes: honest work for a speed test, since values do not change speed; they say nothing
 //! of quality. Weights come from a counter-based generator, so a shape and a seed always give the same model.
 
+mod vocabulary;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,6 +12,8 @@ use bitnet_ternary::{Scales, TernaryMatrix};
 use half::{bf16, f16};
 
 use crate::weights::WeightSource;
+
+pub use vocabulary::vocabulary;
 
 /// Weights of a shape.
 #[derive(Debug, Clone, PartialEq)]

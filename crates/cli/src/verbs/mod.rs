@@ -2,6 +2,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod bench;
+pub(crate) mod bench_server;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod convert;
@@ -28,6 +29,7 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
         Verb::Inspect(arguments) => inspect::perform(arguments, global, terminal),
         Verb::Convert(arguments) => convert::perform(arguments, global, terminal),
         Verb::Bench(arguments) => bench::perform(arguments, global, terminal),
+        Verb::BenchServer(arguments) => bench_server::perform(arguments, terminal),
         Verb::Perplexity(arguments) => perplexity::perform(arguments, global, terminal),
         Verb::Logits(arguments) => logits::perform(arguments, global, terminal),
         Verb::Embed(arguments) => embed::perform(arguments, global, terminal),

@@ -1,51 +1,15 @@
 //! Real sockets: HTTP/1.1 and h2c, clients that say too much or nothing, and a server that is asked to end.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bitnet_engine::{EngineOptions, SimulatedPace};
-use bitnet_server::{Config, Server};
+use bitnet_server::Config;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
+use crate::sockets::{config, request, start, talk};
 use crate::world::{Book, Bookkeeper, World};
-
-struct Running {
-    address: SocketAddr,
-    end: oneshot::Sender<()>,
-    server: JoinHandle<()>,
-}
-
-fn config() -> Config {
-    Config { listen: "127.0.0.1:0".parse().expect("an address"), ..Config::default() }
-}
-
-async fn start(world: &World) -> Running {
-    let server = Server::bind(world.app.clone()).await.expect("a free port");
-    let address = server.address().expect("an address");
-    let (end, ended) = oneshot::channel();
-    let server = tokio::spawn(server.run(async {
-        let _ = ended.await;
-    }));
-    Running { address, end, server }
-}
-
-fn request(body: &serde_json::Value) -> String {
-    let body = body.to_string();
-    format!("POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-}
-
-/// Sends bytes and reads until the server closes.
-async fn talk(address: SocketAddr, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("it listens");
-    let _ = stream.write_all(bytes).await;
-    let mut all = Vec::new();
-    let _ = stream.read_to_end(&mut all).await;
-    String::from_utf8_lossy(&all).into_owned()
-}
 
 #[test]
 fn clients_that_say_too_much_or_nothing_are_dropped() {

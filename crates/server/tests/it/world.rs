@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, Response};
 use bitnet_checkpoint::ModelConfig;
-use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, SimulatedPace, SimulatedRunner, Usage};
+use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, Fault, SimulatedPace, SimulatedRunner, Usage};
 use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
 use bitnet_model::random::small_config;
@@ -23,6 +23,8 @@ use tower::ServiceExt;
 
 /// The token that ends a text.
 pub(crate) const END: TokenId = TokenId(256);
+/// What [`poisoned_model`] cannot read.
+pub(crate) const POISON: TokenId = TokenId(7);
 /// Rows of logits.
 const N_VOCAB: usize = 257;
 /// Tokens of a prompt and its text.
@@ -67,7 +69,20 @@ pub(crate) fn embedding_model(name: &str) -> ServedModel {
 
 fn served(name: &str, config: ModelConfig, (pace, options): (SimulatedPace, EngineOptions), task: ModelTask) -> ServedModel {
     let limits = BatchLimits { n_tokens_max: 512, n_vocab: N_VOCAB, context_length: CONTEXT, n_blocks: 1024 };
-    let runner = Box::new(SimulatedRunner::new(config, limits).with_pace(pace));
+    let runner = SimulatedRunner::new(config, limits).with_pace(pace);
+    served_by(runner, name, options, task)
+}
+
+/// A model that panics when it reads [`POISON`], be it that it drew that itself.
+pub(crate) fn poisoned_model(name: &str, pace: SimulatedPace) -> ServedModel {
+    let config = ModelConfig { n_vocab: N_VOCAB, context_length: CONTEXT, ..small_config() };
+    let limits = BatchLimits { n_tokens_max: 512, n_vocab: N_VOCAB, context_length: CONTEXT, n_blocks: 1024 };
+    let runner = SimulatedRunner::new(config, limits).with_pace(pace).with_fault(POISON, Fault::Panic);
+    served_by(runner, name, EngineOptions::default(), ModelTask::Text)
+}
+
+fn served_by(runner: SimulatedRunner, name: &str, options: EngineOptions, task: ModelTask) -> ServedModel {
+    let runner = Box::new(runner);
     let tokenizer = Arc::new(tokenizer());
     let engine_model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![END] };
     let engine = EngineHandle::start(engine_model, options).expect("an engine");
@@ -153,7 +168,7 @@ impl World {
     }
 
     pub(crate) async fn send_async(&self, request: Request<Body>) -> Answer {
-        read(self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})).await
+        answer(&self.router, request).await
     }
 
     pub(crate) fn post(&self, url: &str, body: Value) -> Answer {
@@ -178,6 +193,11 @@ impl World {
             }
         });
     }
+}
+
+/// All of the answer to a request.
+pub(crate) async fn answer(router: &Router, request: Request<Body>) -> Answer {
+    read(router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})).await
 }
 
 /// A JSON request.

@@ -1,6 +1,7 @@
 //! `bitnet serve`: models behind HTTP. Puts configuration, models and server together; what it serves is the server's to say.
 
 pub(crate) mod models;
+mod random_model;
 mod settings;
 
 use std::path::PathBuf;

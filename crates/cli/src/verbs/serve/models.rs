@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use bitnet_checkpoint::Checkpoint;
+use bitnet_checkpoint::GenerationDefaults;
 use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, PrefixCaching, Speculation};
 use bitnet_model::limits::STEP_TOKENS_MAX;
 use bitnet_model::text::{ChatTemplate, Tokenizer};
-use bitnet_model::{RunnerOptions, TokenId};
+use bitnet_model::{RunnerOptions, TokenId, WeightSource};
 use bitnet_server::{ModelTask, ServedModel};
 use clap::Args;
 
@@ -18,11 +18,20 @@ use crate::failure::Misuse;
 use crate::model_source::EMBEDDED;
 use crate::open::{load_runner, open_source};
 use crate::terminal::Terminal;
+use crate::verbs::serve::random_model;
 
 /// Least tokens that the cache holds by default: room for a few conversations of a model with a short context.
 const CACHE_TOKENS_MIN: usize = 8192;
 /// Most tokens that the cache holds by default, where one context is not longer: more should be asked for.
 const CACHE_TOKENS_MAX: usize = 16_384;
+
+/// A model before it is loaded: its weights, and what their tokens mean.
+pub(super) struct Opened {
+    pub(super) weights: Box<dyn WeightSource>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) template: Option<ChatTemplate>,
+    pub(super) defaults: GenerationDefaults,
+}
 
 /// Which models, and how much they get.
 #[derive(Debug, Clone, Args)]
@@ -30,6 +39,9 @@ pub(crate) struct ServedArguments {
     /// [NAME=]MODEL: a folder, .gguf file or hf:owner/name, and what requests call it; may be given several times. Without it, the embedded model
     #[arg(short, long = "model", value_name = "[NAME=]MODEL", env = "BITNET_MODEL", hide_env_values = true)]
     models: Vec<String>,
+    /// A random model of a published shape instead, to measure with: 0.7b, 2b4t, 3b or 8b. It writes nonsense, as fast as the real one
+    #[arg(long, conflicts_with = "models", hide_short_help = true)]
+    shape: Option<String>,
     #[command(flatten)]
     open: OpenArguments,
     /// A chat template to use instead of the models' own
@@ -83,31 +95,46 @@ impl ServedArguments {
     /// Loads all of them.
     pub(crate) fn load(&self, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Vec<ServedModel>> {
         let template = self.chat_template.as_deref().map(read_template).transpose()?;
+        if let Some(shape) = &self.shape {
+            return Ok(vec![self.start(shape.clone(), random_model::open(shape, self.open)?, terminal)?]);
+        }
         let embedded = [EMBEDDED.to_string()];
         let sources = if self.models.is_empty() { &embedded[..] } else { &self.models };
         let load = |source: &String| {
             let (name, model) = name_of(source);
-            self.load_one(name, model, (template.as_deref(), global, terminal)).with_context(|| format!("cannot serve {model}"))
+            let opened = self.open_files(model, template.as_deref(), (global, terminal));
+            opened.and_then(|opened| self.start(name, opened, terminal)).with_context(|| format!("cannot serve {model}"))
         };
         sources.iter().map(load).collect()
     }
 
-    fn load_one(
+    fn open_files(
         &self,
-        name: String,
         model: &str,
-        (template, global, terminal): (Option<&str>, &GlobalArguments, &Terminal),
-    ) -> anyhow::Result<ServedModel> {
+        template: Option<&str>,
+        (global, terminal): (&GlobalArguments, &Terminal),
+    ) -> anyhow::Result<Opened> {
         let checkpoint = open_source(&model.parse()?, self.open, global, terminal)?;
         let files = checkpoint.tokenizer_files();
-        let tokenizer = Arc::new(Tokenizer::load(files)?);
+        let tokenizer = Tokenizer::load(files)?;
         let template = match template {
             Some(source) => Some(ChatTemplate::compile(source, files.bos_token.as_deref(), files.eos_token.as_deref())?),
             None => ChatTemplate::load(files)?,
         };
-        let engine = self.start_engine(&checkpoint, &tokenizer, terminal)?;
-        let config = checkpoint.config();
+        let defaults = files.generation.clone();
+        Ok(Opened { weights: Box::new(checkpoint), tokenizer, template, defaults })
+    }
+
+    /// Loads an opened model and starts its engine.
+    fn start(&self, name: String, opened: Opened, terminal: &Terminal) -> anyhow::Result<ServedModel> {
+        let Opened { weights, tokenizer, template, defaults } = opened;
+        let (config, tokenizer) = (weights.config(), Arc::new(tokenizer));
         let task = if config.last_token_pooling { ModelTask::Embedding { width: config.hidden_size } } else { ModelTask::Text };
+        let runner = load_runner(&*weights, &self.device.for_any_sampling(), self.runner_options(config.context_length), terminal)?;
+        let ids = defaults.eos_token_ids.iter().copied().map(TokenId);
+        let eos: Vec<TokenId> = if tokenizer.eos().is_empty() { ids.collect() } else { tokenizer.eos().to_vec() };
+        let model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos };
+        let engine = EngineHandle::start(model, self.engine.options())?;
         Ok(ServedModel {
             name,
             created_unix_seconds: clock::now_unix_seconds().unwrap_or(0),
@@ -115,24 +142,18 @@ impl ServedArguments {
             engine,
             tokenizer,
             template,
-            defaults: files.generation.clone(),
+            defaults,
             task,
         })
     }
 
-    fn start_engine(&self, checkpoint: &Checkpoint, tokenizer: &Arc<Tokenizer>, terminal: &Terminal) -> anyhow::Result<EngineHandle> {
-        let context_length = checkpoint.config().context_length;
+    fn runner_options(&self, context_length: usize) -> RunnerOptions {
         let n_default = (4 * context_length).clamp(CACHE_TOKENS_MIN, CACHE_TOKENS_MAX.max(context_length));
-        let options = RunnerOptions {
+        RunnerOptions {
             n_tokens_max: STEP_TOKENS_MAX,
             n_cached_tokens: self.engine.cache_tokens.unwrap_or(n_default).max(1),
             kv_type: self.device.choice.kv_cache.into(),
-        };
-        let runner = load_runner(checkpoint, &self.device.for_any_sampling(), options, terminal)?;
-        let ids = checkpoint.tokenizer_files().generation.eos_token_ids.iter().copied().map(TokenId);
-        let eos: Vec<TokenId> = if tokenizer.eos().is_empty() { ids.collect() } else { tokenizer.eos().to_vec() };
-        let model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos };
-        Ok(EngineHandle::start(model, self.engine.options())?)
+        }
     }
 }
 
