@@ -77,7 +77,8 @@ fn model(per_step: Duration) -> ServedModel {
     let runner = Box::new(SimulatedRunner::new(config, limits).with_pace(SimulatedPace { per_step, ..SimulatedPace::default() }));
     let tokenizer = Arc::new(vocabulary(N_VOCAB as u32).expect("a valid tokenizer"));
     let model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: Vec::new() };
-    let options = EngineOptions { n_running_max: 256, n_waiting_max: 2 * N_OPEN_STREAMS, n_step_tokens_max: 1024, ..EngineOptions::default() };
+    let options =
+        EngineOptions { n_running_max: 256, n_waiting_max: 2 * N_OPEN_STREAMS, n_step_tokens_max: 1024, ..EngineOptions::default() };
     let engine = EngineHandle::start(model, options).expect("an engine");
     ServedModel {
         name: "sim".into(),

@@ -11,6 +11,7 @@ use crate::admission::Operation;
 use crate::app::{App, Context, Job, JobParams};
 use crate::conversation::Conversation;
 use crate::error::ServerError;
+use crate::limits;
 use crate::models::ServedModel;
 use crate::one_or_many::Prompt;
 use crate::reply::Reply;
@@ -64,7 +65,7 @@ pub(crate) async fn prompt_tokens(
     prompts: Vec<Prompt>,
     param: &'static str,
 ) -> Result<Vec<Vec<TokenId>>, ServerError> {
-    let is_text = prompts.iter().any(|prompt| matches!(prompt, Prompt::Text(_)));
+    let text_bytes: usize = prompts.iter().map(|prompt| if let Prompt::Text(text) = prompt { text.len() } else { 0 }).sum();
     let tokenizer = model.tokenizer.clone();
     let encode = move || -> Result<Vec<Vec<TokenId>>, ServerError> {
         let encode_one = |prompt| match prompt {
@@ -73,7 +74,9 @@ pub(crate) async fn prompt_tokens(
         };
         prompts.into_iter().map(encode_one).collect()
     };
-    let all = if is_text { app.text_pool().run(encode).instrument(debug_span!("prepare")).await? } else { encode()? };
+    // A short text is tokenised in less time than it takes to wake another thread.
+    let is_short = text_bytes <= limits::TEXT_BYTES_AT_ONCE_MAX;
+    let all = if is_short { encode()? } else { app.text_pool().run(encode).instrument(debug_span!("prepare")).await? };
     all.into_iter().map(|tokens| check_length(tokens, model, param)).collect()
 }
 

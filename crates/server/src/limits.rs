@@ -72,6 +72,8 @@ pub const METADATA_VALUE_CHARACTERS_MAX: usize = 512;
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Longest credential that is looked at, in bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 512;
+/// Bytes of prompts that are tokenised on the reactor, some ten microseconds of work; longer ones wait for a thread of their own.
+pub const TEXT_BYTES_AT_ONCE_MAX: usize = 512;
 /// Text work (templates, tokenising) that may wait for a thread.
 pub const N_TEXT_JOBS_WAITING_MAX: usize = 4096;
 /// Static API keys.

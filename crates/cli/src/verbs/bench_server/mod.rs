@@ -106,8 +106,7 @@ impl BenchServerArguments {
     fn workloads(&self) -> Vec<Workload> {
         let (n_prompt, n_generate) = (self.n_prompt.get(), self.n_generate.get());
         let streams = self.streams.iter().filter(|&&n_streams| n_streams > 0);
-        let mut workloads: Vec<Workload> =
-            streams.map(|&n_streams| Workload::Streams { n_streams, n_prompt, n_generate }).collect();
+        let mut workloads: Vec<Workload> = streams.map(|&n_streams| Workload::Streams { n_streams, n_prompt, n_generate }).collect();
         if self.prefix > 0 {
             workloads.push(Workload::Prefix { n_shared: self.prefix });
         }

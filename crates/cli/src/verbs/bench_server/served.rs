@@ -18,7 +18,8 @@ impl ServedProcess {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
         command.args(["serve", "--listen", "127.0.0.1:0", "--log", "error"]).args(flags);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("cannot start the server")?;
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("cannot start the server")?;
         let Some(stderr) = child.stderr.take() else { bail!("the server has no standard error") };
         let mut process = Self { child, url: String::new() };
         let mut lines = BufReader::new(stderr).lines();

@@ -108,12 +108,7 @@ impl ServedArguments {
         sources.iter().map(load).collect()
     }
 
-    fn open_files(
-        &self,
-        model: &str,
-        template: Option<&str>,
-        (global, terminal): (&GlobalArguments, &Terminal),
-    ) -> anyhow::Result<Opened> {
+    fn open_files(&self, model: &str, template: Option<&str>, (global, terminal): (&GlobalArguments, &Terminal)) -> anyhow::Result<Opened> {
         let checkpoint = open_source(&model.parse()?, self.open, global, terminal)?;
         let files = checkpoint.tokenizer_files();
         let tokenizer = Tokenizer::load(files)?;
