@@ -8,6 +8,7 @@ mod arm;
 mod clients;
 mod command;
 mod coverage;
+mod endure;
 mod fixtures;
 mod fuzz;
 mod nvrtc;
@@ -36,6 +37,7 @@ enum Verb {
     Tidy(tidy::TidyArgs),
     Fuzz(fuzz::FuzzArgs),
     Coverage(coverage::CoverageArgs),
+    Endure(endure::EndureArgs),
     Fixtures(fixtures::FixturesArgs),
     Arm(arm::ArmArgs),
     Clients(clients::ClientsArgs),
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Tidy(args) => tidy::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Coverage(args) => coverage::run(&args),
+        Verb::Endure(args) => endure::run(&args),
         Verb::Fixtures(args) => fixtures::run(&args),
         Verb::Arm(args) => arm::run(&args),
         Verb::Clients(args) => clients::run(&args, &mut |line| println!("{line}")),

@@ -92,7 +92,8 @@ fn embedded_model_gives_the_same_bits_alone_and_in_a_batch_of_32() {
         EngineOptions { speculation: Speculation::PromptLookup { n_drafts_max: 6 }, n_step_tokens_max: 70, ..EngineOptions::default() };
     let drafting = EngineOptions { speculation: Speculation::DraftModel { n_drafts_max: 3 }, ..EngineOptions::default() };
     let mut n_preemptions = 0;
-    for (n_cached_tokens, options) in [(4096, plain), (512, lookup), (2048, drafting)] {
+    let pairs = EngineOptions { n_running_max: 2, n_step_tokens_max: 33, ..EngineOptions::default() };
+    for (n_cached_tokens, options) in [(4096, plain), (2048, pairs), (512, lookup), (2048, drafting)] {
         let (mut many, mut company) = (core(&checkpoint, n_cached_tokens, options), Recorder::default());
         for number in 0..N_REQUESTS {
             many.submit(RequestId(number), request(&tokenizer, number)).expect("sound");

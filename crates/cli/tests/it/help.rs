@@ -15,9 +15,22 @@ fn help_of_the_command_is_as_printed() {
 
 #[test]
 fn help_of_each_verb_is_as_printed() {
-    for verb in
-        ["run", "chat", "serve", "batch", "inspect", "convert", "bench", "perplexity", "logits", "embed", "pull", "devices", "completions"]
-    {
+    for verb in [
+        "run",
+        "chat",
+        "serve",
+        "batch",
+        "inspect",
+        "convert",
+        "bench",
+        "bench-server",
+        "perplexity",
+        "logits",
+        "embed",
+        "pull",
+        "devices",
+        "completions",
+    ] {
         insta::assert_snapshot!(format!("help_{verb}"), help(verb));
     }
 }

@@ -75,6 +75,35 @@ fn server_with_the_embedded_model_answers_and_ends_in_order() {
 }
 
 #[test]
+#[cfg(unix)]
+fn two_hundred_streams_outlive_the_signal_that_ends_the_server() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let mut serving = Serving::start(home.path(), &["--cache-tokens", "16384"]);
+    let body = json!({
+        "model": "embedded", "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0, "ignore_eos": true, "stream": true,
+    });
+    let body = body.to_string();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let open = |_| {
+        let mut stream = TcpStream::connect(&serving.address).expect("it listens");
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("sent");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).expect("answered");
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    };
+    let streams: Vec<TcpStream> = (0..200).map(open).collect();
+    let ended = std::process::Command::new("kill").args(["-TERM", &serving.child.id().to_string()]).status();
+    assert!(ended.expect("kill starts").success());
+    for mut stream in streams {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("not reset");
+        assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "cut: {rest}");
+    }
+    assert_eq!(serving.child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
 fn batch_that_was_ended_goes_on_where_it_was() {
     let home = tempfile::tempdir().expect("a temporary folder");
     let (input, output) = (home.path().join("in.jsonl"), home.path().join("out.jsonl"));
