@@ -147,11 +147,6 @@ impl Catalog {
     pub fn price_from(&self, class: &str, from: Timestamp) -> Option<&Arc<ClassPrice>> {
         self.prices.get(class)?.iter().find(|price| price.validity.from == from)
     }
-
-    /// Every version of every plan.
-    pub fn plans(&self) -> impl Iterator<Item = &Arc<Plan>> {
-        self.plans.values().flatten()
-    }
 }
 
 #[cfg(test)]

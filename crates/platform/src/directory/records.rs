@@ -56,6 +56,14 @@ pub struct KeyScope {
     pub routes: Option<Vec<String>>,
 }
 
+impl KeyScope {
+    /// Whether it covers a model on a route.
+    pub fn allows(&self, model: &str, route: &str) -> bool {
+        let has = |names: &Option<Vec<String>>, name: &str| names.as_ref().is_none_or(|names| names.iter().any(|other| other == name));
+        has(&self.models, model) && has(&self.routes, route)
+    }
+}
+
 /// A key that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKey {
@@ -396,3 +404,16 @@ impl Store {
 
 /// Keys as they are shared.
 pub(crate) type SharedKey = Arc<ApiKey>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scope_with_a_list_covers_only_what_it_names() {
+        let scope = KeyScope { models: Some(vec!["m".into()]), routes: None };
+        assert!(scope.allows("m", "/v1/embeddings") && !scope.allows("mm", "/v1/embeddings"));
+        let nothing = KeyScope { models: None, routes: Some(Vec::new()) };
+        assert!(!nothing.allows("m", "/v1/embeddings") && KeyScope::default().allows("m", "/"));
+    }
+}

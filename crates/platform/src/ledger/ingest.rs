@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use crate::catalog::{Meter, Plan};
-use crate::ids::AccountId;
 use crate::ledger::event::{Entry, EventKey, Funding, GATEWAY, PayloadHash, UsageEvent};
 use crate::ledger::outbox::Position;
 use crate::ledger::scope::ScopeId;
@@ -92,11 +91,6 @@ impl Ledger {
         }
         let fits = would_be <= room(account, scope, (period, event.occurred_at));
         Some(if fits { Funding::Metered } else { Funding::Waived })
-    }
-
-    /// Whether there is such an account.
-    pub fn knows(&self, account: AccountId) -> bool {
-        self.accounts.contains_key(&account)
     }
 }
 

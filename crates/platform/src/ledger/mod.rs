@@ -179,16 +179,6 @@ impl Ledger {
         self.epoch
     }
 
-    /// Rate cards.
-    pub fn catalog(&self) -> &Arc<Catalog> {
-        &self.catalog
-    }
-
-    /// New rate cards. What is in flight keeps the price that it was admitted at.
-    pub fn set_catalog(&mut self, catalog: Catalog) {
-        self.catalog = Arc::new(catalog);
-    }
-
     /// A new account, or new terms of one.
     pub fn set_account(&mut self, terms: AccountTerms) {
         match self.accounts.get_mut(&terms.id) {

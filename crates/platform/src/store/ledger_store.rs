@@ -317,7 +317,7 @@ fn used_row(((scope, period), used): (&(ScopeId, Period), &PeriodUse)) -> Vec<Ce
     keys.into_iter().chain(counts).chain([Cell::Int(used.charge.0), Cell::Int(used.due.0)]).collect()
 }
 
-pub(super) fn rollup_row((bucket, counts): (&crate::ledger::projection::Bucket, &crate::ledger::projection::RollupCounts)) -> Vec<Cell> {
+fn rollup_row((bucket, counts): (&crate::ledger::projection::Bucket, &crate::ledger::projection::RollupCounts)) -> Vec<Cell> {
     vec![
         Cell::Text(bucket.account.to_string()),
         Cell::Text(bucket.grain.name().to_string()),
