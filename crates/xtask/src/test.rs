@@ -19,7 +19,7 @@ use crate::{tidy, toolchain};
 /// that fails and names it. The last line is `N passed, N failed`, summed over all tests.
 #[derive(Args)]
 pub(crate) struct TestArgs {
-    /// Leave out a stage whose tools are neither there nor can be installed (fuzzing needs a C++ compiler, journeys Python and Node), and say so.
+    /// Leave out a stage whose tools are neither there nor can be installed (fuzzing needs a C++ compiler, journeys Python and Node, the platform PostgreSQL), and say so.
     #[arg(long)]
     allow_missing: bool,
     /// Time for each fuzz target; 0 leaves fuzzing out.
@@ -73,7 +73,14 @@ impl Stages {
         self.stage("clippy", |_| {
             command::run(&mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))
         })?;
-        self.stage("tests", |counts| run_tests(&mut cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]), counts))?;
+        self.stage("tests", |counts| {
+            let mut tests = cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]);
+            if args.allow_missing {
+                // Those of PostgreSQL say themselves that they are left out, where there is none.
+                tests.env("BITNET_ALLOW_MISSING_POSTGRES", "1");
+            }
+            run_tests(&mut tests, counts)
+        })?;
         self.stage("clients", |counts| {
             let clients = ClientsArgs { allow_missing: args.allow_missing };
             clients::run(&clients, &mut |line| {
@@ -103,6 +110,9 @@ impl Stages {
 fn find_tools(args: &TestArgs) -> Result<bool> {
     toolchain::ensure_component("fmt", "rustfmt")?;
     toolchain::ensure_component("clippy", "clippy")?;
+    if toolchain::postgres().is_none() && !args.allow_missing {
+        bail!("no PostgreSQL for the platform's tests: install postgresql, or leave them out with --allow-missing");
+    }
     if args.fuzz_seconds == 0 {
         println!("fuzzing is left out, as asked");
         return Ok(false);

@@ -45,6 +45,20 @@ pub(crate) fn find_or_install(programs: &[&str], packages: &[&str]) -> Option<Pa
     })
 }
 
+/// PostgreSQL's `initdb`, which the platform's tests make a server of their own with: in the path, or where Debian puts it;
+/// installed when root on Debian. `None` says there is none.
+pub(crate) fn postgres() -> Option<PathBuf> {
+    let found = || {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+        std::env::split_paths(&path).chain(debian).map(|folder| folder.join("initdb")).find(|program| program.is_file())
+    };
+    found().or_else(|| {
+        apt_install("postgresql");
+        found()
+    })
+}
+
 /// `llvm-profdata` and `llvm-cov`.
 pub(crate) struct CoverageTools {
     pub(crate) profdata: PathBuf,

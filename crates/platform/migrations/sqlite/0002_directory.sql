@@ -1,0 +1,69 @@
+-- Accounts, projects, keys, and the feed by which other processes learn of changes.
+
+-- One row, locked by every change, so that revisions are committed in their order.
+CREATE TABLE directory_revision (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    revision INTEGER NOT NULL
+) STRICT;
+INSERT INTO directory_revision (id, revision) VALUES (1, 0);
+
+-- What changed, to be read again by whoever keeps a copy.
+CREATE TABLE directory_change (
+    revision INTEGER PRIMARY KEY,
+    kind     TEXT NOT NULL,
+    id       TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE account (
+    id           TEXT PRIMARY KEY,
+    name         TEXT NOT NULL,
+    status       TEXT NOT NULL CHECK (status IN ('active', 'suspended')),
+    overage      TEXT NOT NULL CHECK (overage IN ('refuse', 'charge')),
+    spending_cap INTEGER NOT NULL CHECK (spending_cap >= 0),
+    created_at   INTEGER NOT NULL
+) STRICT;
+
+-- Which plan an account had when.
+CREATE TABLE account_plan (
+    account_id  TEXT NOT NULL REFERENCES account (id),
+    plan_id     TEXT NOT NULL,
+    valid_from  INTEGER NOT NULL,
+    valid_until INTEGER,
+    PRIMARY KEY (account_id, valid_from)
+) STRICT;
+
+CREATE TABLE project (
+    id                  TEXT PRIMARY KEY,
+    account_id          TEXT NOT NULL REFERENCES account (id),
+    name                TEXT NOT NULL,
+    spending_cap        INTEGER,
+    requests_per_minute INTEGER,
+    tokens_per_minute   INTEGER,
+    n_concurrent_max    INTEGER,
+    created_at          INTEGER NOT NULL
+) STRICT;
+CREATE INDEX project_by_account ON project (account_id);
+
+CREATE TABLE api_key (
+    id                  TEXT PRIMARY KEY,
+    account_id          TEXT NOT NULL REFERENCES account (id),
+    project_id          TEXT NOT NULL REFERENCES project (id),
+    name                TEXT NOT NULL,
+    -- The beginning of the key, for people to tell keys apart.
+    prefix              TEXT NOT NULL,
+    -- Keyed BLAKE3. The key itself is nowhere.
+    hash                BLOB NOT NULL UNIQUE,
+    -- JSON lists; without one, any.
+    models              TEXT,
+    routes              TEXT,
+    spending_cap        INTEGER,
+    requests_per_minute INTEGER,
+    tokens_per_minute   INTEGER,
+    n_concurrent_max    INTEGER,
+    created_at          INTEGER NOT NULL,
+    expires_at          INTEGER,
+    revoked_at          INTEGER,
+    -- The key that this one replaced.
+    replaces            TEXT
+) STRICT;
+CREATE INDEX api_key_by_account ON api_key (account_id);

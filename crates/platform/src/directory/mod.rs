@@ -1,0 +1,100 @@
+//! Who may call: a copy of all keys in memory, found by their hash without a question to the database, and kept up to date from the
+//! feed of changes, whoever made them. The ledger learns of terms and limits the same way.
+
+mod records;
+mod secret;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::error::PlatformError;
+use crate::ids::{AccountId, ApiKeyId, ProjectId};
+use crate::ledger::scope::ScopeId;
+use crate::ledger::service::LedgerService;
+use crate::limits::CHANGE_POLL;
+use crate::store::Store;
+use crate::time::Timestamp;
+
+pub use records::{ApiKey, KeyScope, NewAccount, NewApiKey};
+pub use secret::{KeyHasher, KeyText};
+
+/// See the module.
+pub struct Directory {
+    store: Arc<Store>,
+    ledger: Arc<LedgerService>,
+    hasher: KeyHasher,
+    keys: RwLock<HashMap<[u8; 32], records::SharedKey>>,
+    /// The last change that is applied here. Held while changes are applied, so that they are in order.
+    revision: tokio::sync::Mutex<u64>,
+}
+
+impl Directory {
+    /// Reads everything.
+    pub async fn open(store: Arc<Store>, ledger: Arc<LedgerService>, hasher: KeyHasher) -> Result<Self, PlatformError> {
+        // The revision first: a change while the keys are read is applied again, which does no harm.
+        let revision = store.revision().await?;
+        let keys = store.api_keys().await?.into_iter().map(|key| (*key.hash.as_bytes(), Arc::new(key))).collect();
+        Ok(Self { store, ledger, hasher, keys: RwLock::new(keys), revision: tokio::sync::Mutex::new(revision) })
+    }
+
+    /// The key that a caller presents, if it opens anything now. That it is unknown, revoked or expired all look the same. It is
+    /// found by the hash of all of it, so the time that this takes says nothing about keys that are almost right.
+    pub fn find(&self, presented: &str, now: Timestamp) -> Option<Arc<ApiKey>> {
+        let hash = self.hasher.hash(presented)?;
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        // `blake3::Hash` compares in constant time.
+        keys.get(hash.as_bytes()).filter(|key| key.hash == hash && key.is_valid_at(now)).cloned()
+    }
+
+    /// Applies what has changed since the last time, here or in another process; says how much.
+    pub async fn refresh(&self, now: Timestamp) -> Result<usize, PlatformError> {
+        let mut revision = self.revision.lock().await;
+        let mut n_changes = 0;
+        loop {
+            let changes = self.store.changes_after(*revision).await?;
+            if changes.is_empty() {
+                return Ok(n_changes);
+            }
+            for change in changes {
+                self.apply(&change, now).await?;
+                *revision = change.revision;
+                n_changes += 1;
+            }
+        }
+    }
+
+    async fn apply(&self, change: &records::Change, now: Timestamp) -> Result<(), PlatformError> {
+        match change.kind.as_str() {
+            "account" => {
+                if let Some(terms) = self.store.terms_of(change.id.parse::<AccountId>()?).await? {
+                    self.ledger.ledger().set_account(terms);
+                }
+            }
+            "project" => {
+                let id: ProjectId = change.id.parse()?;
+                if let Some(limits) = self.store.project_limits(id).await? {
+                    self.ledger.ledger().set_limits(ScopeId::Project(id), limits, now);
+                }
+            }
+            "api_key" => {
+                let id: ApiKeyId = change.id.parse()?;
+                if let Some(key) = self.store.api_key(id).await? {
+                    self.ledger.ledger().set_limits(ScopeId::ApiKey(id), key.limits, now);
+                    self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(*key.hash.as_bytes(), Arc::new(key));
+                }
+            }
+            kind => return Err(PlatformError::Corrupt { what: "directory_change.kind", reason: kind.to_string() }),
+        }
+        Ok(())
+    }
+
+    /// Refreshes for ever. A database that is away leaves the copy as it is; what was revoked before stays revoked.
+    pub async fn run(self: Arc<Self>, now: fn() -> Timestamp) {
+        loop {
+            tokio::time::sleep(CHANGE_POLL).await;
+            if let Err(error) = self.refresh(now()).await {
+                tracing::warn!(%error, "the directory could not be refreshed");
+            }
+        }
+    }
+}

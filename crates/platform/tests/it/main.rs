@@ -1,0 +1,5 @@
+//! Integration tests of crate `platform`.
+
+mod postgres;
+mod simulation;
+mod store;
