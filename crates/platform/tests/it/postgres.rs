@@ -58,7 +58,9 @@ fn watch_over(child: &Child, folder: &Path) {
     let script = "while kill -0 \"$1\" 2>/dev/null; do sleep 1; done; kill -INT \"$2\"; while kill -0 \"$2\" 2>/dev/null; do sleep 1; done; rm -rf \"$3\"";
     let mut shell = Command::new("sh");
     shell.args(["-c", script, "watch", &std::process::id().to_string(), &child.id().to_string()]).arg(folder);
-    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sh starts");
+    // Nobody waits for it: it ends after this process, whose parent then reaps it.
+    let _watcher: &'static mut Child =
+        Box::leak(Box::new(shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sh starts")));
 }
 
 fn wait_until_ready(user: &str, folder: &Path, child: &mut Child) {

@@ -63,7 +63,7 @@ async fn offer(running: &Running, n_clients: usize, time: Duration) -> (usize, V
                 (503, after) => {
                     refusals.push(after);
                     // A client that is told to wait a second waits ten milliseconds.
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    let _ = tokio::time::timeout(Duration::from_millis(10), std::future::pending::<()>()).await;
                 }
                 (status, _) => panic!("status {status}"),
             }
@@ -108,7 +108,7 @@ fn overload_keeps_goodput_and_is_refused_at_once() {
 
 /// Connects, sends a request or a part of it, reads a part of the answer, and leaves; the number says how far it goes.
 async fn drop_by(running: &Running, number: usize) {
-    let stream = number % 3 > 0;
+    let stream = !number.is_multiple_of(3);
     let body = json!({ "model": "sim", "prompt": "x".repeat(1 + number % 700), "max_tokens": 1 + number % 50, "stream": stream });
     let bytes = request(&body);
     let Ok(mut connection) = TcpStream::connect(running.address).await else { return };

@@ -16,8 +16,10 @@ use bitnet_platform::ledger::{Ask, Balance, Ingested, Measured, Position, Refusa
 use bitnet_platform::money::{Micros, TokenCounts};
 use bitnet_platform::time::Timestamp;
 
+use super::Damage;
 use super::memory_store::{Fault, MemoryStore};
 use super::oracle;
+use super::seen::Seen;
 use super::world::{self, Dice, INCLUDED, KINDS, Kind, START};
 
 /// Tokens that one step of the engine may give a stream.
@@ -63,63 +65,6 @@ struct Over {
     outlived_lease: bool,
 }
 
-/// How often what happened, over many lives.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Seen(BTreeMap<&'static str, u64>);
-
-const ALL: &[&str] = &[
-    "admitted",
-    "quota refused",
-    "money refused",
-    "scope cap refused",
-    "settled",
-    "voided",
-    "disconnected",
-    "failed",
-    "interrupted",
-    "accepted",
-    "duplicate",
-    "conflict",
-    "late",
-    "out of window",
-    "waived",
-    "granted",
-    "crash",
-    "write failed",
-    "lease ran out",
-    "overshot",
-    "drawn",
-    "cached",
-];
-
-impl Seen {
-    fn note(&mut self, what: &'static str) {
-        *self.0.entry(what).or_default() += 1;
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        other.0.iter().for_each(|(what, n)| *self.0.entry(what).or_default() += n);
-    }
-
-    pub(crate) fn all_happened(&self) -> bool {
-        ALL.iter().all(|what| self.0.contains_key(what))
-    }
-}
-
-/// An error planted in the tables, which the end must find.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Damage {
-    ChargeOff,
-    EntryGone,
-    GrantOff,
-    RollupOff,
-    TokenOff,
-}
-
-impl Damage {
-    pub(crate) const ALL: [Self; 5] = [Self::ChargeOff, Self::EntryGone, Self::GrantOff, Self::RollupOff, Self::TokenOff];
-}
-
 pub(crate) struct Life {
     dice: Dice,
     store: MemoryStore,
@@ -138,7 +83,7 @@ impl Life {
     pub(crate) fn begin(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let mut faults = HashMap::new();
-        if seed % 3 != 0 {
+        if !seed.is_multiple_of(3) {
             for _ in 0..1 + dice.below(4) {
                 let fault = if dice.one_in(2) { Fault::Before } else { Fault::After };
                 faults.insert(2 + dice.below(60), fault);
