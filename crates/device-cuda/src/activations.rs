@@ -13,7 +13,17 @@ use crate::queue::{Arguments, Queue};
 
 /// Columns of a block of packed weights.
 pub(crate) const BLOCK_COLUMNS: usize = 256;
+/// Tokens of a tile of activations (mma.cuh).
+pub(crate) const TILE_TOKENS: usize = 32;
 const THREADS: usize = 512;
+const NARROW_THREADS: usize = 128;
+/// Rows that occupy every multiprocessor with wide blocks.
+const NARROW_ROWS_MIN: usize = 512;
+
+/// From how many rows on products of tiles are faster than the others.
+const fn tiled_rows_min(in_groups: bool) -> usize {
+    if in_groups { 2 } else { 17 }
+}
 
 /// Activations `[m, k]`, at most as many and as wide as were asked for.
 pub struct CudaActivations {
@@ -22,6 +32,8 @@ pub struct CudaActivations {
     width_max: usize,
     n_rows: usize,
     width: usize,
+    /// Whether int8 rows lie in tiles (mma.cuh), for products on Hopper's tensor cores.
+    is_tiled: bool,
     /// How these rows were asked for: a product of one row does that itself if nothing has come between.
     recipe: Option<Recipe>,
 }
@@ -44,11 +56,13 @@ struct Recipe {
 
 impl CudaActivations {
     pub(crate) fn new(queue: &mut Queue, n_rows_max: usize, width_max: usize, policy: ActivationPolicy) -> Result<Self, DeviceError> {
-        let n = n_rows_max.saturating_mul(width_max.next_multiple_of(BLOCK_COLUMNS));
+        // Whole tiles, so that either way of laying rows out fits.
+        let (n_rows, n_blocks) = (n_rows_max.next_multiple_of(TILE_TOKENS), width_max.div_ceil(BLOCK_COLUMNS));
+        let n = n_rows.saturating_mul(n_blocks * BLOCK_COLUMNS);
         let rows = match policy {
             ActivationPolicy::Int8PerToken | ActivationPolicy::Int8PerGroup => {
                 let in_groups = policy == ActivationPolicy::Int8PerGroup;
-                let n_scales = n_rows_max.saturating_mul(if in_groups { width_max.div_ceil(ACTIVATION_GROUP) } else { 1 });
+                let n_scales = n_rows.saturating_mul(if in_groups { n_blocks * BLOCK_COLUMNS / ACTIVATION_GROUP } else { 1 });
                 Rows::Int8 {
                     quantized: queue.zeroed("activations", n)?,
                     scales: queue.zeroed("activation scales", n_scales.saturating_mul(size_of::<f32>()))?,
@@ -58,7 +72,7 @@ impl CudaActivations {
             }
             ActivationPolicy::Unquantised => Rows::F32(queue.zeroed("activations", n.saturating_mul(size_of::<f32>()))?),
         };
-        Ok(Self { rows, n_rows_max, width_max, n_rows: 0, width: 0, recipe: None })
+        Ok(Self { rows, n_rows_max, width_max, n_rows: 0, width: 0, is_tiled: false, recipe: None })
     }
 
     pub(crate) fn n_rows(&self) -> usize {
@@ -67,6 +81,11 @@ impl CudaActivations {
 
     pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// Whether int8 rows lie in tiles.
+    pub(crate) fn is_tiled(&self) -> bool {
+        self.is_tiled
     }
 
     /// Groups of a row that have their own scales; 0 where the row has one inverse scale.
@@ -93,6 +112,11 @@ impl CudaActivations {
         let (rows_max, width_max) = (self.n_rows_max, self.width_max);
         assert!(n_rows <= rows_max && width <= width_max, "{n_rows} x {width} activations in room for {rows_max} x {width_max}");
         (self.n_rows, self.width) = (n_rows, width);
+        let layout = match &self.rows {
+            Rows::Int8 { in_groups, .. } if kernels.has_tiles && n_rows >= tiled_rows_min(*in_groups) => 1,
+            _ => 0,
+        };
+        self.is_tiled = layout != 0;
         let source = norm_arguments(Arguments::new().address(x.address()), norms, width);
         let arguments = match &self.rows {
             Rows::Int8 { quantized, scales, sums, .. } => {
@@ -100,8 +124,10 @@ impl CudaActivations {
             }
             Rows::F32(values) => source.address(0).address(values.address()).address(0).address(0),
         };
-        let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(0);
-        let launch = arguments.launch(kernels.norm_quantize, [n_rows, 1], (THREADS, width * size_of::<f32>()));
+        let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(layout);
+        let (kernel, threads) =
+            if n_rows < NARROW_ROWS_MIN { (kernels.norm_quantize, THREADS) } else { (kernels.norm_quantize_narrow, NARROW_THREADS) };
+        let launch = arguments.launch(kernel, [n_rows, 1], (threads, width * size_of::<f32>()));
         self.recipe = Some(Recipe { launch, source });
         queue.record(launch)
     }

@@ -9,7 +9,7 @@ use crate::device::CudaVector;
 use crate::driver::{Buffer, GpuDescription, Kernel, Launch};
 use crate::hidden::CudaHidden;
 use crate::kernels::Kernels;
-use crate::limits::{ATTENTION_WINDOW, HEAD_DIM_MAX};
+use crate::limits::{ATTENTION_WINDOW, HEAD_DIM_MAX, SPLIT_ROWS_MAX};
 use crate::queue::{Arguments, Queue};
 
 /// Floats of a tile of values in shared memory.
@@ -89,10 +89,14 @@ pub(crate) struct StagedStep {
     /// Runs of up to [`TILE_ROWS`] tokens of one sequence, `[n_runs, 2]`: first token, number of tokens. Of several lengths, by how many
     /// query heads share keys: 1, 2, 4.
     runs: [(u64, usize); 3],
+    /// Likewise of up to [`MMA_ROWS`].
+    mma_runs: [(u64, usize); 3],
 }
 
 /// Rows of `attention_tile`: query heads that share keys, times tokens.
 const TILE_ROWS: usize = 16;
+/// Rows of `attention_mma_prompt`.
+pub(crate) const MMA_ROWS: usize = 64;
 
 impl StagedStep {
     pub(crate) fn new(step: &Step, queue: &mut Queue) -> Result<Self, DeviceError> {
@@ -117,16 +121,21 @@ impl StagedStep {
         let sequences: Vec<(usize, usize)> = firsts.zip(lengths.iter().copied()).collect();
         let single: Vec<u32> = sequences.iter().filter(|(_, n)| *n == 1).map(|&(first, _)| first as u32).collect();
         let n_single = single.len();
-        let mut runs = [(0, 0); 3];
-        for (variant, runs) in runs.iter_mut().enumerate() {
-            let cut = cut_runs(&sequences, TILE_ROWS >> variant);
-            *runs = (queue.stage(cut.iter().copied())?, cut.len() / 2);
-        }
+        let mut stage_runs = |n_rows: usize| -> Result<[(u64, usize); 3], DeviceError> {
+            let mut runs = [(0, 0); 3];
+            for (variant, runs) in runs.iter_mut().enumerate() {
+                let cut = cut_runs(&sequences, n_rows >> variant);
+                *runs = (queue.stage(cut.iter().copied())?, cut.len() / 2);
+            }
+            Ok(runs)
+        };
+        let (runs, mma_runs) = (stage_runs(TILE_ROWS)?, stage_runs(MMA_ROWS)?);
         Ok(Self {
             single: queue.stage(single.into_iter())?,
             n_single,
             all: queue.stage((0..n_tokens).map(|token| token as u32))?,
             runs,
+            mma_runs,
             n_tokens,
             cos: queue.stage(cos.iter().map(|value| value.to_bits()))?,
             sin: queue.stage(sin.iter().map(|value| value.to_bits()))?,
@@ -187,16 +196,17 @@ pub(crate) fn rope_append(
     ))
 }
 
-/// Records `attention`: prompts by tiles, tokens that stand alone one by one.
+/// Records `attention`: on the tensor cores where the cache holds halves and heads are of 64 or 128, and otherwise in the reference's order,
+/// prompts by tiles, tokens that stand alone one by one.
 pub(crate) fn attention(
     (qkv, out): (&CudaHidden, &mut CudaHidden),
     heads: &Heads<'_, CudaVector>,
     step: &StagedStep,
     cache: (&CudaKvCache, usize),
-    device: (&mut Queue, &Kernels, &GpuDescription),
+    device: (&mut Queue, &Kernels, &GpuDescription, &mut Option<SplitRoom>),
 ) -> Result<(), DeviceError> {
     check_heads(qkv, heads, step, cache.0);
-    let (queue, kernels, gpu) = device;
+    let (queue, kernels, gpu, split_room) = device;
     let dim = heads.head_dim;
     assert_eq!(out.width(), heads.n_heads * dim, "a row of all query heads");
     let [keys, values] = cache.0.of_layer(cache.1);
@@ -209,6 +219,13 @@ pub(crate) fn attention(
     };
     let (sharing, kv_type) = (heads.n_heads / heads.n_kv_heads, cache.0.layout.kv_type);
     match tile {
+        Some(tile) if kv_type == KvType::F16 => {
+            let room = match split_room {
+                Some(room) => room,
+                None => split_room.insert(SplitRoom::new(queue)?),
+            };
+            on_tensor_cores(arguments, heads, (step, room), (queue, kernels, gpu.n_multiprocessors), tile)
+        }
         Some(tile) => {
             let variant = (0..3).rev().find(|variant| sharing.is_multiple_of(1 << variant)).expect("one head a block always fits");
             let (runs, n_runs) = step.runs[variant];
@@ -232,6 +249,60 @@ pub(crate) fn attention(
             queue.record(one_by_one(arguments.address(all), heads, (step, step.n_tokens, kv_type), (kernels, gpu.n_multiprocessors)))
         }
     }
+}
+
+/// Where blocks that share a token's positions leave what they found.
+pub(crate) struct SplitRoom {
+    /// `[SPLIT_ROWS_MAX, HEAD_DIM_OF_SPLITS + 2]`.
+    partials: Buffer,
+    /// `[SPLIT_ROWS_MAX]`, zero between launches.
+    n_arrived: Buffer,
+}
+
+impl SplitRoom {
+    fn new(queue: &mut Queue) -> Result<Self, DeviceError> {
+        const HEAD_DIM_OF_SPLITS: usize = 128;
+        let partials = queue.buffer("splits of attention", SPLIT_ROWS_MAX * (HEAD_DIM_OF_SPLITS + 2) * size_of::<f32>())?;
+        Ok(Self { partials, n_arrived: queue.zeroed("splits of attention", SPLIT_ROWS_MAX * size_of::<u32>())? })
+    }
+}
+
+/// Heads of 64 (`tile` 0) or 128 (1) over halves.
+fn on_tensor_cores(
+    arguments: Arguments,
+    heads: &Heads<'_, CudaVector>,
+    (step, room): (&StagedStep, &SplitRoom),
+    (queue, kernels, n_multiprocessors): (&mut Queue, &Kernels, usize),
+    tile: usize,
+) -> Result<(), DeviceError> {
+    const THREADS: usize = 128;
+    const TILE: usize = 64;
+    const SPLIT: usize = 256;
+    const RING: usize = 3;
+    let dim = heads.head_dim;
+    let tile_bytes = TILE * dim * size_of::<u16>();
+    let variant = (0..3).rev().find(|variant| (heads.n_heads / heads.n_kv_heads).is_multiple_of(1 << variant)).expect("one head fits");
+    let n_groups = heads.n_heads >> variant;
+    let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
+    let arguments = |tokens, n_splits| {
+        let arguments = arguments.address(tokens).address(room.partials.address()).address(room.n_arrived.address());
+        arguments.word(heads.n_heads).word(heads.n_kv_heads).word(variant).word(n_splits).float(scale).word(0)
+    };
+    let (runs, n_runs) = step.mma_runs[variant];
+    if n_runs > 0 {
+        let shared_bytes = 4 * tile_bytes + THREADS * (dim / 2 + 4) * size_of::<f32>();
+        queue.record(arguments(runs, 1).launch(kernels.attention_mma_prompt[tile], [n_groups, n_runs], (THREADS, shared_bytes)))?;
+    }
+    if step.n_single > 0 {
+        // By powers of two, so that a step's launches stay the same from token to token.
+        let n_splits = step.n_positions_max.div_ceil(SPLIT).next_power_of_two();
+        let is_split = step.n_single * n_groups < 2 * n_multiprocessors && step.n_single * heads.n_heads * n_splits <= SPLIT_ROWS_MAX;
+        let n_splits = if is_split { n_splits } else { 1 };
+        let shared_bytes = RING * 2 * tile_bytes + 16 * TILE * size_of::<u16>();
+        let grid = [n_groups * n_splits, step.n_single];
+        queue.record(arguments(step.single, n_splits).launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)))?;
+    }
+    Ok(())
 }
 
 /// Runs of tokens of heads of 64 or 128.

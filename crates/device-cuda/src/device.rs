@@ -11,11 +11,11 @@ use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayo
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::{CudaActivations, norm_arguments};
-use crate::attention::{self, CudaKvCache, StagedStep};
+use crate::attention::{self, CudaKvCache, SplitRoom, StagedStep};
 use crate::driver::{Buffer, GpuDescription, HostBuffer, Stream, gpus};
 use crate::error::CudaError;
 use crate::hidden::CudaHidden;
-use crate::kernels::Kernels;
+use crate::kernels::{HOPPER, Kernels};
 use crate::limits::CAPABILITY_MIN;
 use crate::linear::{self, CudaLinear, Packed, Store, activation_number, bit_linear, float_bytes};
 use crate::queue::{Arguments, Queue};
@@ -37,6 +37,8 @@ pub struct CudaDevice {
     /// Key of the best logit of each row and whether the row is damaged, `[ARGMAX_ROWS_MAX, 2]`.
     best: Buffer,
     host_best: HostBuffer,
+    /// Made by the first attention that may need it.
+    split_room: Option<SplitRoom>,
 }
 
 /// f32 vector `[n]`.
@@ -73,7 +75,8 @@ impl CudaDevice {
         let stream = Stream::new(ordinal, major >= 9)?;
         // Static shared memory counts, too; no kernel with much dynamic memory has more than this.
         const STATIC_SHARED_BYTES: usize = 9 << 10;
-        let kernels = Kernels::load(&stream, &format!("sm_{major}{minor}"), gpu.shared_bytes_max - STATIC_SHARED_BYTES)?;
+        let architecture = if gpu.capability == (9, 0) { HOPPER.to_string() } else { format!("sm_{major}{minor}") };
+        let kernels = Kernels::load(&stream, &architecture, gpu.shared_bytes_max - STATIC_SHARED_BYTES)?;
         let mut queue = Queue::new(stream)?;
         let best_bytes = ARGMAX_ROWS_MAX * 2 * size_of::<u64>();
         let (best, host_best) = (queue.buffer("best logits", best_bytes)?, queue.host_buffer("best logits", best_bytes)?);
@@ -86,7 +89,7 @@ impl CudaDevice {
             (12, _) => "sm_120",
             _ => "sm_new",
         };
-        Ok(Self { queue, kernels, gpu, isa, step: None, best, host_best })
+        Ok(Self { queue, kernels, gpu, isa, step: None, best, host_best, split_room: None })
     }
 
     /// The GPU.
@@ -221,7 +224,7 @@ impl Device for CudaDevice {
         out: &mut CudaHidden,
     ) -> Result<(), DeviceError> {
         let staged = self.staged(step)?;
-        attention::attention((qkv, out), heads, &staged, cache, (&mut self.queue, &self.kernels, &self.gpu))
+        attention::attention((qkv, out), heads, &staged, cache, (&mut self.queue, &self.kernels, &self.gpu, &mut self.split_room))
     }
 
     fn linear_bytes(&self, weights: &CudaLinear) -> u64 {

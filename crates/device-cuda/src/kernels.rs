@@ -13,9 +13,10 @@ const NUMERICS: &str = include_str!("kernels/numerics.cuh");
 const MMA: &str = include_str!("kernels/mma.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
-const FILES: [(&str, &str); 18] = [
+const FILES: [(&str, &str); 20] = [
     ("argmax.cu", include_str!("kernels/argmax.cu")),
     ("attention.cu", include_str!("kernels/attention.cu")),
+    ("attention_mma.cu", include_str!("kernels/attention_mma.cu")),
     ("attention_tile.cu", include_str!("kernels/attention_tile.cu")),
     ("bit_linear_f32.cu", include_str!("kernels/bit_linear_f32.cu")),
     ("bit_linear_few.cu", include_str!("kernels/bit_linear_few.cu")),
@@ -23,6 +24,7 @@ const FILES: [(&str, &str); 18] = [
     ("bit_linear_groups.cu", include_str!("kernels/bit_linear_groups.cu")),
     ("bit_linear_many.cu", include_str!("kernels/bit_linear_many.cu")),
     ("bit_linear_one.cu", include_str!("kernels/bit_linear_one.cu")),
+    ("bit_linear_tiles.cu", include_str!("kernels/bit_linear_tiles.cu")),
     ("embed.cu", include_str!("kernels/embed.cu")),
     ("final_norm.cu", include_str!("kernels/final_norm.cu")),
     ("gate.cu", include_str!("kernels/gate.cu")),
@@ -33,6 +35,9 @@ const FILES: [(&str, &str); 18] = [
     ("rope_append.cu", include_str!("kernels/rope_append.cu")),
     ("screen.cu", include_str!("kernels/screen.cu")),
 ];
+
+/// The architecture whose own instructions (wgmma) one file uses.
+pub(crate) const HOPPER: &str = "sm_90a";
 
 /// Compiles every kernel for `architecture` (`sm_90`) without a GPU and returns the bytes of machine code of each file.
 /// `compiler` names NVIDIA's run-time compiler; by default it is looked for.
@@ -58,6 +63,10 @@ pub(crate) struct Kernels {
     pub(crate) argmax_begin: Kernel,
     /// Caches of f32 and f16; 1, 2, 4 query heads a block.
     pub(crate) attention: [[Kernel; 3]; 2],
+    /// Heads of 64 and 128.
+    pub(crate) attention_mma_one: [Kernel; 2],
+    /// Heads of 64 and 128.
+    pub(crate) attention_mma_prompt: [Kernel; 2],
     /// Heads of 64 and 128; caches of f32 and f16; 1, 2, 4 query heads that share keys.
     pub(crate) attention_tile: [[[Kernel; 3]; 2]; 2],
     /// 1, 4 tokens at a time.
@@ -74,12 +83,21 @@ pub(crate) struct Kernels {
     pub(crate) bit_linear_one: [Kernel; 4],
     /// Likewise, with the gate behind.
     pub(crate) bit_linear_gate_one: [Kernel; 4],
+    /// 16, 32, 64, 128, 160 tokens a block.
+    pub(crate) bit_linear_tiles: [Kernel; 5],
+    /// 16, 32, 64, 128, with the gate behind.
+    pub(crate) bit_linear_tiles_gate: [Kernel; 4],
+    /// 16, 32, 64, with scales for groups.
+    pub(crate) bit_linear_tiles_groups: [Kernel; 3],
+    /// Whether the three above run on this GPU.
+    pub(crate) has_tiles: bool,
     pub(crate) embed: Kernel,
     pub(crate) final_norm: Kernel,
     pub(crate) gate: Kernel,
     /// f32, f16, bf16; 1, 4 tokens at a time.
     pub(crate) logits: [[Kernel; 2]; 3],
     pub(crate) norm_quantize: Kernel,
+    pub(crate) norm_quantize_narrow: Kernel,
     pub(crate) pack_f32: Kernel,
     pub(crate) pack_int8: Kernel,
     pub(crate) roof_multiply: Kernel,
@@ -112,6 +130,8 @@ impl Kernels {
             let [a, b, c, d] = numbers.map(|number| kernel(file, &format!("{name}_{number}")));
             Ok([a?, b?, c?, d?])
         };
+        let mma = |name: &str| kernel("attention_mma.cu", &format!("attention_mma_{name}"));
+        let tiles = |name: &str| kernel("bit_linear_tiles.cu", &format!("bit_linear_tiles_{name}"));
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
         let cached = |file: &str, name: &str| -> Result<[[Kernel; 3]; 2], CudaError> {
@@ -129,6 +149,8 @@ impl Kernels {
             argmax: kernel("argmax.cu", "argmax")?,
             argmax_begin: kernel("argmax.cu", "argmax_begin")?,
             attention: cached("attention.cu", "attention")?,
+            attention_mma_one: [mma("one_64")?, mma("one_128")?],
+            attention_mma_prompt: [mma("prompt_64")?, mma("prompt_128")?],
             attention_tile: [cached("attention_tile.cu", "attention_tile_64")?, cached("attention_tile.cu", "attention_tile_128")?],
             bit_linear_f32: [kernel("bit_linear_f32.cu", "bit_linear_f32_1")?, kernel("bit_linear_f32.cu", "bit_linear_f32_4")?],
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
@@ -141,11 +163,16 @@ impl Kernels {
             bit_linear_many: kernel("bit_linear_many.cu", "bit_linear_many")?,
             bit_linear_one: numbered("bit_linear_one.cu", "bit_linear_one", [1, 2, 4, 8])?,
             bit_linear_gate_one: numbered("bit_linear_one.cu", "bit_linear_gate_one", [1, 2, 4, 8])?,
+            bit_linear_tiles: [tiles("16")?, tiles("32")?, tiles("64")?, tiles("128")?, tiles("160")?],
+            bit_linear_tiles_gate: [tiles("gate_16")?, tiles("gate_32")?, tiles("gate_64")?, tiles("gate_128")?],
+            bit_linear_tiles_groups: [tiles("groups_16")?, tiles("groups_32")?, tiles("groups_64")?],
+            has_tiles: architecture == HOPPER,
             embed: kernel("embed.cu", "embed")?,
             final_norm: kernel("final_norm.cu", "final_norm")?,
             gate: kernel("gate.cu", "gate")?,
             logits: [logits("logits_f32")?, logits("logits_f16")?, logits("logits_bf16")?],
             norm_quantize: kernel("norm_quantize.cu", "norm_quantize")?,
+            norm_quantize_narrow: kernel("norm_quantize.cu", "norm_quantize_narrow")?,
             pack_f32: kernel("pack.cu", "pack_f32")?,
             pack_int8: kernel("pack.cu", "pack_int8")?,
             roof_multiply: kernel("roof.cu", "roof_multiply")?,

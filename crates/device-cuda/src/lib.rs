@@ -1,7 +1,7 @@
 //! The NVIDIA device behind `bitnet_model::device::Device`: exact kernels, compiled at first use for the GPU at hand.
 //!
 //! It needs no toolkit to build and no GPU to start: NVIDIA's driver and run-time compiler are loaded while the program runs. Every
-//! operation gives the bits of `ReferenceDevice` (decision 0015 says at what price). Operations are recorded and a whole step is
+//! operation gives the bits of `ReferenceDevice` (decision 0015 says at what price), but attention over a cache of halves (0017). Operations are recorded and a whole step is
 //! queued at once, as one graph where it has been seen before. Unsafe code lives in `driver/` only. What it deliberately does not do:
 //! choose what is computed (the walk does), read files, or know requests.
 
@@ -18,6 +18,7 @@ mod queue;
 mod roof;
 mod screen;
 mod table;
+mod tiles;
 
 pub use activations::CudaActivations;
 pub use attention::CudaKvCache;

@@ -16,6 +16,8 @@ pub const GRAPHS_MAX: usize = 64;
 pub const LAUNCHES_MAX: usize = 4096;
 /// Positions whose attention scores one block holds.
 pub const ATTENTION_WINDOW: usize = 2048;
+/// Rows (a query head of a token and a split of its positions) whose attention several blocks share.
+pub(crate) const SPLIT_ROWS_MAX: usize = 32_768;
 /// Tokens of one step that occupy a GPU while a prompt is read.
 pub const STEP_TOKENS: usize = 2048;
 

@@ -11,6 +11,7 @@ use crate::hidden::CudaHidden;
 use crate::kernels::Kernels;
 use crate::limits::K_INT8_MAX;
 use crate::queue::{Arguments, Queue};
+use crate::tiles::{bit_linear_tiles, gate_behind_tiles};
 
 /// Columns of a chunk: one for each lane of a sum.
 const CHUNK: usize = 16;
@@ -137,10 +138,10 @@ pub(crate) fn float_bytes(values: &[f32]) -> Vec<u8> {
 
 /// Where a product goes: address of its first column, width of a row, whether it is added.
 #[derive(Clone, Copy)]
-struct Target {
-    address: u64,
-    width: usize,
-    add: usize,
+pub(crate) struct Target {
+    pub(crate) address: u64,
+    pub(crate) width: usize,
+    pub(crate) add: usize,
 }
 
 /// Records `x · Wᵀ` into `out`.
@@ -174,10 +175,13 @@ pub(crate) fn bit_linear(
             let rows = [quantized.address(), scales.address(), sums.address()];
             let is_whole = granularity.size(packed.k).is_multiple_of(ACTIVATION_GROUP) || !matches!(granularity, Granularity::Group(_));
             match granularity {
+                _ if x.is_tiled() && (is_whole || !*in_groups) && !matches!((granularity, *in_groups), (Granularity::Group(_), false)) => {
+                    queue.record(bit_linear_tiles(rows, (x.n_rows(), *in_groups), packed, target, (kernels, n_multiprocessors)))
+                }
                 _ if *in_groups && is_whole => queue.record(groups(rows, x, packed, target, kernels)),
                 Granularity::Group(_) => {
                     let n_activation_groups = if *in_groups { x.n_groups() } else { 0 };
-                    queue.record(grouped(rows, (x.n_rows(), n_activation_groups), packed, target, kernels))
+                    queue.record(grouped(rows, (x, n_activation_groups), packed, target, kernels))
                 }
                 _ if x.n_rows() == 1 => {
                     let source = x.take_back(queue);
@@ -213,12 +217,15 @@ fn one_shared_bytes(k: usize) -> usize {
     k.next_multiple_of(4) * size_of::<f32>() + k.div_ceil(BLOCK_COLUMNS) * ONE_BLOCK_BYTES
 }
 
-/// If the last thing recorded is the product of one row that `gate` reads whole, records both as one.
+/// If the last thing recorded is the product that `gate` reads whole, records both as one.
 pub(crate) fn gate_behind_product(
     gate_up: &CudaHidden,
     (activation, gated): (Activation, u64),
     (queue, kernels, n_multiprocessors): (&mut Queue, &Kernels, usize),
 ) -> Result<bool, DeviceError> {
+    if gate_up.n_rows() > 1 {
+        return gate_behind_tiles(gate_up, (activation, gated), (queue, kernels, n_multiprocessors));
+    }
     let Some(last) = queue.last().copied() else { return Ok(false) };
     let is_product = kernels.bit_linear_one.contains(&last.kernel);
     let [out, n] = [last.arguments[10], last.arguments[12] & u64::from(u32::MAX)];
@@ -277,7 +284,7 @@ fn groups([quantized, scales, sums]: [u64; 3], x: &CudaActivations, packed: &Pac
 /// int8 rows with other groups of weights; no activation groups: one scale a row.
 fn grouped(
     [quantized, scales, _]: [u64; 3],
-    (m, n_activation_groups): (usize, usize),
+    (x, n_activation_groups): (&CudaActivations, usize),
     packed: &Packed,
     target: Target,
     kernels: &Kernels,
@@ -285,9 +292,10 @@ fn grouped(
     const THREADS: usize = 128;
     let size = packed.granularity.size(packed.k);
     let arguments = Arguments::new().address(quantized).address(scales).address(packed.words()).address(packed.scales());
-    let arguments = arguments.address(target.address).word(m).word(packed.n).word(packed.n_blocks()).word(packed.k / size);
+    let arguments = arguments.address(target.address).word(x.n_rows()).word(packed.n).word(packed.n_blocks()).word(packed.k / size);
     let arguments = arguments.word(size / CHUNK).word(n_activation_groups).word(target.width).word(target.add);
-    arguments.launch(kernels.bit_linear_grouped, [packed.n.div_ceil(THREADS), m], (THREADS, 0))
+    let arguments = arguments.word(usize::from(x.is_tiled())).word(0);
+    arguments.launch(kernels.bit_linear_grouped, [packed.n.div_ceil(THREADS), x.n_rows()], (THREADS, 0))
 }
 
 /// f32 rows `[m, stride]` at an address.

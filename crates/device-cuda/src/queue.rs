@@ -205,6 +205,6 @@ impl Arguments {
     /// Ready to launch.
     pub(crate) fn launch(self, kernel: Kernel, grid: [usize; 2], (block, shared_bytes): (usize, usize)) -> Launch {
         let grid = grid.map(|n| u32::try_from(n).expect("sizes were checked when the handles were made"));
-        Launch { kernel, grid, block: block as u32, shared_bytes: shared_bytes as u32, arguments: self.words }
+        Launch { kernel, grid, block: block as u32, cluster: 1, shared_bytes: shared_bytes as u32, arguments: self.words }
     }
 }

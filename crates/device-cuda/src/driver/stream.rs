@@ -49,6 +49,8 @@ pub(crate) struct Launch {
     pub(crate) kernel: Kernel,
     pub(crate) grid: [u32; 2],
     pub(crate) block: u32,
+    /// Blocks of a cluster, neighbours along the grid's second side; 1: none.
+    pub(crate) cluster: u32,
     pub(crate) shared_bytes: u32,
     pub(crate) arguments: [u64; ARGUMENT_WORDS_MAX],
 }
@@ -85,11 +87,16 @@ impl Stream {
 
     /// Queues a kernel.
     pub(crate) fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: Default::default(),
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: Default::default(), value };
+        let overlap = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        );
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: launch.cluster, z: 1 };
+        let cluster =
+            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, sys::CUlaunchAttributeValue { clusterDim: cluster });
+        // Only a GPU that knows clusters gets a launch with one, and it knows overlapping, too.
+        let mut attributes = [overlap, cluster];
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -99,8 +106,8 @@ impl Stream {
             blockDimZ: 1,
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(self.overlaps),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: if self.overlaps { 1 + u32::from(launch.cluster > 1) } else { 0 },
         };
         let mut arguments = launch.arguments;
         let mut parameters = [arguments.as_mut_ptr().cast()];

@@ -66,10 +66,11 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
     for (int turn = 0; turn < n; turn++) {
         const u32 four = turn * WARPS * 32 + threadIdx.x;
         u32 packed = 0;
+        const float4 values = four_of_row(row, four * 4, a.k);
+        const float parts[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
         for (u32 part = 0; part < 4; part++) {
-            const u32 index = four * 4 + part;
-            const int q = index < a.k ? quantise_one(row[index], inverse_scale) : 0;
+            const int q = quantise_one(parts[part], inverse_scale);
             sum += q;
             packed |= (u32)(q & 255) << (8 * part);
         }

@@ -1,6 +1,6 @@
 // norm_quantize: norms of each row, then int8 with one scale a row (quantise::absmax) or a group of 128 columns (quantise::absmax_groups), or
-// the numbers themselves. One block a row.
-#define THREADS 512
+// the numbers themselves. One block a row: wide where
+// there are few rows, narrow where there are so many that the chains of several norms hide each other.
 
 struct NormQuantizeArgs {
     const float* x;      // [m, k]
@@ -12,13 +12,20 @@ struct NormQuantizeArgs {
     u32 k;
     u32 stride;
     u32 n_groups;        // groups of a row that have their own scales, or 0
-    u32 unused;
+    u32 in_tiles;        // quantized lies in tiles (mma.cuh), and so do scales and sums of groups
 };
 
+// Where four columns of this block's row go.
+__device__ __forceinline__ char4* place_of_four(const NormQuantizeArgs& a, u32 column) {
+    const u64 place = a.in_tiles ? place_in_tiles(blockIdx.x, column, a.stride / 256) : (u64)blockIdx.x * a.stride + column;
+    return (char4*)(a.quantized + place);
+}
+
 // Groups of 128 columns, a warp each.
+template <int THREADS>
 __device__ __forceinline__ void quantise_groups(const NormQuantizeArgs& a, const float* row) {
     const u32 lane = threadIdx.x & 31;
-    char4* out = (char4*)(a.quantized + (u64)blockIdx.x * a.stride);
+    const u32 token = blockIdx.x, n_groups = a.in_tiles ? a.stride / 128 : a.n_groups;
 #pragma unroll 1
     for (u32 group = threadIdx.x / 32; group * 128 < a.stride; group += THREADS / 32) {
         float values[4], largest = 1e-5f;
@@ -34,16 +41,18 @@ __device__ __forceinline__ void quantise_groups(const NormQuantizeArgs& a, const
         int q[4];
 #pragma unroll
         for (u32 part = 0; part < 4; part++) q[part] = quantise_one(values[part], inverse_scale);
-        out[group * 32 + lane] = make_char4(q[0], q[1], q[2], q[3]);
+        *place_of_four(a, group * 128 + lane * 4) = make_char4(q[0], q[1], q[2], q[3]);
         const int sum = __reduce_add_sync(FULL_WARP, (q[0] + q[1]) + (q[2] + q[3]));
-        if (lane == 0 && group < a.n_groups) {
-            a.scales[(u64)blockIdx.x * a.n_groups + group] = 1.0f / inverse_scale;
-            a.sums[(u64)blockIdx.x * a.n_groups + group] = sum;
+        if (lane == 0 && group < n_groups) {
+            const u64 place = a.in_tiles ? segment_in_tiles(token, group, a.stride / 256) : (u64)token * a.n_groups + group;
+            a.scales[place] = 1.0f / inverse_scale;
+            a.sums[place] = sum;
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQuantizeArgs a) {
+template <int THREADS>
+__device__ __forceinline__ void norm_quantize_body(const NormQuantizeArgs& a) {
     extern __shared__ float row[];
     __shared__ float scratch[32];
     __shared__ int integer_scratch[32];
@@ -58,23 +67,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
         for (u32 index = threadIdx.x; index < a.stride; index += blockDim.x) out[index] = index < a.k ? row[index] : 0.0f;
         return;
     }
-    if (a.n_groups > 0) return quantise_groups(a, row);
+    if (a.n_groups > 0) return quantise_groups<THREADS>(a, row);
     const float largest = larger(1e-5f, largest_of_block(largest_of_thread<THREADS>(row, a.k), scratch));
     const float inverse_scale = inverse_absmax_scale(largest);
     int sum = 0;
-    char4* out = (char4*)(a.quantized + (u64)blockIdx.x * a.stride);
     const int n = n_turns(threadIdx.x, a.stride / 4, THREADS);
 #pragma unroll 1
     for (int turn = 0; turn < n; turn++) {
         const u32 four = turn * THREADS + threadIdx.x;
         int q[4];
+        const float4 values = four_of_row(row, four * 4, a.k);
+        const float parts[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
         for (u32 part = 0; part < 4; part++) {
-            const u32 index = four * 4 + part;
-            q[part] = index < a.k ? quantise_one(row[index], inverse_scale) : 0;
+            q[part] = quantise_one(parts[part], inverse_scale);
             sum += q[part];
         }
-        out[four] = make_char4(q[0], q[1], q[2], q[3]);
+        *place_of_four(a, four * 4) = make_char4(q[0], q[1], q[2], q[3]);
     }
     sum = sum_of_block(sum, integer_scratch);
     if (threadIdx.x == 0) {
@@ -82,3 +91,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_quantize(const NormQu
         a.sums[blockIdx.x] = sum;
     }
 }
+
+extern "C" __global__ void __launch_bounds__(512) norm_quantize(const NormQuantizeArgs a) { norm_quantize_body<512>(a); }
+extern "C" __global__ void __launch_bounds__(128) norm_quantize_narrow(const NormQuantizeArgs a) { norm_quantize_body<128>(a); }

@@ -97,12 +97,21 @@ __device__ __forceinline__ float gated(u32 activation, float gate, float up) {
     return (gate / (1.0f + exp_exact(-gate))) * up;
 }
 
-// numerics::dequantise, with quantise::weight_inverse_scale: a bfloat16 where one is within a unit in the last place.
-__device__ __forceinline__ float dequantise(int accumulator, float weight_scale, float x_inverse_scale) {
+// quantise::weight_inverse_scale: a bfloat16 where one is within a unit in the last place.
+__device__ __forceinline__ float weight_inverse_scale(float weight_scale) {
     const float inverse = 1.0f / weight_scale;
     const u32 bits = __float_as_uint(inverse), published = (bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u;
     const bool is_near = published - bits + 1 <= 2;
-    return (float)accumulator / (x_inverse_scale * (is_near ? __uint_as_float(published) : inverse));
+    return is_near ? __uint_as_float(published) : inverse;
+}
+
+// numerics::dequantise
+__device__ __forceinline__ float dequantise_inverse(int accumulator, float weight_inverse_scale, float x_inverse_scale) {
+    return (float)accumulator / (x_inverse_scale * weight_inverse_scale);
+}
+
+__device__ __forceinline__ float dequantise(int accumulator, float weight_scale, float x_inverse_scale) {
+    return dequantise_inverse(accumulator, weight_inverse_scale(weight_scale), x_inverse_scale);
 }
 
 // quantise::ActivationScale: 127 / largest, rounded twice.
@@ -154,6 +163,16 @@ __device__ __forceinline__ void norm_block(float* row, u32 k, const Norms& norms
     for (u32 norm = 0; norm < norms.n; norm++) {
         const float factor = inverse_rms_of_block(row, k, norm == 0 ? norms.epsilons[0] : norms.epsilons[1], scratch);
         const float* weights = norm == 0 ? norms.weights[0] : norms.weights[1];
+        if (k % 4 == 0) {
+            const int n = n_turns(threadIdx.x, k / 4, THREADS);
+#pragma unroll 3
+            for (int turn = 0; turn < n; turn++) {
+                const u32 four = turn * THREADS + threadIdx.x;
+                const float4 w = __ldg((const float4*)weights + four), x = ((const float4*)row)[four];
+                ((float4*)row)[four] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
+            }
+            continue;
+        }
         const int n = n_turns(threadIdx.x, k, THREADS);
 #pragma unroll 5
         for (int turn = 0; turn < n; turn++) {
@@ -174,21 +193,37 @@ __device__ __forceinline__ void prefetch_norms(const Norms& norms, u32 k) {
     }
 }
 
-// Copies row[k] to shared memory, by the THREADS threads of the block.
+// Copies row[k] to shared memory, by the THREADS threads of the block. Rows whose width is a multiple of four, here and above, go by 16 bytes.
 template <int THREADS>
 __device__ __forceinline__ void copy_row(float* row, const float* x, u32 k) {
+    if (k % 4 == 0) {
+        const int n = n_turns(threadIdx.x, k / 4, THREADS);
+#pragma unroll 3
+        for (int turn = 0; turn < n; turn++) ((float4*)row)[turn * THREADS + threadIdx.x] = ((const float4*)x)[turn * THREADS + threadIdx.x];
+        return;
+    }
     const int n = n_turns(threadIdx.x, k, THREADS);
 #pragma unroll 5
     for (int turn = 0; turn < n; turn++) row[turn * THREADS + threadIdx.x] = x[turn * THREADS + threadIdx.x];
+}
+
+// Four values of row[k] in shared memory from `column`, zeros beyond its end.
+__device__ __forceinline__ float4 four_of_row(const float* row, u32 column, u32 k) {
+    if (column + 4 <= k) return *(const float4*)(row + column);
+    return make_float4(column < k ? row[column] : 0.0f, column + 1 < k ? row[column + 1] : 0.0f, column + 2 < k ? row[column + 2] : 0.0f, 0.0f);
 }
 
 // The largest magnitude of row[k] in shared memory that this thread looks at, of THREADS.
 template <int THREADS>
 __device__ __forceinline__ float largest_of_thread(const float* row, u32 k) {
     float largest = 0.0f;
-    const int n = n_turns(threadIdx.x, k, THREADS);
-#pragma unroll 5
-    for (int turn = 0; turn < n; turn++) largest = larger(largest, fabsf(row[turn * THREADS + threadIdx.x]));
+    const int n = n_turns(threadIdx.x, (k + 3) / 4, THREADS);
+#pragma unroll 3
+    for (int turn = 0; turn < n; turn++) {
+        const float4 four = four_of_row(row, (turn * THREADS + threadIdx.x) * 4, k);
+        largest = larger(larger(largest, fabsf(four.x)), fabsf(four.y));
+        largest = larger(larger(largest, fabsf(four.z)), fabsf(four.w));
+    }
     return largest;
 }
 

@@ -23,7 +23,7 @@ fn kernels_compile_for_sm_89() {
 
 #[test]
 fn kernels_compile_for_sm_90() {
-    check("sm_90");
+    check("sm_90a");
 }
 
 #[test]

@@ -6,4 +6,6 @@ mod conformance;
 #[path = "../../../device-cpu/tests/it/golden.rs"]
 mod golden;
 mod gpu;
+mod long;
+mod many;
 mod parity;

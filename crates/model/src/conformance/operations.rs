@@ -5,7 +5,7 @@ use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use half::{bf16, f16};
 
-use super::assert_same;
+use super::{assert_same, assert_within};
 use crate::batch::{Batch, BatchSequence, BestLogits, BlockId, Rows, Step};
 use crate::device::{Device, DeviceError, Heads, KvLayout, KvType, Norm, TableUse};
 use crate::limits::BLOCK_TOKENS;
@@ -154,6 +154,12 @@ type Lengths = &'static [(usize, usize)];
 
 /// `rope_append` and `attention`.
 pub fn check_attention<D: Device>(device: &mut D) {
+    check_attention_within(device, 0.0);
+}
+
+/// The same for a device whose attention over a cache of halves has an order of its own: it may be wrong there by `tolerance` of the largest
+/// value.
+pub fn check_attention_within<D: Device>(device: &mut D, tolerance: f32) {
     let batches: [Lengths; 4] = [&[(0, 1)], &[(0, 37)], &[(5, 1), (40, 1), (0, 1)], &[(0, 5), (31, 3), (15, 2), (64, 1)]];
     for (n_heads, n_kv_heads, head_dim) in [(1, 1, 2), (4, 2, 64), (5, 1, 128), (6, 3, 100), (3, 3, 20)] {
         for (qk_norm, kv_type) in [(false, KvType::F32), (true, KvType::F32), (false, KvType::F16), (false, KvType::Int8)] {
@@ -162,16 +168,17 @@ pub fn check_attention<D: Device>(device: &mut D) {
             if kv_type == KvType::Int8 && matches!(device.kv_cache(layout), Err(DeviceError::Unsupported { .. })) {
                 continue;
             }
-            batches.iter().for_each(|lengths| check_attention_case(device, shape, lengths));
+            batches.iter().for_each(|lengths| check_attention_case(device, shape, lengths, tolerance));
         }
     }
 }
 
-fn check_attention_case<D: Device>(device: &mut D, shape: AttentionShape, lengths: Lengths) {
+fn check_attention_case<D: Device>(device: &mut D, shape: AttentionShape, lengths: Lengths, tolerance: f32) {
     let expected = attention_outputs(&mut ReferenceDevice, shape, lengths);
     let got = attention_outputs(device, shape, lengths);
     for (what, (expected, got)) in ["rope_append", "attention"].iter().zip(expected.iter().zip(&got)) {
-        assert_same(&format!("{what} {shape:?} {lengths:?}"), expected, got);
+        let tolerance = if *what == "attention" && shape.kv_type == KvType::F16 { tolerance } else { 0.0 };
+        assert_within(&format!("{what} {shape:?} {lengths:?}"), expected, got, tolerance);
     }
 }
 

@@ -1,0 +1,89 @@
+//! Products of many tokens, with and without a gate behind, equal the reference bit for bit: shapes beyond the model crate's suite, where the
+//! GPU chooses among its kernels by the number of tokens.
+
+use bitnet_checkpoint::config::{Activation, ActivationPolicy};
+use bitnet_checkpoint::{DenseTensor, Tensor};
+use bitnet_model::TokenId;
+use bitnet_model::device::{Device, DeviceError, TableUse};
+use bitnet_model::reference::ReferenceDevice;
+use bitnet_ternary::{Scales, TernaryMatrix};
+
+use crate::gpu::device;
+
+/// Values in (−1, 1), the same for the same seed.
+fn random_values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn hidden<D: Device>(device: &mut D, values: &[f32], width: usize) -> Result<D::Hidden, DeviceError> {
+    let n_rows = values.len() / width;
+    let table = DenseTensor::from_f32(vec![n_rows, width], values).expect("whole rows");
+    let table = device.table(Tensor::Dense(table).into(), TableUse::Embedding)?;
+    let mut hidden = device.hidden(n_rows, width)?;
+    let token_ids: Vec<TokenId> = (0..n_rows as u32).map(TokenId).collect();
+    device.embed(&table, &token_ids, &mut hidden)?;
+    Ok(hidden)
+}
+
+fn weights(n: usize, k: usize, group_size: usize) -> TernaryMatrix {
+    let trits: Vec<i8> = random_values(n * k, 7).iter().map(|value| (value * 1.5).round() as i8).collect();
+    let scale = |index: usize| 0.01 + (index % 91) as f32 * 0.003;
+    let scales = match group_size {
+        0 => Scales::Tensor(0.037),
+        1 => Scales::Row((0..n).map(scale).collect()),
+        _ => Scales::Group { group_size, scales: (0..n * (k / group_size)).map(scale).collect() },
+    };
+    TernaryMatrix::from_trits(n, k, &trits, scales).expect("well formed")
+}
+
+/// The product, the product added to what was there, and the product behind a gate.
+fn outputs<D: Device>(device: &mut D, [m, n, k]: [usize; 3], group_size: usize, policy: ActivationPolicy) -> [Vec<f32>; 3] {
+    let run = |device: &mut D| {
+        let x = hidden(device, &random_values(m * k, 3), k)?;
+        let linear = device.linear(&weights(n, k, group_size), policy)?;
+        let mut activations = device.activations(m, k, policy)?;
+        device.norm_quantize(&x, &[], &mut activations)?;
+        let mut product = device.hidden(m, n + 3)?;
+        device.bit_linear(&activations, &linear, &mut product, 2)?;
+        let mut sum = hidden(device, &random_values(m * n, 5), n)?;
+        device.bit_linear_add(&activations, &linear, &mut sum)?;
+        let (mut gate_up, mut gated) = (device.hidden(m, n)?, device.hidden(m, n / 2)?);
+        device.bit_linear(&activations, &linear, &mut gate_up, 0)?;
+        device.gate(&gate_up, Activation::Relu2, &mut gated)?;
+        Ok::<_, DeviceError>([device.finish(&product)?.to_vec(), device.finish(&sum)?.to_vec(), device.finish(&gated)?.to_vec()])
+    };
+    run(device).expect("the case fits the device")
+}
+
+fn check(policy: ActivationPolicy, group_sizes: &[usize]) {
+    let Some(mut device) = device() else { return };
+    let shapes: [[usize; 3]; 6] = [[17, 200, 600], [33, 700, 2560], [64, 130, 512], [100, 520, 3000], [129, 256, 256], [300, 644, 768]];
+    for shape in shapes {
+        for &group_size in group_sizes.iter().filter(|&&size| size < 2 || shape[2].is_multiple_of(size)) {
+            let expected = outputs(&mut ReferenceDevice, shape, group_size, policy);
+            let got = outputs(&mut device, shape, group_size, policy);
+            for (what, (expected, got)) in ["product", "sum", "gated"].iter().zip(expected.iter().zip(&got)) {
+                let differs = expected.iter().zip(got).position(|(a, b)| a.to_bits() != b.to_bits());
+                let pair = differs.map(|index| (index, expected[index], got[index]));
+                assert_eq!((expected.len(), pair), (got.len(), None), "{what} {shape:?} group {group_size} {policy:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_many_int8_tokens_equal_the_reference() {
+    check(ActivationPolicy::Int8PerToken, &[0, 1, 64]);
+}
+
+#[test]
+fn products_of_many_tokens_in_groups_equal_the_reference() {
+    check(ActivationPolicy::Int8PerGroup, &[0, 1, 64, 128, 256]);
+}
