@@ -1,5 +1,5 @@
 //! The ledger: what every account has used, owes and has set aside, in memory, with no clock, thread or database of its own. It
-//! decides; each decision is a record for the journal, and is durable once that is. Rules 1 to 6 of decision 0017 say why it is
+//! decides; each decision is a record for the journal, and is durable once that is. Rules 1 to 6 of decision 0018 say why it is
 //! split so. [`service`] puts it on a store, [`projection`] makes tables of the journal.
 //!
 //! What it deliberately does not do: identify callers (the directory's), rate anything twice, or change an entry.
