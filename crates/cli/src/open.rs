@@ -27,8 +27,20 @@ pub(crate) fn open_checkpoint(arguments: &ModelArguments, global: &GlobalArgumen
 
 /// The same for writing text, where speed counts for more than the last digits of a logit.
 pub(crate) fn open_to_write(arguments: &ModelArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Checkpoint> {
-    let mut checkpoint = open_checkpoint(arguments, global, terminal)?;
-    checkpoint.set_activation_policy(arguments.open.policy_to_write(checkpoint.config().activation_policy));
+    open_source_to_write(&arguments.source()?, arguments.open, global, terminal)
+}
+
+/// [`open_source`] for writing text. Models that yield embeddings stay as they were trained.
+pub(crate) fn open_source_to_write(
+    source: &ModelSource,
+    arguments: OpenArguments,
+    global: &GlobalArguments,
+    terminal: &Terminal,
+) -> anyhow::Result<Checkpoint> {
+    let mut checkpoint = open_source(source, arguments, global, terminal)?;
+    if !checkpoint.config().last_token_pooling {
+        checkpoint.set_activation_policy(arguments.policy_to_write(checkpoint.config().activation_policy));
+    }
     Ok(checkpoint)
 }
 
@@ -153,4 +165,20 @@ fn load_onto<D: Device + 'static>(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Box<dyn Runner>, LoadError> {
     Ok(Box::new(TransformerRunner::load(device, source, options, progress)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_checkpoint::config::ActivationPolicy;
+
+    use super::*;
+
+    #[test]
+    fn weight_only_model_that_writes_has_int8_activations_in_groups() {
+        let source: ModelSource = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-qwen3-group128").parse().expect("a path");
+        let (global, terminal) = (GlobalArguments { quiet: true, offline: true }, Terminal::plain());
+        let policy = |opened: anyhow::Result<Checkpoint>| opened.expect("the fixture opens").config().activation_policy;
+        assert_eq!(policy(open_source(&source, OpenArguments::default(), &global, &terminal)), ActivationPolicy::Unquantised);
+        assert_eq!(policy(open_source_to_write(&source, OpenArguments::default(), &global, &terminal)), ActivationPolicy::Int8PerGroup);
+    }
 }

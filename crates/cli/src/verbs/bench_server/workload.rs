@@ -5,8 +5,8 @@ use anyhow::Context;
 
 use super::client::{Endpoint, Prompt, Run};
 
-/// Ids that all published vocabularies have, and that none gives to special tokens.
-const IDS: std::ops::Range<u64> = 300..30_000;
+/// Ids that the embedded model and all published vocabularies have, and that none gives to special tokens.
+const IDS: std::ops::Range<u64> = 300..8_000;
 /// Tokens behind the shared prefix that are each request's own.
 const N_OWN: usize = 8;
 /// Requests that find the prefix.

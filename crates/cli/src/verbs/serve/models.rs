@@ -16,7 +16,7 @@ use crate::arguments::{DeviceArguments, GlobalArguments, OpenArguments};
 use crate::clock;
 use crate::failure::Misuse;
 use crate::model_source::EMBEDDED;
-use crate::open::{load_runner, open_source};
+use crate::open::{load_runner, open_source_to_write};
 use crate::terminal::Terminal;
 use crate::verbs::serve::random_model;
 
@@ -109,7 +109,7 @@ impl ServedArguments {
     }
 
     fn open_files(&self, model: &str, template: Option<&str>, (global, terminal): (&GlobalArguments, &Terminal)) -> anyhow::Result<Opened> {
-        let checkpoint = open_source(&model.parse()?, self.open, global, terminal)?;
+        let checkpoint = open_source_to_write(&model.parse()?, self.open, global, terminal)?;
         let files = checkpoint.tokenizer_files();
         let tokenizer = Tokenizer::load(files)?;
         let template = match template {
