@@ -31,6 +31,14 @@ pub(crate) struct CoverageArgs {
     /// Show every file, too, least covered first.
     #[arg(long)]
     files: bool,
+    /// Count what the same programs ran on other machines, too: a folder of their profiles, raw or merged. For code that this
+    /// processor cannot run, or that needs a GPU: copy the test programs that --programs names, run them there with
+    /// LLVM_PROFILE_FILE=FOLDER/%p-%m.profraw, and bring the folder back.
+    #[arg(long, value_name = "FOLDER")]
+    profiles: Option<PathBuf>,
+    /// Build the instrumented test programs, print their paths, and run nothing.
+    #[arg(long, conflicts_with_all = ["json", "files", "at_least", "profiles"])]
+    programs: bool,
     /// Fail if the total is below this percentage.
     #[arg(long, value_name = "PERCENT")]
     at_least: Option<f64>,
@@ -59,8 +67,14 @@ pub(crate) fn run(args: &CoverageArgs) -> Result<()> {
     let tools = toolchain::coverage_tools()?;
     let build = Build { host: Rustc::ask()?.host, folder: repository.target_folder()?.join("coverage"), repository };
     let programs = build.test_programs()?;
+    if args.programs {
+        programs.iter().for_each(|program| println!("{}", program.display()));
+        return Ok(());
+    }
+    let mut profiles = args.profiles.as_deref().map(profiles_in).transpose()?.unwrap_or_default();
     build.run_tests(args.json)?;
-    let lcov = build.export(&tools, &programs)?;
+    profiles.extend(profiles_in(&build.profiles())?);
+    let lcov = build.export(&tools, &programs, &profiles)?;
     let files = count_lines(&build.repository, &lcov)?;
     let total = if args.json { print_json(&files) } else { print_table(&files, args.files) };
     match args.at_least {
@@ -114,11 +128,7 @@ impl Build {
     }
 
     /// Merges the profiles and exports line counts in the lcov format.
-    fn export(&self, tools: &CoverageTools, programs: &[PathBuf]) -> Result<String> {
-        let mut profiles = Vec::new();
-        for entry in self.profiles().read_dir().with_context(|| self.profiles().display().to_string())? {
-            profiles.push(entry?.path());
-        }
+    fn export(&self, tools: &CoverageTools, programs: &[PathBuf], profiles: &[PathBuf]) -> Result<String> {
         let merged = self.folder.join("merged.profdata");
         command::output(Command::new(&tools.profdata).args(["merge", "--sparse", "-o"]).arg(&merged).args(profiles))?;
         let mut cov = Command::new(&tools.cov);
@@ -128,6 +138,21 @@ impl Build {
         }
         command::output_text(&mut cov)
     }
+}
+
+/// The profiles in a folder; one without any is an error, since it would change nothing in silence.
+fn profiles_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut profiles = Vec::new();
+    for entry in folder.read_dir().with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "profraw" || extension == "profdata") {
+            profiles.push(path);
+        }
+    }
+    if profiles.is_empty() {
+        bail!("no profiles (*.profraw, *.profdata) in {}", folder.display());
+    }
+    Ok(profiles)
 }
 
 /// Counts by file, paths from the repository root: only counted crates, no test code.
@@ -214,6 +239,16 @@ fn print_json(files: &BTreeMap<String, Lines>) -> Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_without_profiles_is_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("notes.txt"), "").expect("written");
+        let error = profiles_in(folder.path()).expect_err("no profile in it");
+        assert!(error.to_string().contains(&folder.path().display().to_string()), "{error}");
+        std::fs::write(folder.path().join("1-2.profraw"), "").expect("written");
+        assert_eq!(profiles_in(folder.path()).expect("one"), [folder.path().join("1-2.profraw")]);
+    }
 
     #[test]
     fn lcov_lines_are_counted_without_tests_and_left_out_crates() {
