@@ -10,6 +10,7 @@ use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayo
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::CpuActivations;
+use crate::ahead::Followers;
 use crate::attention::{AttentionStep, CpuKvCache, attention, rope_append};
 use crate::detect::CpuOptions;
 use crate::error::CpuError;
@@ -27,6 +28,8 @@ pub struct CpuDevice {
     scratch: Vec<Scratch>,
     /// Rows that `logits` pads, kept between steps.
     padded: Vec<f32>,
+    /// Which weights are read after which.
+    followers: Followers,
     /// Dense tables up to this size are kept in memory.
     resident_table_bytes_max: usize,
 }
@@ -49,7 +52,14 @@ impl CpuDevice {
         let scratch: Result<Vec<Scratch>, _> = (0..n_threads).map(|_| Scratch::new()).collect();
         let scratch = scratch.map_err(|memory| CpuError::OutOfMemory { what: "scratch buffers", size_bytes: memory.size_bytes })?;
         let resident_table_bytes_max = options.resident_table_bytes_max;
-        Ok(Self { kernels, pool: Pool::new(n_threads)?, scratch, padded: Vec::new(), resident_table_bytes_max })
+        Ok(Self {
+            kernels,
+            pool: Pool::new(n_threads)?,
+            scratch,
+            padded: Vec::new(),
+            followers: Followers::default(),
+            resident_table_bytes_max,
+        })
     }
 
     /// Kernels, threads and their buffers, for measuring.
@@ -82,6 +92,7 @@ impl Device for CpuDevice {
     }
 
     fn linear(&mut self, weights: &TernaryMatrix, policy: ActivationPolicy) -> Result<CpuLinear, DeviceError> {
+        self.followers.expect_another();
         let linear = CpuLinear::new(weights, policy, (&mut self.pool, &mut self.scratch));
         linear.map_err(|memory| DeviceError::OutOfMemory { what: "linear layer", size_bytes: memory.size_bytes })
     }
@@ -114,13 +125,13 @@ impl Device for CpuDevice {
 
     fn bit_linear(&mut self, x: &CpuActivations, weights: &CpuLinear, out: &mut CpuHidden, first_column: usize) -> Result<(), DeviceError> {
         out.set_rows(x.n_rows());
-        bit_linear(x, weights, (out, first_column, Store::Write), (&mut self.pool, &mut self.scratch), &*self.kernels);
+        bit_linear(x, weights, (out, first_column, Store::Write), (&mut self.pool, &mut self.scratch, &mut self.followers), &*self.kernels);
         Ok(())
     }
 
     fn bit_linear_add(&mut self, x: &CpuActivations, weights: &CpuLinear, residual: &mut CpuHidden) -> Result<(), DeviceError> {
         assert_eq!(residual.width(), weights.n(), "the residual is as wide as the product");
-        bit_linear(x, weights, (residual, 0, Store::Add), (&mut self.pool, &mut self.scratch), &*self.kernels);
+        bit_linear(x, weights, (residual, 0, Store::Add), (&mut self.pool, &mut self.scratch, &mut self.followers), &*self.kernels);
         Ok(())
     }
 

@@ -94,6 +94,11 @@ impl LaneTiles {
         Ok(Self { n, k, group_size, n_groups, codes, scales })
     }
 
+    /// All tiles, one after another.
+    pub(crate) fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
     /// Bytes of codes and scales.
     pub(crate) fn size_bytes(&self) -> u64 {
         let scales = match &self.scales {

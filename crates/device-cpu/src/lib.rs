@@ -6,6 +6,7 @@
 //! requests.
 
 mod activations;
+mod ahead;
 mod arch;
 mod attention;
 mod detect;

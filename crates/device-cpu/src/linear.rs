@@ -5,12 +5,16 @@ use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::{ActivationRows, CpuActivations};
+use crate::ahead::{Followers, Stretch};
 use crate::arch::OutOfMemory;
 use crate::hidden::CpuHidden;
 use crate::kernels::{Kernels, Scratch, Store};
 use crate::lane_tile::{LANE_ROWS, LaneTiles};
 use crate::pool::{ColumnTarget, Pool};
 use crate::tile::{TILE_ROWS, Tiles};
+
+/// Products of more rows are bound by arithmetic: nothing is fetched ahead of them.
+const AHEAD_ROWS: usize = 4;
 
 /// Ternary weights `[n, k]` on the CPU.
 pub struct CpuLinear(Weights);
@@ -62,6 +66,15 @@ impl CpuLinear {
         }
     }
 
+    /// Where the codes lie.
+    fn stretch(&self) -> Stretch {
+        let codes = match &self.0 {
+            Weights::Int8(tiles) | Weights::F32(tiles) => tiles.codes(),
+            Weights::Groups(tiles) => tiles.codes(),
+        };
+        Stretch::new(codes, self.n().div_ceil(self.granule()))
+    }
+
     /// Rows that threads do not share.
     fn granule(&self) -> usize {
         match &self.0 {
@@ -76,7 +89,7 @@ pub(crate) fn bit_linear(
     x: &CpuActivations,
     weights: &CpuLinear,
     (out, first_column, store): (&mut CpuHidden, usize, Store),
-    (pool, scratch): (&mut Pool, &mut [Scratch]),
+    (pool, scratch, followers): (&mut Pool, &mut [Scratch], &mut Followers),
     kernels: &dyn Kernels,
 ) {
     assert_eq!(x.width(), weights.k(), "activations are as wide as the weights");
@@ -84,6 +97,7 @@ pub(crate) fn bit_linear(
     let rows = x.view();
     let width = out.width();
     let columns = first_column..first_column + weights.n();
+    pool.fetch_ahead(if x.n_rows() <= AHEAD_ROWS { followers.after(weights.stretch()) } else { None });
     let target = ColumnTarget { values: out.values_mut(), width, columns, granule: weights.granule() };
     pool.run_columns(scratch, target, |scratch, columns| match (rows, &weights.0) {
         (ActivationRows::Int8(rows), Weights::Int8(tiles)) => kernels.linear_int8(rows, tiles, store, columns, scratch),

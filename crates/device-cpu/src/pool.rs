@@ -1,5 +1,6 @@
 //! The thread pool: `n_threads − 1` workers beside the caller, woken together for one task at a time. Workers spin for some
-//! tens of microseconds between tasks (an operation of a decode step follows the last within that), then park.
+//! tens of microseconds between tasks (an operation of a decode step follows the last within that), then park. While they spin
+//! they fetch what the next product will read (`ahead`).
 //!
 //! Work is split statically, so that a thread meets the same weights in every step; of many columns a thread that is done takes
 //! chunks that a slower one has not begun. Nothing is allocated per task; a panic in any thread is carried to the caller after
@@ -17,13 +18,23 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::ahead::{Stretch, Wanted};
+use crate::arch::prefetch_line;
 use crate::error::CpuError;
 use crate::limits::{SPIN_TURNS, THREADS_MAX};
 
-/// How finely a thread's share of many columns is cut.
-const CHUNKS_PER_THREAD: usize = 20;
-/// Chunks are whole multiples of so many granules, so that kernels which work on several granules at once fill them.
-const CHUNK_MULTIPLE: usize = 8;
+/// How finely a thread's share of columns is cut.
+#[derive(Clone, Copy)]
+struct Grain {
+    chunks_per_thread: usize,
+    /// Chunks are whole multiples of so many granules, so that kernels which work on several granules at once fill them.
+    multiple: usize,
+}
+
+const GRAIN: Grain = Grain { chunks_per_thread: 20, multiple: 8 };
+/// For up to `FEW_ROWS` rows: threads wait for one another several hundred times a second, and kernels work on one granule at a time.
+const GRAIN_OF_FEW: Grain = Grain { chunks_per_thread: 40, multiple: 2 };
+const FEW_ROWS: usize = 4;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
@@ -43,6 +54,8 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Chunks begun of each thread's columns, `[n_threads]`.
     cursors: Vec<Cursor>,
+    /// What each worker may fetch while it waits, `[n_threads − 1]`.
+    wanted: Vec<Wanted>,
 }
 
 /// A counter on a cache line of its own.
@@ -73,6 +86,7 @@ impl Pool {
             parked: (1..n_threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
             cursors: (0..n_threads).map(|_| Cursor(AtomicUsize::new(0))).collect(),
+            wanted: (1..n_threads).map(|_| Wanted::default()).collect(),
         });
         let mut pool = Self { shared, workers: Vec::with_capacity(n_threads - 1) };
         for index in 1..n_threads {
@@ -87,6 +101,14 @@ impl Pool {
     /// Threads that compute, the caller among them.
     pub(crate) fn n_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Says what the product after the next task will read: a worker that is done fetches the start of its share.
+    pub(crate) fn fetch_ahead(&mut self, stretch: Option<Stretch>) {
+        let n_threads = self.n_threads();
+        for (thread, wanted) in (1..).zip(&self.shared.wanted) {
+            wanted.set(stretch, thread, n_threads);
+        }
     }
 
     /// Runs `task(thread)` once on every thread, `0..n_threads`, and returns when all have finished.
@@ -159,7 +181,7 @@ impl Pool {
         assert!(columns.start <= columns.end && columns.end <= width, "columns {columns:?} are outside rows of {width}");
         let n_rows = values.len() / width;
         let (n_threads, n_granules) = (self.n_threads(), columns.len().div_ceil(granule));
-        let n_chunk = chunk_granules(n_granules, n_threads);
+        let n_chunk = chunk_granules(n_granules, n_threads, if n_rows <= FEW_ROWS { GRAIN_OF_FEW } else { GRAIN });
         let base = Shareable(values.as_mut_ptr());
         let shared = Arc::clone(&self.shared);
         shared.cursors.iter().for_each(|cursor| cursor.0.store(0, Ordering::Relaxed));
@@ -217,7 +239,7 @@ impl Shared {
     fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
-            seen = self.next_epoch(seen, &self.parked[index - 1]);
+            seen = self.next_epoch(seen, index - 1);
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
@@ -233,14 +255,23 @@ impl Shared {
     }
 
     /// Spins, then sleeps, until the epoch is no longer `seen`.
-    fn next_epoch(&self, seen: usize, parked: &AtomicBool) -> usize {
-        for _ in 0..SPIN_TURNS {
+    fn next_epoch(&self, seen: usize, worker: usize) -> usize {
+        let mut lines = self.wanted[worker].take();
+        let mut turns = 0;
+        while turns < SPIN_TURNS {
             let epoch = self.epoch.load(Ordering::Acquire);
             if epoch != seen {
                 return epoch;
             }
-            std::hint::spin_loop();
+            match lines.next() {
+                Some(line) => prefetch_line(line),
+                None => {
+                    turns += 1;
+                    std::hint::spin_loop();
+                }
+            }
         }
+        let parked = &self.parked[worker];
         loop {
             // Either the caller sees `parked` and unparks, or this load sees its new epoch: both sides are SeqCst.
             parked.store(true, Ordering::SeqCst);
@@ -286,14 +317,14 @@ impl<P> Parts<P> {
 }
 
 /// Which of `n_items` fall to `part` of `n_parts`: contiguous, sizes differing by one at most.
-fn share(n_items: usize, part: usize, n_parts: usize) -> Range<usize> {
+pub(crate) fn share(n_items: usize, part: usize, n_parts: usize) -> Range<usize> {
     n_items * part / n_parts..n_items * (part + 1) / n_parts
 }
 
 /// Granules of a chunk: a thread's whole share, unless that is many chunks' worth.
-fn chunk_granules(n_granules: usize, n_threads: usize) -> usize {
+fn chunk_granules(n_granules: usize, n_threads: usize, grain: Grain) -> usize {
     let n_share = n_granules.div_ceil(n_threads);
-    let chunk = n_share / CHUNKS_PER_THREAD / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
+    let chunk = n_share / grain.chunks_per_thread / grain.multiple * grain.multiple;
     if n_threads == 1 || chunk == 0 { n_share.max(1) } else { chunk }
 }
 

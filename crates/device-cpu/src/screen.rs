@@ -11,7 +11,8 @@
 //!
 //! whose norms are measured, not estimated, and rounded upwards; the rounding of the f32 product (`numerics::dot`) is bounded by
 //! γ·‖w‖·‖x‖. A row whose ŵ·x̂ plus this bound stays below the n-th best exact logit found so far cannot be among the n best:
-//! what is left out is proved to be out. Trained heads need the fine plane and the head for a few rows in a thousand.
+//! what is left out is proved to be out. Trained heads need the fine plane and the head for a few rows in a thousand. A random head
+//! needs it for half of its rows, but most of these fall when its first half of the columns is known, so it is read by halves.
 //!
 //! Idea: two-stage maximum inner product search with exact re-ranking; the bound is ours.
 
@@ -35,14 +36,19 @@ pub(crate) const COARSE_BYTES: usize = TILE_ROWS * COARSE_COLUMNS / 2;
 /// Bytes of one unit of the fine plane: 2-bit codes of columns j, j + 32, j + 64, j + 96 of a block.
 pub(crate) const FINE_BYTES: usize = BLOCK_COLUMNS / 4;
 /// How many survivors of the coarse plane ahead the fine plane is fetched: its rows are too far apart for the hardware to guess, and
-/// one takes a third of the time that memory needs to answer.
-const FINE_ROWS_AHEAD: usize = 4;
+/// one takes a tenth of the time that a busy memory needs to answer.
+const FINE_ROWS_AHEAD: usize = 12;
 /// Rows whose fine plane is kept in the L2 cache for all tokens.
 const FINE_BLOCK_ROWS: usize = 256;
 /// Tokens that share one reading of the coarse plane.
 pub(crate) const SCREEN_TOKENS: usize = 4;
 /// Levels of a weight.
 pub(crate) const LEVELS: f32 = 64.0;
+
+/// How many of a row's blocks are its first half.
+pub(crate) fn first_half(n_blocks: usize) -> usize {
+    n_blocks / 2
+}
 
 /// Upwards rounding of norms: their sums have fewer than 2¹³ additions in a lane, each off by at most 2⁻²⁴.
 const NORM_SLACK: f32 = 1.0 + 1.0 / 1024.0;
@@ -56,7 +62,9 @@ pub(crate) struct RowBound {
     pub(crate) norm: f32,
     /// ‖w − ŵ‖ for the coarse plane alone, rounded upwards.
     pub(crate) coarse_error: f32,
-    /// The same with the fine plane.
+    /// The same with the fine plane of the first half of the blocks (`first_half`).
+    pub(crate) half_error: f32,
+    /// The same with all of the fine plane.
     pub(crate) fine_error: f32,
 }
 
@@ -91,6 +99,8 @@ pub(crate) struct Screen {
 #[derive(Clone, Copy, Default)]
 struct TokenBound {
     quantized: RowScale,
+    /// Σ q over the first half of the blocks.
+    first_sum: i32,
     /// ‖x‖, rounded upwards.
     norm: f32,
     /// ‖x − x̂‖, rounded upwards.
@@ -170,7 +180,9 @@ impl Screen {
         });
         first_failure(scratch)?;
         bounds.truncate(head.n());
-        let is_finite = bounds.iter().all(|bound| bound.norm.is_finite() && bound.coarse_error.is_finite() && bound.fine_error.is_finite());
+        let is_finite = bounds
+            .iter()
+            .all(|bound| [bound.norm, bound.coarse_error, bound.half_error, bound.fine_error].iter().all(|norm| norm.is_finite()));
         let (tokens, quantized, quarter_sums, thresholds) = (vec![], vec![], vec![], vec![]);
         // Room for every row, so that no step allocates.
         let n_rows_of_part = head.n() / pool.n_threads() + 1;
@@ -219,9 +231,11 @@ impl Screen {
             let pairs = row.iter().zip(&*quantized);
             let error =
                 pairs.map(|(&value, &integer)| f64::from(square(value - f32::from(integer) * scale.scale.real))).sum::<f64>().sqrt();
+            let n_first = first_half(self.n_blocks) * BLOCK_COLUMNS / QUARTER_COLUMNS;
+            let first_sum = self.quarter_sums[..n_first].iter().sum();
             // A difference of two floats may lose half a unit of the larger.
             let error = error as f32 + norm * f32::EPSILON;
-            self.tokens.push(TokenBound { quantized: scale, norm: norm * NORM_SLACK, error: error * NORM_SLACK });
+            self.tokens.push(TokenBound { quantized: scale, first_sum, norm: norm * NORM_SLACK, error: error * NORM_SLACK });
         }
         self.tokens.iter().all(|token| token.norm.is_finite() && token.error.is_finite())
     }
@@ -255,13 +269,13 @@ impl Screen {
         }
     }
 
-    /// ŵ·x̂ of both planes, from what the coarse one said.
+    /// What the fine plane of some of a row's blocks adds to ŵ·x̂; `sum` is Σ q over these blocks.
     #[inline]
-    fn with_fine(&self, token: usize, row: usize, coarse: f32, kernels: &dyn Kernels) -> f32 {
+    fn fine_part(&self, (token, row): (usize, usize), blocks: Range<usize>, sum: i32, kernels: &dyn Kernels) -> f32 {
         let quantized = self.tokens[token].quantized;
-        let sum = kernels.fine_sum(self.fine_row(row), self.activations(token));
+        let products = kernels.fine_sum(&self.fine_row(row)[blocks.clone()], &self.activations(token)[blocks]);
         // 4·q₄ − 30 + q₂ − 1.5 = q − 31.5
-        coarse + scaled(2 * i64::from(sum) - 3 * i64::from(quantized.sum), 0.5 * self.bounds[row].scale, quantized.scale.real)
+        scaled(2 * i64::from(products) - 3 * i64::from(sum), 0.5 * self.bounds[row].scale, quantized.scale.real)
     }
 }
 
@@ -436,12 +450,18 @@ impl Screening<'_> {
             n_passed += usize::from(coarse + token_bound.radius(bound, bound.coarse_error, rounding) >= threshold);
         }
         let passed = &passed[..n_passed];
+        let n_first = first_half(screen.n_blocks);
         for (index, candidate) in passed.iter().enumerate() {
             if let Some(ahead) = passed.get(index + FINE_ROWS_AHEAD) {
-                self.kernels.prefetch(screen.fine_row(ahead.row as usize).as_flattened());
+                self.kernels.prefetch(screen.fine_row(ahead.row as usize)[..n_first].as_flattened());
             }
             let (row, bound) = (candidate.row as usize, &screen.bounds[candidate.row as usize]);
-            let fine = screen.with_fine(token, row, candidate.logit, self.kernels);
+            let half = candidate.logit + screen.fine_part((token, row), 0..n_first, token_bound.first_sum, self.kernels);
+            if half + token_bound.radius(bound, bound.half_error, rounding) < threshold {
+                continue;
+            }
+            let rest = token_bound.quantized.sum - token_bound.first_sum;
+            let fine = half + screen.fine_part((token, row), n_first..screen.n_blocks, rest, self.kernels);
             if fine + token_bound.radius(bound, bound.fine_error, rounding) >= threshold {
                 candidates.push(Candidate { logit: fine, ..*candidate });
             }

@@ -75,6 +75,11 @@ impl Tiles {
         Ok(Self { n, k, group_size, n_groups: k / group_size, codes, scales, inverse_scales })
     }
 
+    /// All tiles, one after another.
+    pub(crate) fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
     /// Bytes of codes and scales.
     pub(crate) fn size_bytes(&self) -> u64 {
         (self.codes.len() + (self.scales.len() + self.inverse_scales.len()) * size_of::<f32>()) as u64

@@ -124,6 +124,24 @@ impl<T: Plain> DerefMut for Memory<T> {
     }
 }
 
+/// Asks for the cache line at an address, which may be any: nothing is read, so nothing can fault.
+#[inline]
+pub(crate) fn prefetch_line(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has SSE; a prefetch reads no memory and does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch reads no memory, writes no register and does not fault.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{address}]", address = in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ mod x86_64;
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use aarch64::Neon;
-pub(crate) use memory::{Memory, OutOfMemory, Plain};
+pub(crate) use memory::{Memory, OutOfMemory, Plain, prefetch_line};
 pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{Amx, Avx2, Avx512Vnni, AvxVnni};

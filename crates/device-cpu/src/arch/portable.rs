@@ -14,7 +14,7 @@ use crate::kernels::{F32Rows, GroupRowMut, GroupRows, Int8RowMut, Int8Rows, RowS
 use crate::lane_tile::{LANE_COLUMNS, LANE_ROWS, LINE_BYTES, LaneTiles};
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
-use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut};
+use crate::screen::{COARSE_BYTES, COARSE_COLUMNS, FINE_BYTES, LEVELS, RowBound, ScreenRowMut, first_half};
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles, UNIT_BYTES};
 
 /// `quantise::absmax` of one row, with its sums and zero padding.
@@ -312,11 +312,13 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
     let inverse_scale = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     codes.clear();
     codes.resize(out.fine.len() / FINE_BYTES * BLOCK_COLUMNS, 0);
-    let mut sums = [[0.0f32; numerics::LANES]; 3];
+    // Of the first half of the blocks, and of the others.
+    let mut sums = [[[0.0f32; numerics::LANES]; 3]; 2];
+    let n_first = first_half(out.fine.len() / FINE_BYTES) * BLOCK_COLUMNS / numerics::LANES;
     let (whole, rest) = row.as_chunks::<{ numerics::LANES }>();
     let (codes_of_whole, codes_of_rest) = codes.as_chunks_mut::<{ numerics::LANES }>().0.split_at_mut(whole.len());
-    for (values, codes) in whole.iter().zip(codes_of_whole) {
-        add_levels(values, (scale, inverse_scale), codes, &mut sums);
+    for (index, (values, codes)) in whole.iter().zip(codes_of_whole).enumerate() {
+        add_levels(values, (scale, inverse_scale), codes, &mut sums[usize::from(index >= n_first)]);
     }
     if let Some(codes) = codes_of_rest.first_mut().filter(|_| !rest.is_empty()) {
         // Codes behind the last column meet activations of 0, and errors there are none of the row's.
@@ -324,7 +326,7 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
         values[..rest.len()].copy_from_slice(rest);
         let mut sums_of_rest = [[0.0f32; numerics::LANES]; 3];
         add_levels(&values, (scale, inverse_scale), codes, &mut sums_of_rest);
-        for (sums, sums_of_rest) in sums.iter_mut().zip(sums_of_rest) {
+        for (sums, sums_of_rest) in sums[1].iter_mut().zip(sums_of_rest) {
             sums.iter_mut().zip(sums_of_rest).take(rest.len()).for_each(|(sum, of_rest)| *sum += of_rest);
         }
     }
@@ -341,10 +343,17 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
             *byte = code(0) | code(1) | code(2) | code(3);
         }
     }
-    let [norm, coarse_error, fine_error] = sums.map(|lanes| numerics::sum_lanes(lanes).sqrt());
+    let [first, second] = sums.map(|sums| sums.map(numerics::sum_lanes));
+    let norm = (first[0] + second[0]).sqrt();
     // Every norm is rounded upwards: its sum has few additions a lane, and a difference may lose half a unit of the weight.
-    let upwards = |length: f32| (length + norm * f32::EPSILON) * (1.0 + 1.0 / 1024.0) + f32::MIN_POSITIVE;
-    RowBound { scale, norm: upwards(norm), coarse_error: upwards(coarse_error), fine_error: upwards(fine_error) }
+    let upwards = |square: f32| (square.sqrt() + norm * f32::EPSILON) * (1.0 + 1.0 / 1024.0) + f32::MIN_POSITIVE;
+    RowBound {
+        scale,
+        norm: upwards(first[0] + second[0]),
+        coarse_error: upwards(first[1] + second[1]),
+        half_error: upwards(first[2] + second[1]),
+        fine_error: upwards(first[2] + second[2]),
+    }
 }
 
 /// Codes of some weights, and what they add to ‖w‖², and to ‖w − ŵ‖² of the coarse plane and of both.

@@ -28,7 +28,7 @@ impl Kernels for AvxVnni {
 /// The register tile is 4 rows × 3 tokens.
 #[target_feature(enable = "avx2,f16c,avxvnni")]
 fn linear_int8(v: AvxVnni, product: (Int8Rows<'_>, &Tiles, Store), out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-    vnni::int8::linear::<_, 1, 1, 3>(v, product, out, scratch);
+    vnni::int8::linear::<_, 1, 1, 1, 3>(v, product, out, scratch);
 }
 
 #[target_feature(enable = "avx2,f16c,avxvnni")]

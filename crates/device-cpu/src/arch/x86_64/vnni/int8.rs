@@ -1,10 +1,10 @@
 //! int8 activations × ternary weights by `vpdpbusd`, for any width of register. Codes 0..=2 are multiplied as they are and the
 //! sum of the activations is subtracted at the end: Σ(code − 1)·q = Σ code·q − Σ q.
 //!
-//! Few tokens take codes from their packed bytes as they stream by: the odd quarters stay where they are in their byte, which
-//! makes their sums four times too large, exactly, and saves half of the shifts. More tokens share a panel of codes unpacked
-//! into L1, and take turns in blocks whose activations stay in L2. What this leaves out: groups that are not whole quarters
-//! (`portable`).
+//! One or two tokens take codes from their packed bytes as they stream by: the odd quarters stay where they are in their byte,
+//! which makes their sums four times too large, exactly, and saves half of the shifts. A few more share each code in its register
+//! (`shared`), if there are registers for their sums. More tokens share a panel of codes unpacked into L1, and take turns in blocks
+//! whose activations stay in L2. What this leaves out: groups that are not whole quarters (`portable`).
 
 use std::ops::Range;
 
@@ -21,6 +21,8 @@ use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles}
 const QUARTERS: usize = BLOCK_COLUMNS / QUARTER_COLUMNS;
 /// From this many tokens on a panel pays.
 const PANEL_FROM: usize = 3;
+/// Groups of tokens that share codes in registers, from which on a panel pays.
+const SHARED_BELOW: usize = 2;
 /// Bytes of activations that a block of tokens may take of the L2 cache.
 const TOKEN_BLOCK_BYTES: usize = 384 << 10;
 /// Blocks of the longest panel: with the activations that pass by it stays in an L1 cache of 48 KiB.
@@ -44,9 +46,10 @@ struct Panel<'a, const TILES: usize> {
     blocks: Range<usize>,
 }
 
-/// Product of one thread's tiles. Registers must hold the sums of `FEW` tokens × two tiles and of `MANY` tokens × `TILES` tiles.
+/// Product of one thread's tiles. Registers must hold the sums of `FEW` tokens × two tiles, of `SHARED` tokens × one tile and of
+/// `MANY` tokens × `TILES` tiles.
 #[inline(always)]
-pub(in super::super) fn linear<V: DotRows, const FEW: usize, const TILES: usize, const MANY: usize>(
+pub(in super::super) fn linear<V: DotRows, const FEW: usize, const SHARED: usize, const TILES: usize, const MANY: usize>(
     v: V,
     (x, weights, store): (Int8Rows<'_>, &Tiles, Store),
     out: &mut ColumnsMut<'_>,
@@ -59,6 +62,9 @@ pub(in super::super) fn linear<V: DotRows, const FEW: usize, const TILES: usize,
     let n_tokens = out.n_rows();
     if weights.n_groups() > 1 || n_tokens < PANEL_FROM {
         return streams::<V, FEW>(v, x, (weights, store), out);
+    }
+    if SHARED > FEW && n_tokens < SHARED_BELOW * SHARED {
+        return shared::<V, SHARED>(v, x, (weights, store), out);
     }
     let in_cache = (TOKEN_BLOCK_BYTES / x.stride / MANY * MANY).clamp(8 * MANY, PANEL_TOKENS / MANY * MANY);
     for first in (0..n_tokens).step_by(in_cache) {
@@ -159,6 +165,67 @@ fn sum_blocks<V: DotRows, const T: usize>(v: V, codes: &[PackedBlock], activatio
         }
     }
     joined(v, even, odd)
+}
+
+/// Every tile for groups of at most `SHARED` tokens of nearly equal size, which share each code as it is unpacked. One scale group
+/// only.
+#[inline(always)]
+fn shared<V: DotRows, const SHARED: usize>(v: V, x: Int8Rows<'_>, (weights, store): (&Tiles, Store), out: &mut ColumnsMut<'_>) {
+    const { assert!(SHARED <= SHARED_MAX) };
+    let columns = out.range();
+    let n_tokens = out.n_rows();
+    let size = n_tokens.div_ceil(n_tokens.div_ceil(SHARED));
+    for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
+        for first in (0..n_tokens).step_by(size) {
+            let at = (tile, first);
+            match size.min(n_tokens - first) {
+                1 => share::<V, 1>(v, x, (weights, store, at), out),
+                2 => share::<V, 2>(v, x, (weights, store, at), out),
+                3 => share::<V, 3>(v, x, (weights, store, at), out),
+                4 => share::<V, 4>(v, x, (weights, store, at), out),
+                5 => share::<V, 5>(v, x, (weights, store, at), out),
+                6 => share::<V, 6>(v, x, (weights, store, at), out),
+                7 => share::<V, 7>(v, x, (weights, store, at), out),
+                SHARED_MAX => share::<V, SHARED_MAX>(v, x, (weights, store, at), out),
+                _ => unreachable!("groups have 1..=SHARED tokens"),
+            }
+        }
+    }
+}
+
+/// Most tokens that share codes in registers.
+const SHARED_MAX: usize = 8;
+
+/// One tile of it for T tokens.
+#[inline(always)]
+fn share<V: DotRows, const T: usize>(
+    v: V,
+    x: Int8Rows<'_>,
+    (weights, store, (tile, token)): (&Tiles, Store, (usize, usize)),
+    out: &mut ColumnsMut<'_>,
+) {
+    let codes = weights.tile(tile);
+    let mut activations: [&[[i8; BLOCK_COLUMNS]]; T] = [&[]; T];
+    for (index, rows) in activations.iter_mut().enumerate() {
+        *rows = &x.blocks(token + index)[..codes.len()];
+    }
+    let mut sums = [v.zero(); T];
+    for (index, block) in codes.iter().enumerate() {
+        v.prefetch_behind(block);
+        let mut packed = v.load(block);
+        for quarter in 0..QUARTERS {
+            let codes = v.masked(packed, MASKS[0]);
+            packed = v.shifted::<2>(packed);
+            for (sums, row) in sums.iter_mut().zip(activations) {
+                *sums = v.dot(*sums, codes, v.load_quarter(&row[index].as_chunks().0[quarter]));
+            }
+        }
+    }
+    let offset = tile * TILE_ROWS - out.range().start;
+    for (index, sums) in sums.into_iter().enumerate() {
+        let values = dequantised(v.totals(sums), x.scales[token + index], weights.tile_inverse_scales(tile));
+        store.store(&mut out.row_mut(token + index)[offset..], values);
+    }
 }
 
 /// Σ code·q over any quarters.

@@ -8,6 +8,7 @@
 pub(super) mod int8;
 mod narrow;
 pub(super) mod roof;
+pub(super) mod screen;
 mod wide;
 
 pub(crate) use narrow::AvxVnni;
