@@ -1,6 +1,7 @@
 //! How the command fails: `error:` with the cause chain, `help:` with what to do next, and the exit status.
 //!
-//! Exit status: 0 done (also when the reader of standard output left early), 1 failed, 2 misused (unknown flag or verb).
+//! Exit status: 0 done (also when the reader of standard output left early), 1 failed, 2 misused (unknown flag or verb, an invalid
+//! configuration that was to be checked).
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -15,6 +16,9 @@ use thiserror::Error;
 use crate::hub::HubError;
 use crate::model_source::ModelSourceError;
 use crate::terminal::{Style, Terminal, is_reader_left};
+
+/// Exit status of a command that cannot be carried out as it was given.
+const MISUSED: u8 = 2;
 
 /// Something that only the command line can get wrong, with what to do about it.
 #[derive(Debug, Error)]
@@ -31,6 +35,13 @@ impl Misuse {
     }
 }
 
+/// A check that found something, all of which has been told.
+#[derive(Debug, Error)]
+#[error("the configuration is not valid: {n_faults} {}", if *n_faults == 1 { "error" } else { "errors" })]
+pub(crate) struct Invalid {
+    pub(crate) n_faults: usize,
+}
+
 /// Ends the program.
 pub(crate) fn exit_code(outcome: anyhow::Result<()>, terminal: &Terminal) -> ExitCode {
     match outcome {
@@ -39,7 +50,7 @@ pub(crate) fn exit_code(outcome: anyhow::Result<()>, terminal: &Terminal) -> Exi
         Err(error) => {
             // If standard error is gone too, there is nobody to tell.
             let _ = report(&error, terminal, &mut io::stderr().lock());
-            ExitCode::FAILURE
+            if error.is::<Invalid>() { ExitCode::from(MISUSED) } else { ExitCode::FAILURE }
         }
     }
 }

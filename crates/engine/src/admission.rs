@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use bitnet_model::TokenId;
-use bitnet_model::sampler::{Sampler, SamplingParams};
+use bitnet_model::sampler::Sampler;
 use bitnet_model::text::Tokenizer;
 
-use crate::choice::{Choice, Rules};
-use crate::constraint::{ConstraintCompiler, ConstraintState};
+use crate::choice::Rules;
+use crate::constraint::{CompiledConstraint, ConstraintCompiler};
 use crate::error::SubmitError;
 use crate::limits;
-use crate::live::{Progress, PromptScores, Work, Writing};
+use crate::live::{ChoicePlan, Progress, PromptScores, Work, Writing};
 use crate::quarantine::Quarantine;
 use crate::request::{Generate, Request, Task, TenantSalt};
 use crate::text_stream::TextStream;
@@ -72,20 +72,15 @@ impl Admission {
         if !generate.stop_strings.is_empty() && self.tokenizer.is_none() {
             return Err(SubmitError::NoTokenizer { what: "a stop string" });
         }
-        let mut constraint = self.constraint(generate, tenant)?;
+        let constraint = self.constraint(generate, tenant)?;
         let rules = Arc::new(self.rules(generate));
         let stop_strings: Arc<[String]> = generate.stop_strings.clone().into();
-        let mut choices = Vec::with_capacity(generate.n_choices.get() as usize);
-        for choice in 0..generate.n_choices.get() {
-            let seed = generate.sampling.seed.wrapping_add(u64::from(choice));
-            let sampler = Sampler::new(SamplingParams { seed, ..generate.sampling.clone() })?.with_prompt(n_prompt_tokens);
-            let is_last = choice + 1 == generate.n_choices.get();
-            let own = if is_last { constraint.take() } else { constraint.as_ref().map(ConstraintState::fork) };
-            let text = TextStream::new(self.tokenizer.as_ref(), &stop_strings)?;
-            choices.push(Some(Choice::new(Arc::clone(&rules), sampler, own, text)));
-        }
+        // Choices are made when their turn comes; what would fail then is refused now.
+        Sampler::new(generate.sampling.clone())?;
+        TextStream::new(self.tokenizer.as_ref(), &stop_strings)?;
+        let plan = ChoicePlan { n_choices: generate.n_choices.get(), sampling: generate.sampling.clone(), stop_strings, constraint };
         let prompt_scores = generate.prompt_logprobs.map(|n_top| PromptScores::new(n_top as usize));
-        Ok(Writing { rules, choices, progress: Progress::Reading, prompt_scores, n_prompt_tokens })
+        Ok(Writing { rules, plan, choices: Vec::new(), progress: Progress::Reading, prompt_scores, n_prompt_tokens })
     }
 
     fn check_bounds(&self, generate: &Generate) -> Result<(), SubmitError> {
@@ -105,7 +100,7 @@ impl Admission {
         generate.stop_token_ids.iter().try_for_each(|&token_id| self.check_token(token_id))
     }
 
-    fn constraint(&self, generate: &Generate, tenant: TenantSalt) -> Result<Option<ConstraintState>, SubmitError> {
+    fn constraint(&self, generate: &Generate, tenant: TenantSalt) -> Result<Option<Arc<CompiledConstraint>>, SubmitError> {
         let Some(constraint) = &generate.constraint else { return Ok(None) };
         let compiler = self.constraints.as_ref().ok_or(SubmitError::NoTokenizer { what: "a constraint" })?;
         compiler.compile(tenant, constraint).map(Some)

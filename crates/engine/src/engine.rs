@@ -18,25 +18,34 @@ use crate::options::{EngineOptions, PrefixCaching, Speculation};
 use crate::quarantine::Quarantine;
 use crate::request::{Event, Request, RequestId};
 use crate::scheduler::{Scheduler, SchedulerLimits};
-use crate::speculation::{DraftModel, DraftSource, Drafter, PromptLookup};
+use crate::speculation::{DraftModel, DraftSource, Drafter, PromptLookup, check_draft_vocabulary};
 use crate::state::EngineState;
 use crate::stats::EngineStats;
 
 /// A model and what belongs to it.
 pub struct EngineModel {
     pub runner: Box<dyn Runner>,
-    /// A smaller model of the same vocabulary, for `Speculation::DraftModel`.
-    pub draft: Option<Box<dyn Runner>>,
+    /// For `Speculation::DraftModel`.
+    pub draft: Option<DraftPart>,
     /// Absent for checkpoints without vocabulary: tokens then have no text.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Tokens that end a text.
     pub eos: Vec<TokenId>,
 }
 
+/// A smaller model of the same vocabulary.
+pub struct DraftPart {
+    pub runner: Box<dyn Runner>,
+    /// Compared with the model's, where both are there.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+}
+
 /// Where events go.
 pub trait EventSink {
     /// Takes an event of a request.
     fn send(&mut self, id: RequestId, event: Event);
+    /// Hears that a request waits no more: its first step is about to be computed.
+    fn began(&mut self, _id: RequestId) {}
     /// Whether the request's reader keeps up. If not, its sequences pause.
     fn has_room(&self, id: RequestId) -> bool;
 }
@@ -81,7 +90,7 @@ impl EngineCore {
             quarantine: Quarantine::default(),
         };
         let admission = Arc::new(admission);
-        let drafter = drafter(&*runner, draft, options.speculation)?;
+        let drafter = drafter(&*runner, admission.tokenizer.as_deref(), draft, options.speculation)?;
         let state = EngineState::new(scheduler(&*runner, options), drafter, Arc::clone(&admission));
         Ok(Self { runner, batch: Batch::default(), state, admission, options })
     }
@@ -161,7 +170,12 @@ fn scheduler(runner: &dyn Runner, options: EngineOptions) -> Scheduler {
     Scheduler::new(scheduler_limits, BlockPool::new(batch_limits.n_blocks, n_idle_per_tenant))
 }
 
-fn drafter(runner: &dyn Runner, draft: Option<Box<dyn Runner>>, speculation: Speculation) -> Result<Drafter, StartError> {
+fn drafter(
+    runner: &dyn Runner,
+    tokenizer: Option<&Tokenizer>,
+    draft: Option<DraftPart>,
+    speculation: Speculation,
+) -> Result<Drafter, StartError> {
     let check_pooling = |runner: &dyn Runner| if runner.config().last_token_pooling { Err(StartError::DraftPooling) } else { Ok(()) };
     match speculation {
         Speculation::Off => Ok(Drafter::new(DraftSource::None, 0)),
@@ -172,12 +186,15 @@ fn drafter(runner: &dyn Runner, draft: Option<Box<dyn Runner>>, speculation: Spe
         Speculation::DraftModel { n_drafts_max } => {
             let draft = draft.ok_or(StartError::NoDraftModel)?;
             check_pooling(runner)?;
-            check_pooling(&*draft)?;
-            let (expected, got) = (runner.limits().n_vocab, draft.limits().n_vocab);
+            check_pooling(&*draft.runner)?;
+            let (expected, got) = (runner.limits().n_vocab, draft.runner.limits().n_vocab);
             if expected != got {
                 return Err(StartError::DraftVocabulary { expected, got });
             }
-            Ok(Drafter::new(DraftSource::Model(Box::new(DraftModel::new(draft))), n_drafts_max))
+            if let (Some(own), Some(drafts)) = (tokenizer, &draft.tokenizer) {
+                check_draft_vocabulary(own, drafts)?;
+            }
+            Ok(Drafter::new(DraftSource::Model(Box::new(DraftModel::new(draft.runner))), n_drafts_max))
         }
     }
 }

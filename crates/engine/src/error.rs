@@ -36,8 +36,15 @@ pub enum SubmitError {
     Quarantined { n_panics: usize },
     #[error("too many requests wait; try again in {} ms", retry_after.as_millis())]
     QueueFull { retry_after: Duration },
+    #[error(
+        "{n_waiting} requests of this tenant wait, its share while {n_tenants} tenants wait; try again in {} ms",
+        retry_after.as_millis()
+    )]
+    TenantShare { n_waiting: usize, n_tenants: usize, retry_after: Duration },
     #[error("the engine takes no more requests: it is shutting down")]
     Draining,
+    #[error("the engine has broken down and must be started again")]
+    Broken,
     #[error("no model is called {name:?}")]
     UnknownModel { name: String },
 }
@@ -57,6 +64,10 @@ pub enum RequestError {
     Constraint { reason: String },
     #[error("computing this request panicked")]
     Panicked,
+    #[error("the request could not be begun: {reason}")]
+    Begin { reason: String },
+    #[error("the engine broke down")]
+    Broken,
 }
 
 /// A model could not be taken into a pool.
@@ -77,6 +88,8 @@ pub enum PoolError {
 pub enum StartError {
     #[error("the draft model has {got} tokens, the model {expected}: drafts need the same vocabulary")]
     DraftVocabulary { expected: usize, got: usize },
+    #[error("token {token_id} of the draft model is {got}, that of the model {expected}: drafts need the same vocabulary")]
+    DraftToken { token_id: TokenId, expected: String, got: String },
     #[error("the options ask for a draft model, and there is none")]
     NoDraftModel,
     #[error("an embedding model cannot draft or be drafted for")]

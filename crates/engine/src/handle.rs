@@ -9,7 +9,7 @@ use crate::engine::{EngineCore, EngineModel};
 use crate::error::{StartError, SubmitError};
 use crate::inbox::{Inbox, Phase};
 use crate::options::EngineOptions;
-use crate::request::Request;
+use crate::request::{Request, TenantSalt};
 use crate::stats::EngineStats;
 use crate::stream::TokenStream;
 use crate::thread::{EngineThread, Published};
@@ -57,10 +57,20 @@ impl EngineHandle {
     /// take some ten milliseconds.
     pub fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
         let retry_after = self.published.retry_after();
-        self.inbox.check(retry_after)?;
+        self.inbox.check(request.tenant, retry_after)?;
         let prepared = self.admission.prepare(request)?;
         let (id, queue) = self.inbox.submit(prepared, retry_after)?;
         Ok(TokenStream::new(id, queue, Arc::clone(&self.inbox), self.n_events_max))
+    }
+
+    /// Whether a request of this tenant would be let in now, so that it can be refused before there is any work with it.
+    pub fn check_room(&self, tenant: TenantSalt) -> Result<(), SubmitError> {
+        self.inbox.check(tenant, self.published.retry_after())
+    }
+
+    /// Whether the engine has broken down. It takes no requests then and never will.
+    pub fn is_broken(&self) -> bool {
+        self.inbox.phase() == Phase::Broken
     }
 
     /// What the model yields.

@@ -1,12 +1,13 @@
 //! What the engine's thread is told between steps: new requests, cancellations, and that it should end. Nobody waits here but that
 //! thread.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::admission::Prepared;
 use crate::error::SubmitError;
-use crate::request::RequestId;
+use crate::request::{RequestId, TenantSalt};
 use crate::stream::StreamQueue;
 
 /// An accepted request on its way to the engine.
@@ -26,6 +27,8 @@ pub(crate) enum Phase {
     /// It gives up what it has and ends.
     Stopping,
     Stopped,
+    /// Its thread ended by a panic.
+    Broken,
 }
 
 /// Messages since the engine last looked.
@@ -42,6 +45,8 @@ struct InboxState {
     is_awake: bool,
     /// Requests that wait in the engine, as it last said.
     n_waiting: usize,
+    /// Of each tenant, those that came and whose turn has not come yet.
+    waiting_of: HashMap<TenantSalt, usize>,
     n_refused: u64,
     last_id: u64,
 }
@@ -64,26 +69,42 @@ impl Inbox {
     }
 
     /// Whether a request would be taken now. Asked before the work of preparing it is done.
-    pub(crate) fn check(&self, retry_after: Duration) -> Result<(), SubmitError> {
-        self.check_state(&mut self.lock(), retry_after)
+    pub(crate) fn check(&self, tenant: TenantSalt, retry_after: Duration) -> Result<(), SubmitError> {
+        self.check_state(&mut self.lock(), tenant, retry_after)
     }
 
-    fn check_state(&self, state: &mut InboxState, retry_after: Duration) -> Result<(), SubmitError> {
-        if state.phase > Phase::Open {
-            return Err(SubmitError::Draining);
+    /// There is room for `n_waiting_max`, whoever they are. Beyond it, and never beyond twice as many, those are let in whose tenant has
+    /// less than its share waiting: a tenant alone may fill the room, and yet does not keep out another.
+    fn check_state(&self, state: &mut InboxState, tenant: TenantSalt, retry_after: Duration) -> Result<(), SubmitError> {
+        match state.phase {
+            Phase::Open => {}
+            Phase::Broken => return Err(SubmitError::Broken),
+            Phase::Draining | Phase::Stopping | Phase::Stopped => return Err(SubmitError::Draining),
         }
-        if state.n_waiting + state.mail.arrived.len() >= self.n_waiting_max {
-            state.n_refused += 1;
-            return Err(SubmitError::QueueFull { retry_after });
+        let n_all = state.n_waiting + state.mail.arrived.len();
+        if n_all < self.n_waiting_max {
+            return Ok(());
         }
-        Ok(())
+        let n_own = state.waiting_of.get(&tenant).copied().unwrap_or(0);
+        let n_tenants = state.waiting_of.len() + usize::from(n_own == 0);
+        let is_below_share = n_own * n_tenants < self.n_waiting_max;
+        if n_tenants > 1 && is_below_share && n_all < 2 * self.n_waiting_max {
+            return Ok(());
+        }
+        state.n_refused += 1;
+        if n_tenants > 1 && !is_below_share {
+            return Err(SubmitError::TenantShare { n_waiting: n_own, n_tenants, retry_after });
+        }
+        Err(SubmitError::QueueFull { retry_after })
     }
 
     /// Takes a request, if there is room.
     pub(crate) fn submit(&self, prepared: Prepared, retry_after: Duration) -> Result<(RequestId, Arc<StreamQueue>), SubmitError> {
         let mut state = self.lock();
-        self.check_state(&mut state, retry_after)?;
+        let tenant = prepared.request.tenant;
+        self.check_state(&mut state, tenant, retry_after)?;
         state.last_id += 1;
+        *state.waiting_of.entry(tenant).or_default() += 1;
         let (id, queue) = (RequestId(state.last_id), Arc::new(StreamQueue::new()));
         state.mail.arrived.push(Arrived { id, prepared, queue: Arc::clone(&queue) });
         self.notify(state);
@@ -130,9 +151,18 @@ impl Inbox {
         (mail, state.phase)
     }
 
-    /// Takes down how many requests wait in the engine.
-    pub(crate) fn report_waiting(&self, n_waiting: usize) {
-        self.lock().n_waiting = n_waiting;
+    /// Takes down how many requests wait in the engine, and whose do not any more.
+    pub(crate) fn report_waiting(&self, n_waiting: usize, served: impl Iterator<Item = TenantSalt>) {
+        let mut state = self.lock();
+        state.n_waiting = n_waiting;
+        for tenant in served {
+            if let Some(n) = state.waiting_of.get_mut(&tenant) {
+                *n -= 1;
+                if *n == 0 {
+                    state.waiting_of.remove(&tenant);
+                }
+            }
+        }
     }
 
     /// Waits until something has come since the last `take`, or for `timeout`.

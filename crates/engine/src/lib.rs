@@ -35,7 +35,7 @@ mod thread;
 mod writing;
 
 pub use admission::Output;
-pub use engine::{EngineCore, EngineModel, EventSink, StepOutcome};
+pub use engine::{DraftPart, EngineCore, EngineModel, EventSink, StepOutcome};
 pub use error::{PoolError, RequestError, StartError, SubmitError};
 pub use handle::EngineHandle;
 pub use model_pool::ModelPool;
@@ -45,5 +45,6 @@ pub use request::{
     UsageSink,
 };
 pub use simulated::{Fault, SimulatedPace, SimulatedRunner};
+pub use speculation::check_draft_vocabulary;
 pub use stats::{EngineStats, STEP_BUCKETS_US};
 pub use stream::TokenStream;

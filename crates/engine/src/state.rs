@@ -8,7 +8,7 @@ use crate::admission::{Admission, Prepared};
 use crate::engine::EventSink;
 use crate::error::RequestError;
 use crate::limits;
-use crate::live::{Live, Work};
+use crate::live::{Live, Turn, Work};
 use crate::request::{Event, RequestId, Usage};
 use crate::scheduler::{Demand, Readiness, Scheduler, Share};
 use crate::sequence::{CacheReading, SequenceId};
@@ -44,7 +44,7 @@ impl EngineState {
         let usage = Usage { n_prompt_tokens: request.prompt.len(), ..Usage::default() };
         self.stats.n_prompt_tokens += usage.n_prompt_tokens as u64;
         self.deadlines.extend(request.deadline.map(|deadline| (deadline, id)));
-        let live = Live { deadline: request.deadline, usage, usage_sink: request.usage_sink, work };
+        let live = Live { deadline: request.deadline, usage, usage_sink: request.usage_sink, work, turn: Turn::Awaited };
         let previous = self.live.insert(id, live);
         assert!(previous.is_none(), "request ids are unique");
         let first = SequenceId { request: id, choice: 0 };
@@ -103,7 +103,7 @@ impl EngineState {
         }
         let n_choices = match &live.work {
             Work::Embed => 1,
-            Work::Generate(writing) => writing.choices.len() as u32,
+            Work::Generate(writing) => writing.plan.n_choices,
         };
         for choice in 0..n_choices {
             self.forget(SequenceId { request: id, choice });
@@ -163,14 +163,44 @@ impl EngineState {
     }
 
     /// Who computes what next.
-    pub(crate) fn plan(&mut self, sink: &dyn EventSink) -> Vec<Share> {
-        let Self { scheduler, live, drafter, .. } = self;
-        let demands = |id: SequenceId| Demand {
-            readiness: readiness(id, sink),
-            n_drafts: drafter.of(id).len(),
-            n_tokens_max: n_tokens_max(live.get(&id.request)),
+    pub(crate) fn plan(&mut self, sink: &mut dyn EventSink) -> Vec<Share> {
+        loop {
+            let Self { scheduler, live, drafter, .. } = self;
+            let demands = |id: SequenceId| Demand {
+                readiness: readiness(id, sink),
+                n_drafts: drafter.of(id).len(),
+                n_tokens_max: n_tokens_max(live.get(&id.request)),
+            };
+            let n_live = live.len();
+            let mut plan = scheduler.schedule(&demands);
+            plan.retain(|share| self.take_turn(share.id.request, sink));
+            // Where all that were planned could not even begin, others have the step.
+            if !plan.is_empty() || self.live.len() == n_live {
+                return plan;
+            }
+        }
+    }
+
+    /// Makes what a request needs to be computed, if this is its first time. Whether it can be computed.
+    fn take_turn(&mut self, id: RequestId, sink: &mut dyn EventSink) -> bool {
+        let Some(live) = self.live.get_mut(&id) else { return false };
+        if live.turn == Turn::Begun {
+            return true;
+        }
+        live.turn = Turn::Begun;
+        sink.began(id);
+        let tokenizer = self.admission.tokenizer.as_ref();
+        let begun = match &mut live.work {
+            Work::Embed => Ok(Ok(())),
+            Work::Generate(writing) => caught(|| writing.begin(tokenizer)).map(|begun| begun.map_err(|error| error.to_string())),
         };
-        scheduler.schedule(&demands)
+        let error = match begun {
+            Ok(Ok(())) => return true,
+            Ok(Err(reason)) => RequestError::Begin { reason },
+            Err(panicked) => panicked,
+        };
+        self.fail(id, error, sink);
+        false
     }
 
     /// Counts and levels.

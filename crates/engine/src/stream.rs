@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use crate::inbox::Inbox;
 use crate::request::{Event, RequestId};
@@ -16,6 +17,8 @@ pub(crate) struct StreamQueue {
     changed: Condvar,
     /// Length of the queue, to be looked at without the lock.
     n_events: AtomicUsize,
+    /// When the request's turn came.
+    began: OnceLock<Instant>,
 }
 
 #[derive(Default)]
@@ -30,7 +33,7 @@ struct QueueState {
 
 impl StreamQueue {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), n_events: AtomicUsize::new(0) }
+        Self { state: Mutex::default(), changed: Condvar::new(), n_events: AtomicUsize::new(0), began: OnceLock::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
@@ -51,6 +54,12 @@ impl StreamQueue {
     /// Events that nobody read yet.
     pub(crate) fn n_events(&self) -> usize {
         self.n_events.load(Ordering::Relaxed)
+    }
+
+    /// The request's turn has come.
+    pub(crate) fn begin(&self, now: Instant) {
+        // It comes once; preempted, a request does not wait for its turn but for room.
+        let _ = self.began.set(now);
     }
 
     /// Tells the reader that there are events.
@@ -80,6 +89,11 @@ impl TokenStream {
     /// The request.
     pub fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// When the engine first computed a part of the request, if it has.
+    pub fn began(&self) -> Option<Instant> {
+        self.queue.began.get().copied()
     }
 
     /// The next event; `None` after the last.

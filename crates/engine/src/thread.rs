@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::engine::{EngineCore, EventSink, StepOutcome};
 use crate::error::RequestError;
 use crate::inbox::{Inbox, Mail, Phase};
-use crate::request::{Event, RequestId};
+use crate::request::{Event, RequestId, TenantSalt, Usage};
 use crate::stats::EngineStats;
 use crate::stream::StreamQueue;
 
@@ -42,28 +42,45 @@ impl Published {
 
 /// Streams of live requests.
 struct Streams {
-    queues: HashMap<RequestId, Arc<StreamQueue>>,
+    queues: HashMap<RequestId, Reader>,
+    /// Tenants of requests that wait no more, once for each.
+    served: Vec<TenantSalt>,
     /// Those that were sent something since the last flush.
     touched: Vec<(RequestId, Arc<StreamQueue>)>,
     n_events_max: usize,
 }
 
+/// Who hears of a request.
+struct Reader {
+    queue: Arc<StreamQueue>,
+    /// Whose it is, while it waits for its turn.
+    waits_for: Option<TenantSalt>,
+}
+
 impl EventSink for Streams {
     fn send(&mut self, id: RequestId, event: Event) {
         let is_last = matches!(event, Event::Finished(_));
-        if let Some(queue) = self.queues.get(&id) {
+        if let Some(Reader { queue, .. }) = self.queues.get(&id) {
             queue.push(event);
             if self.touched.last().is_none_or(|(last, _)| *last != id) {
                 self.touched.push((id, Arc::clone(queue)));
             }
         }
         if is_last {
-            self.queues.remove(&id);
+            let reader = self.queues.remove(&id);
+            self.served.extend(reader.and_then(|reader| reader.waits_for));
+        }
+    }
+
+    fn began(&mut self, id: RequestId) {
+        if let Some(reader) = self.queues.get_mut(&id) {
+            reader.queue.begin(Instant::now());
+            self.served.extend(reader.waits_for.take());
         }
     }
 
     fn has_room(&self, id: RequestId) -> bool {
-        self.queues.get(&id).is_none_or(|queue| queue.n_events() < self.n_events_max)
+        self.queues.get(&id).is_none_or(|reader| reader.queue.n_events() < self.n_events_max)
     }
 }
 
@@ -86,12 +103,18 @@ pub(crate) struct EngineThread {
 
 impl EngineThread {
     pub(crate) fn new(core: EngineCore, inbox: Arc<Inbox>, published: Arc<Published>, n_events_max: usize) -> Self {
-        let streams = Streams { queues: HashMap::new(), touched: Vec::new(), n_events_max };
+        let streams = Streams { queues: HashMap::new(), served: Vec::new(), touched: Vec::new(), n_events_max };
         Self { core, inbox, published, streams, last_end: Instant::now(), n_ended: 0 }
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop. Whatever breaks here that belongs to no request is the end of the engine, and everybody hears of it.
     pub(crate) fn run(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
+            self.break_down();
+        }
+    }
+
+    fn serve(&mut self) {
         loop {
             let (mail, phase) = self.inbox.take();
             self.sort(mail);
@@ -119,7 +142,8 @@ impl EngineThread {
 
     fn sort(&mut self, mail: Mail) {
         for arrived in mail.arrived {
-            self.streams.queues.insert(arrived.id, arrived.queue);
+            let reader = Reader { queue: arrived.queue, waits_for: Some(arrived.prepared.request.tenant) };
+            self.streams.queues.insert(arrived.id, reader);
             self.core.enqueue(arrived.id, arrived.prepared);
         }
         for id in mail.cancelled {
@@ -143,15 +167,39 @@ impl EngineThread {
         self.publish_stats(stats);
     }
 
-    fn publish_stats(&self, stats: EngineStats) {
+    fn publish_stats(&mut self, stats: EngineStats) {
         // Live before it waits no more, so that no request is ever neither (`EngineHandle::is_idle`).
         self.published.n_live.store(self.core.n_live(), Ordering::Release);
-        self.inbox.report_waiting(stats.n_waiting);
+        self.inbox.report_waiting(stats.n_waiting, self.streams.served.drain(..));
         *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 
+    /// Nothing is computed any more. Usage is reported as far as the engine still can, and no stream is left without an end.
+    fn break_down(&mut self) {
+        self.inbox.advance(Phase::Broken);
+        let (mail, _) = self.inbox.take();
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            self.sort(mail);
+            self.core.fail_all(&RequestError::Broken, &mut self.streams);
+            self.publish_stats(self.core.stats());
+        }));
+        let left: Vec<RequestId> = self.streams.queues.keys().copied().collect();
+        for id in left {
+            self.streams.send(id, Event::Failed(RequestError::Broken));
+            self.streams.send(id, Event::Finished(Usage::default()));
+        }
+        if told.is_err() {
+            self.published.n_live.store(0, Ordering::Release);
+            self.inbox.report_waiting(0, self.streams.served.drain(..));
+        }
+        for (_, queue) in self.streams.touched.drain(..) {
+            // It may be a reader's own waker that broke the engine.
+            drop(catch_unwind(AssertUnwindSafe(|| queue.wake())));
+        }
+    }
+
     /// Takes leave of everybody, those who came last among them.
-    fn stop(mut self) {
+    fn stop(&mut self) {
         self.core.fail_all(&RequestError::Shutdown, &mut self.streams);
         self.inbox.advance(Phase::Stopped);
         let (mail, _) = self.inbox.take();

@@ -69,7 +69,7 @@ impl EngineState {
         writing.progress = Progress::Writing;
         let prompt_logprobs = writing.prompt_scores.take().map(|scores| scores.into_scores());
         sink.send(id, Event::Started { n_cached_tokens: sequence.n_cached, prompt_logprobs });
-        let (n_choices, n_tokens_max) = (writing.choices.len() as u32, writing.rules.n_tokens_max);
+        let (n_choices, n_tokens_max) = (writing.plan.n_choices, writing.rules.n_tokens_max);
         let n_prompt_tokens = writing.n_prompt_tokens;
         let choices = (0..n_choices).map(|choice| SequenceId { request: id, choice });
         if n_tokens_max == 0 {

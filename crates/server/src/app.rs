@@ -1,7 +1,7 @@
 //! What all handlers share: configuration, models, admission, metrics, the stores of responses and files. And the way every
 //! generation is started: admitted for the most it can cost, submitted, and from then on settled whatever happens.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::FromRequestParts;
@@ -11,10 +11,10 @@ use bitnet_model::TokenId;
 use tracing::{Instrument, debug_span};
 
 use crate::admission::{Admission, Caller, Ceiling, Operation, RateLimits, Settlement};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::error::ServerError;
 use crate::files::FileStore;
-use crate::generation::Generation;
+use crate::generation::{Generation, Of};
 use crate::lifecycle::{InFlight, Lifecycle};
 use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
@@ -22,6 +22,7 @@ use crate::openai::batches;
 use crate::openai::live_batches::LiveBatches;
 use crate::openai::response_store::ResponseStore;
 use crate::text_pool::TextPool;
+use crate::traces::{RequestTrace, Stage, Traces};
 
 /// The state of a server; cheap to clone.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ struct Inner {
     responses: ResponseStore,
     files: Option<FileStore>,
     live_batches: LiveBatches,
+    /// Set once, if at all, when the server's runtime is there.
+    traces: OnceLock<Traces>,
     now: fn() -> SystemTime,
 }
 
@@ -45,6 +48,7 @@ struct Inner {
 pub(crate) struct RequestIdentity {
     pub(crate) id: Arc<str>,
     pub(crate) chosen_by: ChosenBy,
+    pub(crate) trace: RequestTrace,
 }
 
 /// Who chose a request's id.
@@ -59,6 +63,10 @@ pub(crate) enum ChosenBy {
 /// A line of a batch, whose caller is known. Extensions cannot come from outside.
 #[derive(Debug, Clone)]
 pub(crate) struct InBatch(pub(crate) Caller);
+
+/// Whose a request is, for the extractor of its body, which comes after that of its caller.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallerTenant(pub(crate) TenantSalt);
 
 /// How urgent a request is by where it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +84,7 @@ pub(crate) struct Context {
     /// What its usage is booked under: never an id that the client chose, since one that is sent twice is booked once.
     pub(crate) request_id: Arc<str>,
     pub(crate) origin: Origin,
+    pub(crate) trace: RequestTrace,
 }
 
 impl FromRequestParts<App> for Context {
@@ -86,11 +95,14 @@ impl FromRequestParts<App> for Context {
             Some(InBatch(caller)) => (caller.clone(), Origin::Batch),
             None => (app.0.admission.authenticate(&parts.headers).await?, Origin::Connection),
         };
-        let identity = parts.extensions.get::<RequestIdentity>().filter(|identity| identity.chosen_by == ChosenBy::Server);
+        let identity = parts.extensions.get::<RequestIdentity>();
+        let trace = identity.map(|identity| identity.trace.clone()).unwrap_or_default();
+        let identity = identity.filter(|identity| identity.chosen_by == ChosenBy::Server);
         let request_id = identity.map_or_else(|| crate::ids::new_id("req_").into(), |identity| identity.id.clone());
+        parts.extensions.insert(CallerTenant(caller.tenant));
         let span = tracing::Span::current();
         span.record("caller", caller.name.as_str()).record("booked_as", &*request_id);
-        Ok(Self { caller, request_id, origin })
+        Ok(Self { caller, request_id, origin, trace })
     }
 }
 
@@ -130,6 +142,7 @@ impl App {
             responses,
             files,
             live_batches: LiveBatches::default(),
+            traces: OnceLock::new(),
             now,
         })))
     }
@@ -151,6 +164,21 @@ impl App {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Where traces go, if anywhere.
+    pub(crate) fn traces(&self) -> Option<&Traces> {
+        self.0.traces.get()
+    }
+
+    /// Begins to send traces where the configuration says so. Runs inside a Tokio runtime.
+    pub(crate) fn start_traces(&self) -> Result<(), ConfigError> {
+        if let Some(endpoint) = &self.config().otlp_endpoint {
+            let traces = Traces::start(endpoint)?;
+            // Whoever came first goes on.
+            drop(self.0.traces.set(traces));
+        }
+        Ok(())
     }
 
     pub(crate) fn text_pool(&self) -> &TextPool {
@@ -181,9 +209,28 @@ impl App {
         batches::resume(self);
     }
 
-    /// Ready to serve: not draining, and there is a model.
+    /// Ready to serve: not draining, there is a model, and no engine has broken down.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.lifecycle().is_draining() && !self.models().all().is_empty()
+        let models = self.models().all();
+        !self.lifecycle().is_draining() && !models.is_empty() && !models.iter().any(|model| model.engine.is_broken())
+    }
+
+    /// Whether an engine has broken down: only a new process helps.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.models().all().iter().any(|model| model.engine.is_broken())
+    }
+
+    /// Refuses a caller for whom no engine has room, before there is any work with the request.
+    pub(crate) fn check_room(&self, tenant: TenantSalt) -> Result<(), ServerError> {
+        let models = self.models().all();
+        let mut refused = None;
+        for model in &models {
+            match model.engine.check_room(tenant) {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = Some(error),
+            }
+        }
+        refused.map_or(Ok(()), |error| Err(ServerError::of_room(error)))
     }
 
     /// Admits and submits a job.
@@ -195,9 +242,11 @@ impl App {
     /// Reserves the most that a job can cost.
     pub(crate) async fn admit(&self, context: &Context, job: &Job) -> Result<Admitted, ServerError> {
         let in_flight = Arc::new(self.lifecycle().begin()?);
+        let start = Instant::now();
         let reservation = self.0.admission.admit(&context.caller, ceiling(context, job)).instrument(debug_span!("admit")).await?;
+        context.trace.stage(Stage::Admission, (start, Instant::now()), &[]);
         let rate_limits = reservation.rate_limits();
-        Ok(Admitted { in_flight, settlement: Settlement::new(reservation), rate_limits })
+        Ok(Admitted { in_flight, settlement: Settlement::new(reservation, context.trace.clone()), rate_limits })
     }
 
     /// Submits an admitted job, or a part of one.
@@ -223,7 +272,8 @@ impl App {
             submitting.in_scope(|| submission.submit())?
         };
         let metrics = self.metrics().model(&model_name);
-        Ok(Generation::new(streams, n_choices, (admitted.in_flight.clone(), metrics), (n_prompt_tokens, admitted.rate_limits)))
+        let of = Of { in_flight: admitted.in_flight.clone(), metrics, trace: context.trace.clone() };
+        Ok(Generation::new(streams, n_choices, of, (n_prompt_tokens, admitted.rate_limits)))
     }
 }
 

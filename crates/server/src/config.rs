@@ -1,6 +1,7 @@
 //! Everything that decides how the server behaves, in one value that is checked before anything starts. Where it comes from (flags,
 //! environment, a file) is the command line's business.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::admission::ApiKey;
-use crate::limits;
+use crate::files::FileStore;
+use crate::{limits, tls, traces};
 
 /// Certificate and key of the server, as PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +89,8 @@ pub struct Config {
     pub n_io_threads: usize,
     /// Threads that tokenise and render.
     pub n_text_threads: usize,
+    /// Where traces go: an OTLP receiver's URL, to which `/v1/traces` is added. Without it there are none.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Default for Config {
@@ -110,6 +114,7 @@ impl Default for Config {
             data_folder: None,
             n_io_threads: 2,
             n_text_threads: 2,
+            otlp_endpoint: None,
         }
     }
 }
@@ -125,48 +130,59 @@ pub struct ConfigError {
 }
 
 impl Config {
-    /// Checks every setting, and names the one that is wrong.
+    /// Checks every setting, and names the first that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |name, reason: String| Err(ConfigError { name, reason });
+        self.faults().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// All that is wrong, each with the setting's name.
+    pub fn faults(&self) -> Vec<ConfigError> {
+        let mut faults = Vec::new();
+        let mut wrong = |name, reason: String| faults.push(ConfigError { name, reason });
         let is_open = self.api_keys.is_empty() && self.open_access == OpenAccess::LoopbackOnly;
         if is_open && !self.listen.ip().is_loopback() {
-            let reason = format!("{} can be reached from other machines, and there is no API key", self.listen);
-            return wrong("listen", reason);
+            wrong("listen", format!("{} can be reached from other machines, and there is no API key", self.listen));
         }
         if self.api_keys.len() > limits::N_API_KEYS_MAX {
-            return wrong("api_keys", format!("{} keys, more than {}", self.api_keys.len(), limits::N_API_KEYS_MAX));
+            wrong("api_keys", format!("{} keys, more than {}", self.api_keys.len(), limits::N_API_KEYS_MAX));
         }
-        for (index, key) in self.api_keys.iter().enumerate() {
-            if self.api_keys[..index].iter().any(|other| other.name == key.name || other.digest == key.digest) {
-                return wrong("api_keys", format!("the name or key of `{}` is there twice", key.name));
+        let (mut names, mut digests) = (HashSet::new(), HashSet::new());
+        for key in &self.api_keys {
+            let (is_new_name, is_new_key) = (names.insert(&key.name), digests.insert(key.digest));
+            if !is_new_name || !is_new_key {
+                wrong("api_keys", format!("the name or key of `{}` is there twice", key.name));
             }
             if key.requests_per_minute == Some(0) {
-                return wrong("api_keys", format!("`{}` may make 0 requests a minute", key.name));
+                wrong("api_keys", format!("`{}` may make 0 requests a minute", key.name));
             }
         }
-        let counts = [
-            ("body_bytes_max", self.body_bytes_max),
-            ("n_connections_max", self.n_connections_max),
-            ("n_completion_tokens_max", self.n_completion_tokens_max),
-            ("n_io_threads", self.n_io_threads),
-            ("n_text_threads", self.n_text_threads),
+        let settings = [
+            ("body_bytes_max", self.body_bytes_max == 0),
+            ("n_connections_max", self.n_connections_max == 0),
+            ("n_completion_tokens_max", self.n_completion_tokens_max == 0),
+            ("n_io_threads", self.n_io_threads == 0),
+            ("n_text_threads", self.n_text_threads == 0),
+            ("header_timeout", self.header_timeout.is_zero()),
+            ("body_timeout", self.body_timeout.is_zero()),
+            ("write_timeout", self.write_timeout.is_zero()),
+            ("heartbeat", self.heartbeat.is_zero()),
         ];
-        if let Some((name, _)) = counts.into_iter().find(|&(_, value)| value == 0) {
-            return wrong(name, "it is 0".into());
+        settings.into_iter().filter(|(_, is_zero)| *is_zero).for_each(|(name, _)| wrong(name, "it is 0".into()));
+        for origin in self.cors_origins.iter().filter(|origin| *origin != "*" && !origin.contains("://")) {
+            wrong("cors_origins", format!("`{origin}` is neither `*` nor an origin such as https://example.com"));
         }
-        let times = [
-            ("header_timeout", self.header_timeout),
-            ("body_timeout", self.body_timeout),
-            ("write_timeout", self.write_timeout),
-            ("heartbeat", self.heartbeat),
-        ];
-        if let Some((name, _)) = times.into_iter().find(|(_, value)| value.is_zero()) {
-            return wrong(name, "it is 0".into());
+        if let Some(reason) = self.otlp_endpoint.as_deref().and_then(|endpoint| traces::address_of(endpoint).err()) {
+            wrong("otlp_endpoint", reason);
         }
-        match self.cors_origins.iter().find(|origin| *origin != "*" && !origin.contains("://")) {
-            Some(origin) => wrong("cors_origins", format!("`{origin}` is neither `*` nor an origin such as https://example.com")),
-            None => Ok(()),
-        }
+        faults
+    }
+
+    /// Reads what a start reads from disk, and changes nothing: the certificate and its key, the place for files.
+    pub fn file_faults(&self) -> Vec<ConfigError> {
+        let wrong = |name, error: std::io::Error| ConfigError { name, reason: error.to_string() };
+        let tls = self.tls.as_ref().and_then(|files| tls::acceptor(files).err()).map(|error| wrong("tls", error));
+        let folder = self.data_folder.as_deref().and_then(|folder| FileStore::check(folder).err()).map(|error| wrong("data_folder", error));
+        tls.into_iter().chain(folder).collect()
     }
 }
 

@@ -92,6 +92,9 @@ pub enum ServerError {
     /// The server has as much work as it takes.
     #[error("the server is overloaded; try again in {} s", retry_after_seconds(*retry_after))]
     Overloaded { retry_after: Duration },
+    /// What computes has broken down; only starting the server again helps.
+    #[error("the model's engine has broken down and the server must be started again")]
+    Broken,
     /// The server is about to end.
     #[error("the server is shutting down; try again in {} s", retry_after_seconds(*retry_after))]
     Draining { retry_after: Duration },
@@ -174,6 +177,10 @@ impl ServerError {
         let param = params.prompt;
         match error {
             SubmitError::QueueFull { retry_after } => Self::Overloaded { retry_after },
+            SubmitError::TenantShare { n_waiting, n_tenants, retry_after } => {
+                Self::SlowDown { reason: format!("{n_waiting} of yours wait, your share among {n_tenants} callers"), retry_after }
+            }
+            SubmitError::Broken => Self::Broken,
             SubmitError::Draining => Self::Draining { retry_after: DRAIN_RETRY_AFTER },
             SubmitError::TooLong { got, limit } => Self::PromptTooLong { got, limit, param },
             SubmitError::EmptyPrompt => Self::invalid(param, "there is no text"),
@@ -189,10 +196,16 @@ impl ServerError {
         }
     }
 
+    /// What it means that there is no room for a request of which nothing is known yet.
+    pub(crate) fn of_room(error: SubmitError) -> Self {
+        Self::of_submit(error, JobParams { prompt: "prompt", constraint: "response_format" })
+    }
+
     /// What the failure of an accepted request means.
     pub(crate) fn of_request(error: RequestError) -> Self {
         match error {
             RequestError::DeadlineExceeded => Self::Deadline,
+            RequestError::Broken => Self::Broken,
             RequestError::Shutdown => Self::Draining { retry_after: DRAIN_RETRY_AFTER },
             other => Self::Failed(other),
         }
@@ -224,6 +237,7 @@ impl ServerError {
             Self::InsufficientQuota { .. } => Wire::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota"),
             Self::RateLimited { .. } => Wire::new(StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded"),
             Self::SlowDown { .. } => Wire::new(StatusCode::TOO_MANY_REQUESTS, "requests", "slow_down"),
+            Self::Broken => Wire::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "engine_broken"),
             Self::Overloaded { .. } | Self::Draining { .. } => {
                 Wire::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", "server_is_overloaded")
             }
@@ -271,6 +285,7 @@ impl ServerError {
             StatusCode::PAYLOAD_TOO_LARGE => (status, "request_too_large"),
             StatusCode::TOO_MANY_REQUESTS => (status, "rate_limit_error"),
             StatusCode::GATEWAY_TIMEOUT => (status, "timeout_error"),
+            _ if matches!(self, Self::Broken) => (status, "api_error"),
             StatusCode::SERVICE_UNAVAILABLE => (StatusCode::from_u16(529).unwrap_or(status), "overloaded_error"),
             _ if status.is_server_error() => (status, "api_error"),
             _ => (status, "invalid_request_error"),
@@ -303,9 +318,9 @@ impl ServerError {
         }
     }
 
-    /// Whether the server refused because it is about to end.
-    pub(crate) fn is_draining(&self) -> bool {
-        matches!(self, Self::Draining { .. })
+    /// Whether the server refused because it is about to end, or has to.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self, Self::Draining { .. } | Self::Broken)
     }
 
     /// The short name that metrics and logs use.

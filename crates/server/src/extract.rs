@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
-use crate::app::App;
+use crate::app::{App, CallerTenant};
 use crate::error::ServerError;
 use crate::limits;
 
@@ -17,6 +17,17 @@ use crate::limits;
 pub(crate) trait RequestBody: DeserializeOwned + Send + 'static {
     /// Parameters of the upstream API that are refused by name, and why.
     const REFUSED: &'static [(&'static str, &'static str)];
+    /// What answers it.
+    const NEEDS: Needs = Needs::Engine;
+}
+
+/// What a request needs beside the server itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// An engine: where none has room, the body is not even parsed.
+    Engine,
+    /// Nothing that could be full.
+    Server,
 }
 
 /// The body of a request, parsed.
@@ -27,7 +38,13 @@ impl<T: RequestBody> FromRequest<App> for JsonBody<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ServerError> {
         expect_json(request.headers())?;
+        let tenant = request.extensions().get::<CallerTenant>().map(|tenant| tenant.0);
+        let refused = tenant.filter(|_| T::NEEDS == Needs::Engine).and_then(|tenant| app.check_room(tenant).err());
+        // Taken off the connection all the same: a client that is still sending would hear of a broken connection and not of the refusal.
         let bytes = read_body(request, app, app.config().body_bytes_max).await?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
         if bytes.len() <= limits::INLINE_JSON_BYTES_MAX {
             return parse(&bytes).map(Self);
         }

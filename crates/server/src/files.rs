@@ -60,6 +60,18 @@ impl FileStore {
         Ok(Self { folder: folder.to_path_buf() })
     }
 
+    /// Whether `open` would find or make its folder. Nothing is written.
+    pub(crate) fn check(folder: &Path) -> io::Result<()> {
+        let there = folder.ancestors().find(|ancestor| ancestor.exists() || ancestor.as_os_str().is_empty());
+        let there = there.filter(|there| !there.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let refuse = |what: &str| Err(io::Error::other(format!("{} {what}", there.display())));
+        match fs::metadata(there)? {
+            metadata if !metadata.is_dir() => refuse("is no folder"),
+            metadata if metadata.permissions().readonly() => refuse("may not be written to"),
+            _ => Ok(()),
+        }
+    }
+
     /// Where the content of an object is, or a side file of a batch.
     pub(crate) fn content(&self, shelf: Shelf, id: &str, extension: &str) -> Result<PathBuf, ServerError> {
         let digits = id.strip_prefix(shelf.prefix()).unwrap_or_default();

@@ -13,6 +13,7 @@ use crate::admission::RateLimits;
 use crate::error::ServerError;
 use crate::lifecycle::InFlight;
 use crate::metrics::ModelMetrics;
+use crate::traces::{RequestTrace, Stage};
 
 /// What comes, over all prompts and choices; choice `i` of prompt `p` is number `p · n + i`.
 #[derive(Debug)]
@@ -34,6 +35,15 @@ pub(crate) enum GenerationEvent {
 struct Source {
     stream: TokenStream,
     is_done: bool,
+    /// When its prompt was read, as far as the reader knows.
+    started: Option<Instant>,
+}
+
+/// Whose a generation is.
+pub(crate) struct Of {
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) metrics: Arc<ModelMetrics>,
+    pub(crate) trace: RequestTrace,
 }
 
 /// See the module.
@@ -50,6 +60,7 @@ pub(crate) struct Generation {
     /// The request's, since its body is read outside of its handler.
     span: Span,
     metrics: Arc<ModelMetrics>,
+    trace: RequestTrace,
     _in_flight: Arc<InFlight>,
 }
 
@@ -60,15 +71,30 @@ struct Clock {
     last_token: Option<Instant>,
 }
 
+impl Source {
+    /// The stages that it has been through, now that it is over.
+    fn tell(&self, trace: &RequestTrace, submitted: Instant, usage: Usage) {
+        let end = Instant::now();
+        let began = self.stream.began();
+        trace.stage(Stage::Queue, (submitted, began.unwrap_or(end)), &[]);
+        let Some(began) = began else { return };
+        let read = [("bitnet.prompt_tokens", usage.n_prompt_tokens), ("bitnet.cached_tokens", usage.n_cached_tokens)];
+        trace.stage(Stage::Prefill, (began, self.started.unwrap_or(end)), &read);
+        if let Some(started) = self.started {
+            trace.stage(Stage::Decode, (started, end), &[("bitnet.completion_tokens", usage.n_completion_tokens)]);
+        }
+    }
+}
+
 impl Generation {
     /// Of streams that were just submitted.
     pub(crate) fn new(
         streams: Vec<TokenStream>,
         n_choices: usize,
-        (in_flight, metrics): (Arc<InFlight>, Arc<ModelMetrics>),
+        Of { in_flight, metrics, trace }: Of,
         (n_prompt_tokens, rate_limits): (usize, Option<RateLimits>),
     ) -> Self {
-        let sources = streams.into_iter().map(|stream| Source { stream, is_done: false }).collect();
+        let sources = streams.into_iter().map(|stream| Source { stream, is_done: false, started: None }).collect();
         let clock = Clock { began: Instant::now(), first_token: None, last_token: None };
         Self {
             sources,
@@ -81,6 +107,7 @@ impl Generation {
             rate_limits,
             span: Span::current(),
             metrics,
+            trace,
             _in_flight: in_flight,
         }
     }
@@ -135,7 +162,10 @@ impl Generation {
     fn take(&mut self, prompt: usize, event: Option<Event>) -> Option<GenerationEvent> {
         let first_choice = prompt * self.n_choices;
         match event {
-            Some(Event::Started { prompt_logprobs, .. }) => Some(GenerationEvent::Started { prompt, prompt_logprobs }),
+            Some(Event::Started { prompt_logprobs, .. }) => {
+                self.sources[prompt].started = Some(Instant::now());
+                Some(GenerationEvent::Started { prompt, prompt_logprobs })
+            }
             Some(Event::Token { choice, token_id, text, logprob }) => {
                 self.note_token();
                 Some(GenerationEvent::Token { choice: first_choice + choice as usize, token_id, text, logprob })
@@ -147,6 +177,7 @@ impl Generation {
             Some(Event::Embedding(values)) => Some(GenerationEvent::Embedding { prompt, values }),
             Some(Event::Finished(usage)) => {
                 self.sources[prompt].is_done = true;
+                self.sources[prompt].tell(&self.trace, self.clock.began, usage);
                 self.usage.n_prompt_tokens += usage.n_prompt_tokens;
                 self.usage.n_cached_tokens += usage.n_cached_tokens;
                 self.usage.n_completion_tokens += usage.n_completion_tokens;
@@ -159,9 +190,16 @@ impl Generation {
 
     fn fail(&mut self, error: RequestError) -> GenerationEvent {
         self.is_over = true;
+        self.tell_unfinished();
         self.sources.clear();
         self.metrics.failed(&error);
         GenerationEvent::Failed(ServerError::of_request(error))
+    }
+
+    /// The stages of what did not come to its end.
+    fn tell_unfinished(&self) {
+        let unfinished = self.sources.iter().filter(|source| !source.is_done);
+        unfinished.for_each(|source| source.tell(&self.trace, self.clock.began, Usage::default()));
     }
 
     /// What it took: numbers only.
@@ -193,6 +231,7 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         if !self.is_over {
+            self.tell_unfinished();
             self.metrics.cancelled();
         }
     }

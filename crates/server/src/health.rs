@@ -14,7 +14,7 @@ use crate::app::App;
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok`, `starting` or `draining`.
+    /// `ok`, `starting`, `draining` or `broken`.
     pub status: &'static str,
     /// Models that can serve.
     pub models: usize,
@@ -22,9 +22,10 @@ pub(crate) struct Health {
     pub requests: usize,
 }
 
-/// The process answers.
-pub(crate) async fn live() -> Json<serde_json::Value> {
-    Json(json!({ "live": true }))
+/// The process answers, and its engines are alive: where one has broken down, only a new process helps.
+pub(crate) async fn live(State(app): State<App>) -> Response {
+    let live = !app.is_broken();
+    (status(live), Json(json!({ "live": live }))).into_response()
 }
 
 /// Requests are welcome.
@@ -36,6 +37,7 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
 /// The same, with what there is to know.
 pub(crate) async fn health(State(app): State<App>) -> Response {
     let word = match (app.lifecycle().is_draining(), app.is_ready()) {
+        _ if app.is_broken() => "broken",
         (true, _) => "draining",
         (false, true) => "ok",
         (false, false) => "starting",

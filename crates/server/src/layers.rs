@@ -34,7 +34,9 @@ pub(crate) async fn identify(State(app): State<App>, mut request: Request, next:
     let id: Arc<str> = id.into();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| NO_ROUTE.to_string(), |path| path.as_str().to_string());
-    request.extensions_mut().insert(RequestIdentity { id: id.clone(), chosen_by });
+    let of = (method.as_str(), route.as_str(), &*id);
+    let trace = app.traces().map(|traces| traces.begin(of, request.headers())).unwrap_or_default();
+    request.extensions_mut().insert(RequestIdentity { id: id.clone(), chosen_by, trace: trace.clone() });
     let span = info_span!("request", id = %id, %method, route, caller = tracing::field::Empty, booked_as = tracing::field::Empty);
     let response = next.run(request).instrument(span.clone()).await;
     let response = in_shape(response);
@@ -55,6 +57,7 @@ pub(crate) async fn identify(State(app): State<App>, mut request: Request, next:
     if let Some(code) = code {
         app.metrics().refused(code);
     }
+    trace.answered(status, code);
     let _in_span = span.enter();
     log(status, refused.as_ref().map(|refused| refused.0.as_ref()), began);
     response

@@ -37,6 +37,7 @@ pub mod telemetry;
 mod text_pool;
 mod tls;
 mod tokens;
+mod traces;
 
 pub use app::App;
 pub use config::{Config, ConfigError, LogFormat, OpenAccess, Presence, TlsFiles};

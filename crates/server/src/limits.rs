@@ -76,5 +76,9 @@ pub const CREDENTIAL_BYTES_MAX: usize = 512;
 pub const TEXT_BYTES_AT_ONCE_MAX: usize = 512;
 /// Text work (templates, tokenising) that may wait for a thread.
 pub const N_TEXT_JOBS_WAITING_MAX: usize = 4096;
+/// Spans that wait to be sent; more are dropped.
+pub const N_SPANS_WAITING_MAX: usize = 8192;
+/// Longest answer of a receiver of traces that is read, in bytes.
+pub const TRACE_ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Static API keys.
 pub const N_API_KEYS_MAX: usize = 10_000;

@@ -18,7 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -28,6 +28,7 @@ use crate::connection::Guarded;
 use crate::limits;
 use crate::router::router;
 use crate::tls;
+use crate::traces::Traces;
 
 /// How long a connection may take to close once nothing is left to say.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
@@ -49,6 +50,7 @@ impl Server {
     /// Takes the address, and reads the certificate if there is one. Runs inside a Tokio runtime.
     pub async fn bind(app: App) -> io::Result<Self> {
         let tls = app.config().tls.as_ref().map(tls::acceptor).transpose()?;
+        app.start_traces().map_err(io::Error::other)?;
         let listener = TcpListener::bind(app.config().listen).await?;
         Ok(Self { app, listener, tls })
     }
@@ -71,6 +73,8 @@ impl Server {
         let _ = closing.send(true);
         let _ = timeout(CLOSE_GRACE, closing.closed()).await;
         accepting.abort();
+        // Not on the runtime, which carries the spans.
+        let _ = spawn_blocking(move || app.traces().map(Traces::end)).await;
     }
 }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::app::{App, Context};
 use crate::converse::conversation_tokens;
 use crate::error::ServerError;
-use crate::extract::{JsonBody, RequestBody};
+use crate::extract::{JsonBody, Needs, RequestBody};
 use crate::limits;
 use crate::openai::chat_request::{ChatMessage, ChatRequest, ChatTool};
 
@@ -37,6 +37,7 @@ impl RequestBody for TokenizeRequest {
         ("continue_final_message", "a conversation always ends where the model's turn begins"),
         ("chat_template", "the model's own template is used"),
     ];
+    const NEEDS: Needs = Needs::Server;
 }
 
 /// Token ids of it.
@@ -59,6 +60,7 @@ pub(crate) struct DetokenizeRequest {
 
 impl RequestBody for DetokenizeRequest {
     const REFUSED: &'static [(&'static str, &'static str)] = &[];
+    const NEEDS: Needs = Needs::Server;
 }
 
 /// Their text.

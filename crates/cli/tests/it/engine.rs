@@ -8,7 +8,7 @@ use std::time::Instant;
 use bitnet_checkpoint::Checkpoint;
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_engine::{
-    Constraint, EngineCore, EngineModel, EngineOptions, Event, EventSink, Generate, PrefixCaching, Priority, Request, RequestId,
+    Constraint, DraftPart, EngineCore, EngineModel, EngineOptions, Event, EventSink, Generate, PrefixCaching, Priority, Request, RequestId,
     Speculation, Task, TenantSalt,
 };
 use bitnet_model::device::KvType;
@@ -43,7 +43,8 @@ fn core(checkpoint: &Checkpoint, n_cached_tokens: usize, options: EngineOptions)
         Box::new(TransformerRunner::load(device, checkpoint, options, &mut |_| {}).expect("it loads"))
     };
     let tokenizer = Arc::new(Tokenizer::load(checkpoint.tokenizer_files()).expect("it has one"));
-    let draft = matches!(options.speculation, Speculation::DraftModel { .. }).then(runner);
+    let draft = matches!(options.speculation, Speculation::DraftModel { .. });
+    let draft = draft.then(|| DraftPart { runner: runner(), tokenizer: Some(tokenizer.clone()) });
     EngineCore::new(EngineModel { runner: runner(), draft, eos: tokenizer.eos().to_vec(), tokenizer: Some(tokenizer) }, options)
         .expect("valid")
 }

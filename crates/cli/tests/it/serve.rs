@@ -12,18 +12,94 @@ use crate::command::{bitnet, finish, run};
 #[test]
 fn configuration_is_checked_without_serving() {
     let good = run(&["serve", "--check-config", "--api-key", "sk-1", "--listen", "0.0.0.0:80"]);
-    assert_eq!((good.status, good.stdout.as_str()), (Some(0), ""));
-    assert_eq!(good.stderr, "the configuration is valid: with 1 key on 0.0.0.0:80\n");
-    assert!(!good.stderr.contains("sk-1"), "keys are not told");
+    assert_eq!((good.status, good.stderr.as_str()), (Some(0), ""));
+    insta::assert_snapshot!(good.stdout);
+    assert!(!good.stdout.contains("sk-1"), "keys are not told");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("serve.toml");
     std::fs::write(&file, "listen = \"127.0.0.1:0\"\ndrain_secs = 1\n").expect("written");
     let refused = run(&["serve", "--check-config", "--config", file.to_str().expect("text")]);
-    assert_eq!(refused.status, Some(1));
+    assert_eq!(refused.status, Some(2));
     assert!(refused.stderr.contains("drain_secs"), "{}", refused.stderr);
     let open = run(&["serve", "--check-config", "--listen", "0.0.0.0:80"]);
-    assert_eq!(open.status, Some(1));
+    assert_eq!(open.status, Some(2));
     assert!(open.stderr.contains("there is no API key"), "{}", open.stderr);
+}
+
+#[test]
+fn check_of_a_configuration_names_every_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let (file, certificate, model) = (place("serve.toml"), place("certificate.pem"), place("absent.gguf"));
+    std::fs::write(&certificate, "not a certificate").expect("written");
+    let toml = format!(
+        "model = [\"story=embedded\", \"{model}\", \"other=embedded\"]\ndraft_model = [\"story={FOREIGN}\"]\n\
+         listen = \"0.0.0.0:80\"\nheader_seconds = 0.0\ndrain_seconds = -1.0\notlp_endpoint = \"https://a\"\n\
+         tls_certificate = \"{certificate}\"\ntls_key = \"{certificate}\"\ndata_folder = \"{file}/inside\"\n"
+    );
+    std::fs::write(&file, toml).expect("written");
+    let checked = run(&["serve", "--check-config", "--config", &file]);
+    assert_eq!(checked.status, Some(2), "{checked:?}");
+    for named in [
+        "drain-seconds",
+        "header_timeout",
+        "no API key",
+        "otlp_endpoint",
+        "certificate.pem",
+        "data_folder",
+        "absent.gguf",
+        "drafts need the same vocabulary",
+        "8 errors",
+    ] {
+        assert!(checked.stderr.contains(named), "{named} is not in\n{}", checked.stderr);
+    }
+    assert!(checked.stdout.contains("model `other` from embedded"), "what is sound is told: {}", checked.stdout);
+    assert!(!checked.stdout.contains("is valid"));
+}
+
+/// A model of another vocabulary than the embedded one's.
+const FOREIGN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-qwen3-group128");
+
+#[test]
+fn draft_model_changes_no_text() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let file = home.path().join("serve.toml");
+    std::fs::write(&file, "model = [\"story=embedded\"]\ndraft_model = [\"embedded\"]\ndrafts = 3\n").expect("written");
+    let config = ["--config", file.to_str().expect("text"), "--cache-tokens", "2048"];
+    let (plain, drafting) = (Serving::start(home.path(), &["-m", "story=embedded"]), Serving::start(home.path(), &config));
+    let answer = |serving: &Serving, body: &Value| {
+        let answer = serving.post("/v1/completions", body);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        body["choices"].clone()
+    };
+    for (prompt, temperature) in [("Once upon a time", 0.0), ("The little fox", 0.8), ("One day", 1.2)] {
+        let body = json!({
+            "model": "story", "prompt": prompt, "max_tokens": 40, "temperature": temperature, "seed": 7, "logprobs": 2, "n": 2,
+        });
+        assert_eq!(answer(&drafting, &body), answer(&plain, &body), "{prompt}");
+    }
+    let drafted = drafting.get("/metrics");
+    let count = |name: &str| {
+        let line = drafted.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {drafted}"));
+        line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok()).expect("a number")
+    };
+    assert!(count("bitnet_drafted_tokens_total") > 50.0 && count("bitnet_accepted_tokens_total") > 20.0, "{drafted}");
+}
+
+#[test]
+fn draft_model_that_does_not_fit_is_refused() {
+    let refused = |flags: &[&str]| {
+        let said = run(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat());
+        assert_eq!(said.status, Some(1), "{said:?}");
+        said.stderr
+    };
+    let foreign = refused(&["--draft-model", FOREIGN]);
+    assert!(foreign.contains("tokens, the model") && foreign.contains("the same vocabulary"), "{foreign}");
+    assert!(refused(&["--draft-model", "other=embedded"]).contains("`other` has a draft model and is not served"));
+    assert!(refused(&["--draft-model", "embedded", "--drafts", "0"]).contains("drafts 0 tokens"));
+    assert!(refused(&["--draft-model", "embedded", "--draft-model", "embedded"]).contains("two models draft for `embedded`"));
 }
 
 /// A server that is killed when its test ends, however that is.
@@ -43,9 +119,17 @@ impl Serving {
         Self { child, address }
     }
 
+    fn get(&self, url: &str) -> String {
+        self.send(&format!("GET {url} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"), "")
+    }
+
     fn post(&self, url: &str, body: &Value) -> String {
         let body = body.to_string();
         let head = format!("POST {url} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        self.send(&head, &body)
+    }
+
+    fn send(&self, head: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).expect("it listens");
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("sent");
         let mut answer = String::new();

@@ -2,8 +2,9 @@
 //! another's: that it compiled fast would tell that the other uses it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use crate::constraint::ConstraintState;
+use crate::constraint::CompiledConstraint;
 use crate::constraint::source::{Kind, Source};
 use crate::limits::{CONSTRAINT_CACHE_BYTES, CONSTRAINT_CACHE_TENANT_BYTES};
 use crate::request::TenantSalt;
@@ -16,7 +17,7 @@ const BYTES_PER_SOURCE_BYTE: usize = 192;
 type Key = (TenantSalt, Kind, String);
 
 struct Kept {
-    state: ConstraintState,
+    compiled: Arc<CompiledConstraint>,
     n_bytes: usize,
     last_use: u64,
 }
@@ -32,19 +33,19 @@ pub(super) struct ConstraintCache {
 }
 
 impl ConstraintCache {
-    /// A fresh state of a constraint that was compiled before.
-    pub(super) fn find(&mut self, tenant: TenantSalt, source: &Source) -> Option<ConstraintState> {
+    /// A constraint that was compiled before.
+    pub(super) fn find(&mut self, tenant: TenantSalt, source: &Source) -> Option<Arc<CompiledConstraint>> {
         let key = (tenant, source.kind, source.text.clone());
         let kept = self.kept.get_mut(&key)?;
         self.by_use.remove(&kept.last_use);
         self.last_use += 1;
         kept.last_use = self.last_use;
         self.by_use.insert(self.last_use, key);
-        Some(kept.state.duplicate())
+        Some(Arc::clone(&kept.compiled))
     }
 
     /// Keeps a compiled constraint.
-    pub(super) fn insert(&mut self, tenant: TenantSalt, source: Source, state: ConstraintState) {
+    pub(super) fn insert(&mut self, tenant: TenantSalt, source: Source, compiled: Arc<CompiledConstraint>) {
         let n_bytes = BYTES_MIN + source.text.len() * BYTES_PER_SOURCE_BYTE;
         let key = (tenant, source.kind, source.text);
         if n_bytes > CONSTRAINT_CACHE_TENANT_BYTES || self.kept.contains_key(&key) {
@@ -60,7 +61,7 @@ impl ConstraintCache {
         }
         self.last_use += 1;
         self.by_use.insert(self.last_use, key.clone());
-        self.kept.insert(key, Kept { state, n_bytes, last_use: self.last_use });
+        self.kept.insert(key, Kept { compiled, n_bytes, last_use: self.last_use });
         *self.tenant_bytes.entry(tenant).or_default() += n_bytes;
         self.n_bytes += n_bytes;
     }

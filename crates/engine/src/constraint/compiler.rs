@@ -9,10 +9,10 @@ use bitnet_model::text::Tokenizer;
 use llguidance::api::ParserLimits;
 use llguidance::{Matcher, ParserFactory};
 
-use crate::constraint::ConstraintState;
 use crate::constraint::cache::ConstraintCache;
 use crate::constraint::source::{Source, refused};
 use crate::constraint::token_trie::token_trie;
+use crate::constraint::{CompiledConstraint, ConstraintState};
 use crate::error::{StartError, SubmitError};
 use crate::limits;
 use crate::request::{Constraint, TenantSalt};
@@ -44,12 +44,12 @@ impl ConstraintCompiler {
     }
 
     /// The beginning of a constraint. Takes up to some ten milliseconds the first time.
-    pub(crate) fn compile(&self, tenant: TenantSalt, constraint: &Constraint) -> Result<ConstraintState, SubmitError> {
+    pub(crate) fn compile(&self, tenant: TenantSalt, constraint: &Constraint) -> Result<Arc<CompiledConstraint>, SubmitError> {
         let source = Source::new(constraint)?;
         // A panic while the lock was held leaves a cache that is at worst too full.
         let found = self.cache.lock().unwrap_or_else(PoisonError::into_inner).find(tenant, &source);
-        if let Some(state) = found {
-            return Ok(state);
+        if let Some(compiled) = found {
+            return Ok(compiled);
         }
         let grammar = source.grammar()?;
         let compiled = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.factory.create_parser(grammar))));
@@ -57,12 +57,12 @@ impl ConstraintCompiler {
         if let Some(error) = matcher.get_error() {
             return Err(refused(error));
         }
-        let mut state = ConstraintState { matcher };
-        // The copy that is kept has not grown the lexer states that a first mask takes.
-        let kept = state.duplicate();
-        state.check_satisfiable()?;
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, source, kept);
-        Ok(state)
+        let state = ConstraintState { matcher };
+        // On a copy, so that what is kept has not grown the lexer states that a first mask takes.
+        state.duplicate().check_satisfiable()?;
+        let compiled = Arc::new(CompiledConstraint(Mutex::new(state)));
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant, source, Arc::clone(&compiled));
+        Ok(compiled)
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
         for number in 0..100_000u32 {
             let tenant = TenantSalt([(number % 50) as u8; 32]);
             let source = Source::new(&Constraint::Regex(format!("a{number}"))).expect("sound");
-            cache.insert(tenant, source, state.duplicate());
+            cache.insert(tenant, source, Arc::clone(&state));
             assert!(cache.n_bytes() <= limits::CONSTRAINT_CACHE_BYTES);
         }
     }

@@ -8,6 +8,8 @@ mod token_trie;
 
 pub(crate) use compiler::ConstraintCompiler;
 
+use std::sync::{Mutex, PoisonError};
+
 use bitnet_model::TokenId;
 use llguidance::Matcher;
 
@@ -17,6 +19,16 @@ use crate::error::{RequestError, SubmitError};
 /// Where one text is in its constraint.
 pub(crate) struct ConstraintState {
     matcher: Matcher,
+}
+
+/// A constraint as it was compiled, before any text. Requests that wait hold it together with the cache.
+pub(crate) struct CompiledConstraint(Mutex<ConstraintState>);
+
+impl CompiledConstraint {
+    /// The state in which a text begins, sharing nothing with other texts.
+    pub(crate) fn begin(&self) -> ConstraintState {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).duplicate()
+    }
 }
 
 impl ConstraintState {

@@ -37,7 +37,11 @@ impl PromptLookup {
         }
         index.n_indexed = history.len();
         match index.ends.get(last) {
-            Some(&end) => history[end..].iter().take(request.n_drafts_max).copied().collect(),
+            Some(&end) => {
+                // What comes after the end of the text is what the copy itself begins with: a text that repeats itself goes on so.
+                let repeated = history[end..].iter().copied().cycle();
+                repeated.take(request.n_drafts_max).collect()
+            }
             None => Vec::new(),
         }
     }
@@ -60,8 +64,8 @@ mod tests {
         let mut draft = |history: &[u32], n_drafts_max| lookup.draft(&DraftRequest { id, history: &ids(history), n_drafts_max });
         assert_eq!(draft(&[1, 2], 4), [], "too short");
         assert_eq!(draft(&[1, 2, 3, 4, 1, 2, 3], 2), ids(&[4, 1]));
-        assert_eq!(draft(&[1, 2, 3, 4, 1, 2, 3, 9, 1, 2, 3], 9), ids(&[9, 1, 2, 3]), "the latest, and no further than the text");
+        assert_eq!(draft(&[1, 2, 3, 4, 1, 2, 3, 9, 1, 2, 3], 9), ids(&[9, 1, 2, 3, 9, 1, 2, 3, 9]), "the latest, and on as it began");
         assert_eq!(draft(&[1, 2, 3, 4, 1, 2, 3, 9, 1, 2, 3, 7], 9), []);
-        assert_eq!(draft(&[1, 2, 3, 4, 1, 2, 3, 9, 1, 2, 3, 7, 7, 7, 7], 9), ids(&[7]), "a run may overlap itself");
+        assert_eq!(draft(&[1, 2, 3, 4, 1, 2, 3, 9, 1, 2, 3, 7, 7, 7, 7], 9), ids(&[7; 9]), "a run may overlap itself");
     }
 }

@@ -3,9 +3,11 @@
 
 mod draft_model;
 mod lookup;
+mod vocabulary;
 
 pub(crate) use draft_model::DraftModel;
 pub(crate) use lookup::PromptLookup;
+pub use vocabulary::check_draft_vocabulary;
 
 use std::collections::BTreeMap;
 

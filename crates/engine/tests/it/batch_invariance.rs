@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{
-    EngineCore, EngineModel, EngineOptions, Event, Generate, PrefixCaching, Priority, Request, RequestId, Speculation, Task,
+    DraftPart, EngineCore, EngineModel, EngineOptions, Event, Generate, PrefixCaching, Priority, Request, RequestId, Speculation, Task,
 };
 use bitnet_model::device::KvType;
 use bitnet_model::random::{RandomWeights, small_config};
@@ -33,7 +33,12 @@ fn core(n_blocks: usize, options: EngineOptions) -> EngineCore {
         Speculation::DraftModel { n_drafts_max } => Some(runner(ROOMY, if n_drafts_max % 2 == 0 { 3 } else { 5 })),
         _ => None,
     };
-    let model = EngineModel { runner: runner(n_blocks, 3), draft, tokenizer: None, eos: vec![TokenId(0)] };
+    let model = EngineModel {
+        runner: runner(n_blocks, 3),
+        draft: draft.map(|runner| DraftPart { runner, tokenizer: None }),
+        tokenizer: None,
+        eos: vec![TokenId(0)],
+    };
     EngineCore::new(model, options).expect("valid options")
 }
 

@@ -1,6 +1,10 @@
 //! `EngineHandle` on its thread: streams, cancellation, refusal, drain.
 
-use bitnet_engine::{EngineHandle, EngineOptions, Event, FinishReason, RequestError, SubmitError, Usage};
+use std::time::Duration;
+
+use bitnet_engine::{
+    EngineHandle, EngineOptions, Event, FinishReason, Request, RequestError, SimulatedPace, SubmitError, TenantSalt, Usage,
+};
 
 use crate::support::{bare, greedy, ids, request, simulated};
 
@@ -86,4 +90,51 @@ fn full_queue_refuses_with_a_time_to_wait() {
     };
     assert!(matches!(refused, SubmitError::QueueFull { retry_after } if !retry_after.is_zero()));
     assert!(engine.stats().n_refused >= 1);
+}
+
+#[test]
+fn tenant_that_fills_the_waiting_room_keeps_nobody_out() {
+    let pace = SimulatedPace { per_step: Duration::from_millis(5), ..SimulatedPace::default() };
+    let options = EngineOptions { n_running_max: 1, n_waiting_max: 8, ..EngineOptions::default() };
+    let engine = EngineHandle::start(bare(simulated(64, 64).with_pace(pace)), options).expect("valid options");
+    let of = |name: u8| Request { tenant: TenantSalt([name; 32]), ..request(ids(0..20), greedy(100)) };
+    let mut streams = vec![engine.submit(of(1)).expect("the first")];
+    wait_until(|| engine.stats().n_running == 1);
+    // Alone, it may fill the room.
+    streams.extend((0..8).map(|_| engine.submit(of(1)).expect("there is room")));
+    assert!(matches!(engine.submit(of(1)), Err(SubmitError::QueueFull { .. })));
+    // Another has its share all the same, and no more than that.
+    streams.extend((0..4).map(|_| engine.submit(of(2)).expect("its share")));
+    assert!(matches!(engine.submit(of(2)), Err(SubmitError::TenantShare { n_waiting: 4, n_tenants: 2, .. })));
+    assert!(matches!(engine.check_room(TenantSalt([1; 32])), Err(SubmitError::TenantShare { n_waiting: 8, n_tenants: 2, .. })));
+    assert!(engine.check_room(TenantSalt([3; 32])).is_ok());
+    drop(streams);
+    wait_until(|| engine.is_idle());
+    engine.check_room(TenantSalt([1; 32])).expect("the room is empty");
+}
+
+struct Breaking;
+
+impl std::task::Wake for Breaking {
+    fn wake(self: std::sync::Arc<Self>) {
+        std::panic::panic_any("planted");
+    }
+}
+
+#[test]
+fn engine_that_breaks_down_says_so_and_leaves_no_stream_without_an_end() {
+    let pace = SimulatedPace { per_step: Duration::from_millis(2), ..SimulatedPace::default() };
+    let engine = EngineHandle::start(bare(simulated(64, 64).with_pace(pace)), EngineOptions::default()).expect("valid options");
+    let mut neighbour = engine.submit(request(ids(0..20), greedy(1000))).expect("accepted");
+    let mut breaking = engine.submit(request(ids(0..20), greedy(1000))).expect("accepted");
+    assert!(!engine.is_broken());
+    let waker = std::task::Waker::from(std::sync::Arc::new(Breaking));
+    // Nothing that a request does ends the engine; a waker is not a request's.
+    while breaking.poll_next_event(&mut std::task::Context::from_waker(&waker)).is_ready() {}
+    let events: Vec<Event> = std::iter::from_fn(|| neighbour.next_blocking()).collect();
+    let [.., Event::Failed(RequestError::Broken), Event::Finished(usage)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(usage.n_prompt_tokens, 20, "what it used is told");
+    assert!(engine.is_broken());
+    assert!(matches!(engine.submit(request(ids(0..3), greedy(1))), Err(SubmitError::Broken)));
+    assert!(engine.is_idle());
 }

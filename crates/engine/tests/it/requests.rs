@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{
-    EndOfSequence, EngineCore, EngineModel, EngineOptions, Event, FinishReason, Generate, Output, PrefixCaching, Priority, Request,
-    RequestError, RequestId, SimulatedRunner, Speculation, StartError, SubmitError, Task, Usage,
+    DraftPart, EndOfSequence, EngineCore, EngineModel, EngineOptions, Event, FinishReason, Generate, Output, PrefixCaching, Priority,
+    Request, RequestError, RequestId, SimulatedRunner, Speculation, StartError, SubmitError, Task, Usage,
 };
 use bitnet_model::TokenId;
 use bitnet_model::random::small_config;
@@ -222,7 +222,7 @@ fn engine_of_parts_that_do_not_fit_is_refused() {
         ModelConfig { n_vocab: 60, ..small_config() },
         bitnet_model::batch::BatchLimits { n_vocab: 60, ..limits(8, 16) },
     );
-    let mismatched = EngineModel { draft: Some(Box::new(other)), ..bare(simulated(8, 16)) };
+    let mismatched = EngineModel { draft: Some(DraftPart { runner: Box::new(other), tokenizer: None }), ..bare(simulated(8, 16)) };
     assert_eq!(start(mismatched, drafting), Some(StartError::DraftVocabulary { expected: 50, got: 60 }));
     for options in [
         EngineOptions { n_running_max: 0, ..EngineOptions::default() },

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{
-    EngineCore, EngineModel, EngineOptions, EngineStats, Event, EventSink, Fault, FinishReason, Generate, PrefixCaching, Priority, Request,
-    RequestError, RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
+    DraftPart, EngineCore, EngineModel, EngineOptions, EngineStats, Event, EventSink, Fault, FinishReason, Generate, PrefixCaching,
+    Priority, Request, RequestError, RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
 };
 use bitnet_model::batch::{Batch, BatchLimits};
 use bitnet_model::device::DeviceDescription;
@@ -112,7 +112,8 @@ impl World {
         // The model drafts for itself: right for the greedy, often wrong for others.
         let draft_limits = BatchLimits { n_blocks: 1 + dice.below(12) as usize, n_tokens_max: 1 + dice.below(30) as usize, ..limits };
         let draft = Box::new(SimulatedRunner::new(config(), draft_limits).with_fault(TokenId(22), fault));
-        let model = EngineModel { runner, draft: Some(draft), tokenizer: None, eos: vec![TokenId(0)] };
+        let draft = Some(DraftPart { runner: draft, tokenizer: None });
+        let model = EngineModel { runner, draft, tokenizer: None, eos: vec![TokenId(0)] };
         let core = EngineCore::new(model, options).expect("valid options");
         Self { limits, fault, clients: Clients::default(), bills: Bills::default(), core, start: Instant::now() }
     }

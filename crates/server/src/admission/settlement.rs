@@ -3,10 +3,12 @@
 //! connection and any handler (BerriAI/litellm#37923, #30522: peers that took it from the response lost it on disconnect).
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bitnet_engine::{RequestId, Usage, UsageSink};
 
 use crate::admission::Reservation;
+use crate::traces::{RequestTrace, Stage};
 
 /// A reservation, until it is settled or voided.
 pub(crate) struct Settlement(Mutex<Open>);
@@ -16,12 +18,13 @@ struct Open {
     usage: Usage,
     /// The client was refused, whatever had been begun by then.
     is_refused: bool,
+    trace: RequestTrace,
 }
 
 impl Settlement {
     /// Dropped without anything used, the reservation is voided.
-    pub(crate) fn new(reservation: Box<dyn Reservation>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), usage: Usage::default(), is_refused: false })))
+    pub(crate) fn new(reservation: Box<dyn Reservation>, trace: RequestTrace) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), usage: Usage::default(), is_refused: false, trace })))
     }
 
     /// Nothing will be charged: the request was refused, and will be sent again.
@@ -51,7 +54,13 @@ impl Drop for Settlement {
         let open = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some(reservation) = open.reservation.take() else { return };
         let is_void = open.is_refused || open.usage == Usage::default();
-        if is_void { reservation.void() } else { reservation.settle(open.usage) }
+        let start = Instant::now();
+        if is_void {
+            reservation.void()
+        } else {
+            reservation.settle(open.usage)
+        }
+        open.trace.stage(Stage::Settle, (start, Instant::now()), &[]);
     }
 }
 
@@ -84,7 +93,7 @@ mod tests {
     #[test]
     fn shares_of_one_request_settle_once_together() {
         let book = Book::default();
-        let settlement = Settlement::new(Box::new(book.clone()));
+        let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
         let (first, second) = (settlement.share(), settlement.share());
         drop(settlement);
         first.finished(RequestId(1), used(3));
@@ -96,7 +105,7 @@ mod tests {
     #[test]
     fn reservation_without_anything_used_is_voided() {
         let book = Book::default();
-        let settlement = Settlement::new(Box::new(book.clone()));
+        let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
         drop(settlement.share());
         settlement.share().finished(RequestId(1), Usage::default());
         drop(settlement);
@@ -106,7 +115,7 @@ mod tests {
     #[test]
     fn refused_request_is_voided_whatever_was_begun() {
         let book = Book::default();
-        let settlement = Settlement::new(Box::new(book.clone()));
+        let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
         settlement.share().finished(RequestId(1), used(0));
         settlement.refuse();
         drop(settlement);

@@ -15,7 +15,7 @@ use crate::error::ServerError;
 use crate::limits;
 
 /// What is kept of a key: its BLAKE3 hash, which is also how a configuration file may give it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ApiKeyDigest(blake3::Hash);
 
 impl ApiKeyDigest {

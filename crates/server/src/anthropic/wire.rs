@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::conversation::{CallCount, Continuation, Conversation, PastCall, Tool, ToolChoice, Turn};
 use crate::error::ServerError;
-use crate::extract::RequestBody;
+use crate::extract::{Needs, RequestBody};
 use crate::one_or_many::TextOrList;
 use crate::sampling::{SamplingRequest, stop_strings};
 
@@ -75,6 +75,7 @@ pub(crate) struct CountTokensRequest {
 
 impl RequestBody for CountTokensRequest {
     const REFUSED: &'static [(&'static str, &'static str)] = REFUSED;
+    const NEEDS: Needs = Needs::Server;
 }
 
 /// How many tokens it is.

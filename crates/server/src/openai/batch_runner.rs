@@ -140,8 +140,8 @@ async fn answer(service: Router, caller: Caller, url: Option<String>, text: Stri
         let status = response.status().as_u16();
         let request_id = header_text(response.headers(), "x-request-id").unwrap_or_default();
         let retry_after = header_text(response.headers(), "retry-after").and_then(|seconds| seconds.parse().ok());
-        let draining = response.extensions().get::<crate::error::Refused>().is_some_and(|refused| refused.0.is_draining());
-        if draining {
+        let is_ending = response.extensions().get::<crate::error::Refused>().is_some_and(|refused| refused.0.is_ending());
+        if is_ending {
             return None;
         }
         let bytes = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
@@ -225,7 +225,10 @@ impl ResultFile {
         let mut line = String::with_capacity(result.json.len() + 1);
         line.push_str(&result.json);
         line.push('\n');
-        self.file.write_all(line.as_bytes())
+        // The result is its own record: one write, of which a crash leaves all or a torn end that `open` removes.
+        self.file.write_all(line.as_bytes())?;
+        self.done.insert(result.custom_id.clone());
+        Ok(())
     }
 
     /// All of it is on disk.

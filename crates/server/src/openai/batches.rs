@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::admission::Caller;
 use crate::app::{App, Context};
 use crate::error::ServerError;
-use crate::extract::{JsonBody, RequestBody};
+use crate::extract::{JsonBody, Needs, RequestBody};
 use crate::files::{FileStore, Shelf, unknown};
 use crate::limits;
 use crate::openai::batch_runner::{BATCH_URLS, BatchEnd, BatchRunner, LineResult, ResultFile};
@@ -42,6 +42,7 @@ pub(crate) struct BatchRequest {
 
 impl RequestBody for BatchRequest {
     const REFUSED: &'static [(&'static str, &'static str)] = &[("output_expires_after", "files stay until they are deleted")];
+    const NEEDS: Needs = Needs::Server;
 }
 
 /// How many lines came to what.
@@ -228,6 +229,9 @@ struct Work {
 impl Work {
     async fn run(mut self) -> Result<(), ServerError> {
         let store = self.app.files()?.clone();
+        if self.owned.batch.status == "finalizing" {
+            return self.publish(&store);
+        }
         let id = self.owned.batch.id.clone();
         let input = store.content(Shelf::Files, &self.owned.batch.input_file_id, "jsonl")?;
         let mut output = ResultFile::open(&store.content(Shelf::Batches, &id, "output")?)?;
@@ -258,17 +262,26 @@ impl Work {
         }
         output.sync()?;
         errors.sync()?;
-        self.publish(&store, is_cancelled)
+        let new_file = |results: &ResultFile| (!results.done.is_empty()).then(|| FileStore::new_id(Shelf::Files));
+        let batch = &mut self.owned.batch;
+        (batch.output_file_id, batch.error_file_id) = (new_file(&output), new_file(&errors));
+        if is_cancelled {
+            batch.cancelling_at = batch.cancelling_at.or(Some(self.app.now_unix_seconds()));
+        }
+        (batch.status, batch.finalizing_at) = ("finalizing".into(), Some(self.app.now_unix_seconds()));
+        // From here on no line is ever asked again: what is left is to be repeated until it is done.
+        store.put(Shelf::Batches, &id, &self.owned)?;
+        self.publish(&store)
     }
 
-    /// Turns the results into files, and says that the batch is done.
-    fn publish(mut self, store: &FileStore, is_cancelled: bool) -> Result<(), ServerError> {
+    /// Turns the results into files, and says that the batch is done. Whatever of it was done before a crash is found done.
+    fn publish(mut self, store: &FileStore) -> Result<(), ServerError> {
         let now = self.app.now_unix_seconds();
         let batch = &mut self.owned.batch;
-        batch.finalizing_at = Some(now);
-        batch.output_file_id = publish_file(store, &self.owned.owner, (&batch.id, "output"), now)?;
-        batch.error_file_id = publish_file(store, &self.owned.owner, (&batch.id, "errors"), now)?;
-        if is_cancelled {
+        for (name, file_id) in [("output", &batch.output_file_id), ("errors", &batch.error_file_id)] {
+            publish_file(store, &self.owned.owner, (&batch.id, name), (file_id.as_deref(), now))?;
+        }
+        if batch.cancelling_at.is_some() {
             (batch.status, batch.cancelled_at) = ("cancelled".into(), Some(now));
         } else {
             (batch.status, batch.completed_at) = ("completed".into(), Some(now));
@@ -279,16 +292,24 @@ impl Work {
     }
 }
 
-fn publish_file(store: &FileStore, owner: &str, (batch_id, name): (&str, &str), now: i64) -> Result<Option<String>, ServerError> {
+fn publish_file(
+    store: &FileStore,
+    owner: &str,
+    (batch_id, name): (&str, &str),
+    (file_id, now): (Option<&str>, i64),
+) -> Result<(), ServerError> {
     let results = store.content(Shelf::Batches, batch_id, name)?;
-    let bytes = std::fs::metadata(&results)?.len();
-    if bytes == 0 {
-        std::fs::remove_file(&results)?;
-        return Ok(None);
+    let Some(id) = file_id else {
+        // No line came to this.
+        return if results.exists() { Ok(std::fs::remove_file(&results)?) } else { Ok(()) };
+    };
+    let published = store.content(Shelf::Files, id, "jsonl")?;
+    if results.exists() {
+        std::fs::rename(&results, &published)?;
     }
-    let id = FileStore::new_id(Shelf::Files);
+    let bytes = std::fs::metadata(&published)?.len();
     let file = FileObject {
-        id: id.clone(),
+        id: id.to_string(),
         object: "file".into(),
         bytes,
         created_at: now,
@@ -296,9 +317,7 @@ fn publish_file(store: &FileStore, owner: &str, (batch_id, name): (&str, &str), 
         purpose: "batch_output".into(),
         status: "processed".into(),
     };
-    std::fs::rename(&results, store.content(Shelf::Files, &id, "jsonl")?)?;
-    store.put(Shelf::Files, &id, &OwnedFile { owner: owner.to_string(), file })?;
-    Ok(Some(id))
+    store.put(Shelf::Files, id, &OwnedFile { owner: owner.to_string(), file })
 }
 
 async fn own_batch(app: &App, context: &Context, id: &str) -> Result<OwnedBatch, ServerError> {

@@ -13,7 +13,7 @@ use crate::extract::JsonBody;
 use crate::ids::new_id;
 use crate::models::ServedModel;
 use crate::openai::chat_request::{CalledFunction, ChatRequest, ChatToolCall, FunctionKind, StreamOptions};
-use crate::openai::shared::{CompletionUsage, TokenText, finish_reason, priority, top_tokens};
+use crate::openai::shared::{CompletionUsage, TokenText, finish_reason, priority, service_tier, top_tokens};
 use crate::rate_headers;
 use crate::reply::calls::ReplyPart;
 use crate::reply::{Ending, ReplyEvent, Said, SaidChoice, SaidToken, collect};
@@ -135,7 +135,7 @@ pub(crate) async fn create(
     let include_usage = StreamOptions::include_usage(request.stream_options, request.stream)?;
     let max_param = if request.max_tokens.is_some() { "max_tokens" } else { "max_completion_tokens" };
     let generate = request.sampling()?.generate(&model, max_param, app.config().n_completion_tokens_max)?;
-    let priority = priority(request.service_tier.as_deref(), &context.caller)?;
+    let priority = priority(request.service_tier.as_deref(), &context)?;
     let has_logprobs = request.logprobs == Some(true);
     let streams = request.stream == Some(true);
     let constraint = if request.structured_outputs.is_some() { "structured_outputs" } else { "response_format" };
@@ -143,7 +143,8 @@ pub(crate) async fn create(
     let conversation = request.into_conversation()?;
     let talk = Talk { model: model.clone(), conversation, generate, priority, params };
     let reply = converse(&app, &context, talk).await?;
-    let head = Head { id: new_id("chatcmpl-"), created: app.now_unix_seconds(), model, has_logprobs };
+    let service_tier = service_tier(priority);
+    let head = Head { id: new_id("chatcmpl-"), created: app.now_unix_seconds(), model, service_tier, has_logprobs };
     if streams {
         let encoder = ChatEncoder { head, include_usage, n_choices: reply.n_choices() };
         return Ok(sse::stream(reply, Box::new(encoder), app.config().heartbeat));
@@ -157,6 +158,7 @@ struct Head {
     id: String,
     created: i64,
     model: std::sync::Arc<ServedModel>,
+    service_tier: &'static str,
     has_logprobs: bool,
 }
 
@@ -170,7 +172,7 @@ impl Head {
             id: self.id,
             object: "chat.completion",
             usage: said.usage.into(),
-            service_tier: "default",
+            service_tier: self.service_tier,
             system_fingerprint: SYSTEM_FINGERPRINT,
         }
     }
@@ -228,7 +230,7 @@ impl ChatEncoder {
             object: "chat.completion.chunk",
             created: head.created,
             model: &head.model.name,
-            service_tier: "default",
+            service_tier: head.service_tier,
             system_fingerprint: SYSTEM_FINGERPRINT,
             choices,
             // With usage wanted, every chunk has the member, null but for the last.

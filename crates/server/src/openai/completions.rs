@@ -122,7 +122,7 @@ pub(crate) async fn create(
     let model = app.models().get_text(&request.model)?;
     request.check()?;
     let include_usage = StreamOptions::include_usage(request.stream_options, request.stream)?;
-    let priority = priority(request.service_tier.as_deref(), &context.caller)?;
+    let priority = priority(request.service_tier.as_deref(), &context)?;
     let (echo, streams) = (request.echo == Some(true), request.stream == Some(true));
     let is_echo_alone = request.max_tokens == Some(0);
     let logprobs = request.logprobs.map(|n| top_logprobs("logprobs", Some(n))).transpose()?;
@@ -139,6 +139,7 @@ pub(crate) async fn create(
         let conversation = crate::conversation::Conversation { format, ..Default::default() };
         crate::reply::grammar::constraint(&conversation)
     });
+    model.check_room(&context)?;
     let prompts = prompt_tokens(&app, &model, request.prompt.into_prompts(), "prompt").await?;
     let n_choices = generate.n_choices.get() as usize;
     let echoed = if echo { prompts.clone() } else { Vec::new() };

@@ -16,7 +16,7 @@ use crate::one_or_many::TextOrList;
 use crate::openai::response_progress::Progress;
 use crate::openai::response_store::Kept;
 use crate::openai::response_wire::{DeletedResponse, ResponseObject, ResponseRequest};
-use crate::openai::shared::priority;
+use crate::openai::shared::{priority, service_tier};
 use crate::rate_headers;
 use crate::reply::ReplyEvent;
 use crate::sampling::SamplingRequest;
@@ -32,7 +32,7 @@ pub(crate) async fn create(
     request.check()?;
     let sampling: SamplingRequest = request.sampling();
     let generate = sampling.generate(&model, "max_output_tokens", app.config().n_completion_tokens_max)?;
-    let priority = priority(request.service_tier.as_deref(), &context.caller)?;
+    let priority = priority(request.service_tier.as_deref(), &context)?;
     let before = match &request.previous_response_id {
         Some(id) => app.responses().turns_until(id, &context.caller.name)?,
         None => Vec::new(),
@@ -42,7 +42,7 @@ pub(crate) async fn create(
     let (temperature, top_p) = (generate.sampling.temperature, generate.sampling.top_p);
     let talk = Talk { model, conversation, generate, priority, params: JobParams { prompt: "input", constraint: "text.format" } };
     let mut reply = converse(&app, &context, talk).await?;
-    let object = empty_object(&app, &request, (temperature, top_p));
+    let object = empty_object(&app, &request, service_tier(priority), (temperature, top_p));
     let streams = request.stream == Some(true);
     let mut writer = Writer { app: app.clone(), owner: context.caller.name, request, new, progress: Progress::new(object) };
     if streams {
@@ -75,7 +75,7 @@ pub(crate) async fn input_items(State(app): State<App>, context: Context, Path(i
     Ok(kept_json(app.responses().get(&id, &context.caller.name)?.input_items.clone()))
 }
 
-fn empty_object(app: &App, request: &ResponseRequest, (temperature, top_p): (f32, f32)) -> ResponseObject {
+fn empty_object(app: &App, request: &ResponseRequest, service_tier: &'static str, (temperature, top_p): (f32, f32)) -> ResponseObject {
     ResponseObject {
         id: new_id("resp_"),
         object: "response",
@@ -91,7 +91,7 @@ fn empty_object(app: &App, request: &ResponseRequest, (temperature, top_p): (f32
         parallel_tool_calls: request.parallel_tool_calls.unwrap_or(true),
         previous_response_id: request.previous_response_id.clone(),
         reasoning: json!({ "effort": null, "summary": null }),
-        service_tier: "default",
+        service_tier,
         store: request.store != Some(false),
         temperature: shortest(temperature),
         text: request.format_json(),

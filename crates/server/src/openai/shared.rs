@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::admission::Caller;
+use crate::app::{Context, Origin};
 use crate::conversation::ReplyFormat;
 use crate::error::ServerError;
 use crate::limits;
@@ -140,13 +140,25 @@ pub(crate) fn check_metadata(metadata: Option<&Metadata>) -> Result<(), ServerEr
 }
 
 /// What a service tier means here.
-pub(crate) fn priority(service_tier: Option<&str>, caller: &Caller) -> Result<Priority, ServerError> {
+pub(crate) fn priority(service_tier: Option<&str>, context: &Context) -> Result<Priority, ServerError> {
     match service_tier {
+        Some("priority") if context.origin == Origin::Batch => {
+            Err(ServerError::unsupported("service_tier", "the lines of a batch are answered behind everybody who waits"))
+        }
         None | Some("auto" | "default") => Ok(Priority::Normal),
         Some("flex") => Ok(Priority::Low),
-        Some("priority") if caller.priority_best == Priority::High => Ok(Priority::High),
+        Some("priority") if context.caller.priority_best == Priority::High => Ok(Priority::High),
         Some("priority") => Err(ServerError::unsupported("service_tier", "this key has no priority class")),
         Some(_) => Err(ServerError::invalid("service_tier", "`auto`, `default`, `flex` or `priority`")),
+    }
+}
+
+/// The service tier that a request was answered in.
+pub(crate) fn service_tier(priority: Priority) -> &'static str {
+    match priority {
+        Priority::High => "priority",
+        Priority::Normal => "default",
+        Priority::Low => "flex",
     }
 }
 

@@ -24,7 +24,7 @@ fn line(index: usize) -> Value {
 fn finished(world: &World, id: &str) -> Value {
     loop {
         let batch = world.get(&format!("/v1/batches/{id}")).json();
-        if batch["status"] != "in_progress" && batch["status"] != "cancelling" {
+        if !["in_progress", "cancelling", "finalizing"].contains(&batch["status"].as_str().expect("a status")) {
             return batch;
         }
         world.block_on(tokio::task::yield_now());
@@ -117,4 +117,47 @@ fn batch_whose_input_is_gone_has_failed() {
     assert_eq!(world.send(gone).status, 200);
     world.block_on(async { world.app.resume_batches() });
     assert_eq!(finished(&world, id)["status"], "failed");
+}
+
+#[test]
+fn crash_between_any_two_writes_of_a_batchs_end_loses_and_repeats_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(Config { data_folder: Some(folder.path().to_path_buf()), ..Config::default() });
+    let bad = r#"{"custom_id":"bad","method":"POST","url":"/v1/files","body":{}}"#.to_string();
+    let lines: Vec<String> = (0..5).map(|index| line(index).to_string()).chain([bad]).collect();
+    let file = upload(&world, "batch", &lines.join("\n")).json();
+    let request = json!({ "input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h" });
+    let batch = world.post("/v1/batches", request).json();
+    let id = batch["id"].as_str().expect("an id").to_string();
+    let done = finished(&world, &id);
+    let file_of = |member: &str| done[member].as_str().expect("an id").to_string();
+    let (output, errors) = (file_of("output_file_id"), file_of("error_file_id"));
+    let content = |id: &str| world.get(&format!("/v1/files/{id}/content")).body;
+    let (output_lines, error_lines) = (content(&output), content(&errors));
+    let n_requests = || world.get("/metrics").body.lines().filter(|line| line.contains("/v1/completions")).collect::<Vec<_>>().join(" ");
+    let asked = n_requests();
+    let place = |name: &str| folder.path().join(name);
+    let object = place(&format!("batches/{id}.json"));
+    let kept = std::fs::read_to_string(&object).expect("kept");
+    let results = |id: &str| (place(&format!("files/{id}.jsonl")), place(&format!("files/{id}.json")));
+    // How far the last writes had come: none; one file moved; and described; the other moved; and described.
+    for n_done in 0..5 {
+        std::fs::write(&object, kept.replace("\"completed\",", "\"finalizing\",")).expect("writable");
+        for (index, (file, name)) in [(&output, "output"), (&errors, "errors")].into_iter().enumerate() {
+            let (lines, described) = results(file);
+            if n_done < 2 * index + 2 {
+                std::fs::remove_file(described).expect("there");
+            }
+            if n_done < 2 * index + 1 {
+                std::fs::rename(lines, place(&format!("batches/{id}.{name}"))).expect("there");
+            }
+        }
+        world.block_on(async { world.app.resume_batches() });
+        let again = finished(&world, &id);
+        assert_eq!((again["status"].as_str(), again["request_counts"].clone()), (Some("completed"), done["request_counts"].clone()));
+        assert_eq!((&again["output_file_id"], &again["error_file_id"]), (&done["output_file_id"], &done["error_file_id"]));
+        assert_eq!((content(&output), content(&errors)), (output_lines.clone(), error_lines.clone()), "after {n_done} writes");
+        assert_eq!(n_requests(), asked, "no line is asked again");
+    }
+    assert_eq!(world.get("/v1/files").json()["data"].as_array().map(Vec::len), Some(3), "no file is left over");
 }

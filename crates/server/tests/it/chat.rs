@@ -178,3 +178,19 @@ fn usage_is_booked_under_an_id_that_no_client_chose() {
     assert!(book.len() == 3 && !book.contains_key("mine-1"), "{:?}", book.keys());
     assert!(book.contains_key(own.header("x-request-id")), "the server's own is what the client sees");
 }
+
+#[test]
+fn service_tier_is_the_one_that_was_served() {
+    let book = crate::world::Book::default();
+    let world = World::with(Default::default(), Box::new(crate::world::Bookkeeper(book, None)), Default::default(), Default::default());
+    for (asked, served) in [("auto", "default"), ("default", "default"), ("flex", "flex"), ("priority", "priority")] {
+        let body = json!({ "model": "sim", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 2, "service_tier": asked });
+        assert_eq!(world.post("/v1/chat/completions", body.clone()).json()["service_tier"], served);
+        let mut streamed = body;
+        streamed["stream"] = true.into();
+        let events = world.post("/v1/chat/completions", streamed).events();
+        assert!(!events.is_empty() && events.iter().all(|event| event["service_tier"] == served), "{asked}");
+        let answer = world.post("/v1/responses", json!({ "model": "sim", "input": "hi", "max_output_tokens": 16, "service_tier": asked }));
+        assert_eq!(answer.json()["service_tier"], served, "{}", answer.body);
+    }
+}

@@ -13,4 +13,5 @@ mod operations;
 mod refusals;
 mod responses;
 mod sockets;
+mod traces;
 mod world;

@@ -89,3 +89,39 @@ fn origins_may_call_only_if_they_are_named() {
     let config = bitnet_server::Config { cors_origins: vec!["https://a.example".into()], ..Default::default() };
     assert_eq!(origin(&World::new(config)), "https://a.example");
 }
+
+struct Breaking;
+
+impl std::task::Wake for Breaking {
+    fn wake(self: std::sync::Arc<Self>) {
+        std::panic::panic_any("planted");
+    }
+}
+
+#[test]
+fn engine_that_has_broken_down_is_not_ready_and_not_live() {
+    let world = World::plain();
+    let engine = world.app.models().all().into_iter().find(|model| model.name == "sim").expect("there").engine.clone();
+    let request = bitnet_engine::Request {
+        prompt: vec![bitnet_model::TokenId(5)],
+        task: bitnet_engine::Task::Generate(Box::new(bitnet_engine::Generate::plain(Default::default(), 500))),
+        tenant: bitnet_engine::TenantSalt([1; 32]),
+        priority: Default::default(),
+        deadline: None,
+        usage_sink: None,
+    };
+    let mut stream = engine.submit(request).expect("accepted");
+    let waker = std::task::Waker::from(std::sync::Arc::new(Breaking));
+    while !engine.is_broken() {
+        let _ = stream.poll_next_event(&mut std::task::Context::from_waker(&waker));
+    }
+    for url in ["/health", "/health/ready", "/health/live", "/v2/health/live", "/v2/models/sim/ready"] {
+        assert_eq!(world.get(url).status, 503, "{url}");
+    }
+    assert_eq!(world.get("/health").json()["status"], "broken");
+    let answer = world.post("/v1/completions", json!({ "model": "sim", "prompt": "a" }));
+    assert_eq!((answer.status, answer.json()["error"]["code"].clone()), (503, json!("engine_broken")), "{}", answer.body);
+    assert!(answer.body.contains("must be started again"), "{}", answer.body);
+    let other = world.post("/v1/embeddings", json!({ "model": "emb", "input": "a" }));
+    assert_eq!(other.status, 200, "another model still answers");
+}

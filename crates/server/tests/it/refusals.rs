@@ -231,3 +231,49 @@ fn full_queue_and_draining_server_refuse_with_a_time() {
     assert_eq!(world.get("/health/live").status, 200);
     world.settle();
 }
+
+#[test]
+fn tenant_beyond_its_share_of_the_waiting_room_is_told_to_slow_down() {
+    let key = |name: &str| ApiKey { name: name.into(), digest: ApiKeyDigest::of_key(name), requests_per_minute: None };
+    let config = Config { api_keys: vec![key("ann"), key("bob")], ..Config::default() };
+    let keys = bitnet_server::admission::StaticKeys::new(config.api_keys.clone(), [1; 32]);
+    let pace = SimulatedPace { per_step: Duration::from_millis(20), ..SimulatedPace::default() };
+    let options = EngineOptions { n_running_max: 1, n_waiting_max: 4, ..EngineOptions::default() };
+    let world = World::with(config, Box::new(keys), pace, options);
+    let ask = |name: &str| {
+        let mut request =
+            post("/v1/completions", &json!({ "model": "sim", "prompt": "a", "max_tokens": 1000, "ignore_eos": true, "stream": true }));
+        request.headers_mut().insert("authorization", format!("Bearer {name}").parse().expect("a header"));
+        request
+    };
+    let engine = world.app.models().all().into_iter().find(|model| model.name == "sim").expect("there").engine.clone();
+    world.block_on(async {
+        let mut held = Vec::new();
+        let mut hold = async |name: &str| {
+            use tower::ServiceExt;
+            let response = world.router.clone().oneshot(ask(name)).await.unwrap_or_else(|never| match never {});
+            let status = response.status().as_u16();
+            held.push(response);
+            status
+        };
+        assert_eq!(hold("ann").await, 200);
+        while engine.stats().n_running == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..4 {
+            assert_eq!(hold("ann").await, 200);
+        }
+        assert_eq!((hold("bob").await, hold("bob").await), (200, 200), "the room is full of another's, and bob has his share");
+        for name in ["ann", "bob"] {
+            let answer = world.send_async(ask(name)).await;
+            assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (429, Some("slow_down")), "{}", answer.body);
+            assert!(answer.body.contains("your share among 2 callers") && !answer.header("retry-after").is_empty(), "{}", answer.body);
+        }
+        let counted = {
+            let mut request = post("/tokenize", &json!({ "model": "sim", "prompt": "a" }));
+            request.headers_mut().insert("authorization", "Bearer ann".parse().expect("a header"));
+            world.send_async(request).await
+        };
+        assert_eq!(counted.status, 200, "what needs no engine is answered: {}", counted.body);
+    });
+}

@@ -102,7 +102,8 @@ fn served_by(runner: SimulatedRunner, name: &str, options: EngineOptions, task: 
 pub(crate) struct World {
     pub(crate) app: App,
     pub(crate) router: Router,
-    runtime: tokio::runtime::Runtime,
+    /// Absent where a test has one already.
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 /// What came back.
@@ -155,11 +156,18 @@ impl World {
         app.models().insert(model("sim", pace, options));
         app.models().insert(embedding_model("emb"));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-        Self { router: router(app.clone()), app, runtime }
+        Self { router: router(app.clone()), app, runtime: Some(runtime) }
+    }
+
+    /// For a test that is in a runtime already.
+    pub(crate) fn detached(config: Config) -> Self {
+        let app = App::new(config, Box::new(StaticKeys::new(Vec::new(), [1; 32])), midnight).expect("a server");
+        app.models().insert(model("sim", SimulatedPace::default(), EngineOptions::default()));
+        Self { router: router(app.clone()), app, runtime: None }
     }
 
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.runtime.block_on(work)
+        self.runtime.as_ref().expect("not within another").block_on(work)
     }
 
     /// Sends a request and reads all of the answer.

@@ -11,12 +11,12 @@ const IDS: std::ops::Range<u64> = 300..8_000;
 const N_OWN: usize = 8;
 /// Requests that find the prefix.
 const N_FINDERS: u64 = 3;
-/// A text that a story-teller goes on copying once it has seen it twice.
-const STORY: &str = "Once upon a time there was a little fox named Finn who lived in a hollow tree by the river. \
-    Every morning Finn took his red basket, his blue cup and his old map, and he walked along the river to the big stone. \
-    At the big stone he met his friend Bella the bird, who sang a happy song about the sun. \
-    They ate seven berries, drank some water and told each other what they had dreamt in the night. \
-    Then Finn said good bye, and Bella said good bye, and they both went home before it was dark.\n";
+/// A text that goes on copying: small models of stories, too, take up its pattern and do not leave it. (Whether a model copies is the
+/// model's to say; drafts that are wrong cost little and gain nothing.)
+const PATTERN: &str =
+    "Tom has a red ball. Lily has a blue kite. Ben has a big dog. Mia has a small cat. Sam has a green car. Anna has a pink hat. ";
+/// How often the prompt has it.
+const N_PATTERNS: usize = 3;
 
 /// One test.
 #[derive(Debug, Clone, Copy)]
@@ -71,8 +71,7 @@ impl Workload {
                 Ok(Runs { runs, finders: (1..=N_FINDERS).map(ask).collect::<Result<_, _>>()? })
             }
             Self::Copy { n_generate } => {
-                let beginning: String = STORY.chars().take(60).collect();
-                let run = endpoint.complete(&Prompt::Text(format!("{STORY}{STORY}{beginning}")), n_generate)?;
+                let run = endpoint.complete(&Prompt::Text(PATTERN.repeat(N_PATTERNS)), n_generate)?;
                 Ok(Runs { runs: vec![run], finders: Vec::new() })
             }
         }

@@ -1,5 +1,6 @@
 //! `bitnet serve`: models behind HTTP. Puts configuration, models and server together; what it serves is the server's to say.
 
+mod check;
 pub(crate) mod models;
 mod random_model;
 mod settings;
@@ -31,7 +32,7 @@ pub(crate) struct ServeArguments {
     /// A TOML file with the settings below by their names, such as drain_seconds = 45
     #[arg(long, value_name = "FILE", env = "BITNET_CONFIG", hide_env_values = true, help_heading = "Server")]
     config: Option<PathBuf>,
-    /// Check the configuration, and end
+    /// Check all that a start needs and loads no weights: settings, certificate, models and whether they fit; then end
     #[arg(long, help_heading = "Server")]
     check_config: bool,
     #[command(flatten)]
@@ -40,14 +41,14 @@ pub(crate) struct ServeArguments {
 
 /// Serves until it is told to end.
 pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<()> {
+    if arguments.check_config {
+        return check::perform(arguments, global, terminal);
+    }
     let file = arguments.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-    let settings = arguments.settings.clone().over(file);
+    let mut settings = arguments.settings.clone().over(file);
+    let served = arguments.served.clone().over(settings.served());
     let log = (settings.log().0, settings.log().1.to_string());
     let config = settings.config()?;
-    if arguments.check_config {
-        terminal.note(&format!("the configuration is valid: {}", summary(&config)));
-        return Ok(());
-    }
     telemetry::init(log.0, &log.1)?;
     let app = app(config)?;
     let runtime = runtime(app.config().n_io_threads)?;
@@ -57,8 +58,8 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
         // The address is taken before models load, so that a supervisor sees a server that starts and not none.
         let end = end_of_service()?;
         let running = tokio::spawn(server.run(end));
-        let (loading, loader) = (arguments.served.clone(), (global.clone(), *terminal));
-        let models = tokio::task::spawn_blocking(move || loading.load(&loader.0, &loader.1)).await.context("loading panicked")??;
+        let loader = (global.clone(), *terminal);
+        let models = tokio::task::spawn_blocking(move || served.load(&loader.0, &loader.1)).await.context("loading panicked")??;
         for model in models {
             app.models().insert(model);
         }
@@ -111,13 +112,4 @@ fn end_of_service() -> anyhow::Result<impl Future<Output = ()>> {
 
 fn names(app: &App) -> String {
     app.models().all().iter().map(|model| model.name.clone()).collect::<Vec<_>>().join(", ")
-}
-
-fn summary(config: &Config) -> String {
-    let keys = match config.api_keys.len() {
-        0 => "without keys".to_string(),
-        1 => "with 1 key".to_string(),
-        n => format!("with {n} keys"),
-    };
-    format!("{} on {}", keys, config.listen)
 }

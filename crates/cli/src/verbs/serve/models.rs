@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bitnet_checkpoint::GenerationDefaults;
-use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, PrefixCaching, Speculation};
+use bitnet_engine::{DraftPart, EngineHandle, EngineModel, EngineOptions, PrefixCaching, Speculation, StartError, check_draft_vocabulary};
 use bitnet_model::limits::STEP_TOKENS_MAX;
 use bitnet_model::text::{ChatTemplate, Tokenizer};
 use bitnet_model::{RunnerOptions, TokenId, WeightSource};
@@ -25,6 +25,9 @@ const CACHE_TOKENS_MIN: usize = 8192;
 /// Most tokens that the cache holds by default, where one context is not longer: more should be asked for.
 const CACHE_TOKENS_MAX: usize = 16_384;
 
+/// Tokens that a draft model guesses at a time, unless it is said.
+const N_DRAFTS_OF_MODEL: usize = 4;
+
 /// A model before it is loaded: its weights, and what their tokens mean.
 pub(super) struct Opened {
     pub(super) weights: Box<dyn WeightSource>,
@@ -39,6 +42,10 @@ pub(crate) struct ServedArguments {
     /// [NAME=]MODEL: a folder, .gguf file or hf:owner/name, and what requests call it; may be given several times. Without it, the embedded model
     #[arg(short, long = "model", value_name = "[NAME=]MODEL", env = "BITNET_MODEL", hide_env_values = true)]
     models: Vec<String>,
+    /// A smaller model of the same vocabulary, which guesses tokens that the model then checks all at once: the same text, sooner.
+    /// With NAME, for the model that requests call so; without, for all. May be given several times
+    #[arg(long = "draft-model", value_name = "[NAME=]MODEL", env = "BITNET_DRAFT_MODEL", hide_env_values = true)]
+    draft_models: Vec<String>,
     /// A random model of a published shape instead, to measure with: 0.7b, 2b4t, 3b or 8b. It writes nonsense, as fast as the real one
     #[arg(long, conflicts_with = "models", hide_short_help = true)]
     shape: Option<String>,
@@ -66,7 +73,7 @@ struct EngineArguments {
     /// Tokens of all sequences that the model's memory holds
     #[arg(long, value_name = "N", env = "BITNET_CACHE_TOKENS", hide_env_values = true)]
     cache_tokens: Option<usize>,
-    /// Tokens to draft from what was said before; 0 for none
+    /// Tokens to draft at a time: by the draft model if there is one, else from what was said before; 0 for none
     #[arg(long, value_name = "N", env = "BITNET_DRAFTS", hide_env_values = true, hide_short_help = true)]
     drafts: Option<usize>,
     /// Do not remember the beginnings of prompts
@@ -75,37 +82,164 @@ struct EngineArguments {
 }
 
 impl EngineArguments {
-    fn options(&self) -> EngineOptions {
+    /// For a model with or without one that drafts.
+    fn options(&self, draft: Draft) -> EngineOptions {
         let default = EngineOptions::default();
         EngineOptions {
             n_running_max: self.sequences.unwrap_or(default.n_running_max),
             n_waiting_max: self.queue.unwrap_or(default.n_waiting_max),
             prefix_cache: if self.no_prefix_cache { PrefixCaching::Off } else { default.prefix_cache },
-            speculation: match self.drafts {
-                None => default.speculation,
-                Some(0) => Speculation::Off,
-                Some(n_drafts_max) => Speculation::PromptLookup { n_drafts_max },
+            speculation: match (draft, self.drafts) {
+                (Draft::Model, n_drafts) => Speculation::DraftModel { n_drafts_max: n_drafts.unwrap_or(N_DRAFTS_OF_MODEL) },
+                (Draft::None, None) => default.speculation,
+                (Draft::None, Some(0)) => Speculation::Off,
+                (Draft::None, Some(n_drafts_max)) => Speculation::PromptLookup { n_drafts_max },
             },
             ..default
         }
     }
 }
 
+/// Whether a model drafts for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Draft {
+    Model,
+    None,
+}
+
+/// Models as a configuration file names them; what each means, the flag of its name says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct ServedFromFile {
+    pub(crate) models: Vec<String>,
+    pub(crate) draft_models: Vec<String>,
+    pub(crate) chat_template: Option<PathBuf>,
+    pub(crate) sequences: Option<usize>,
+    pub(crate) queue: Option<usize>,
+    pub(crate) cache_tokens: Option<usize>,
+    pub(crate) drafts: Option<usize>,
+}
+
+/// A model to serve: what requests call it, where it is, and where the one is that drafts for it.
+struct Planned<'a> {
+    name: String,
+    model: &'a str,
+    draft: Option<&'a str>,
+}
+
 impl ServedArguments {
+    /// These, and where they say nothing, a file's.
+    pub(crate) fn over(mut self, file: ServedFromFile) -> Self {
+        if self.models.is_empty() && self.shape.is_none() {
+            self.models = file.models;
+        }
+        if self.draft_models.is_empty() {
+            self.draft_models = file.draft_models;
+        }
+        self.chat_template = self.chat_template.or(file.chat_template);
+        let engine = &mut self.engine;
+        engine.sequences = engine.sequences.or(file.sequences);
+        engine.queue = engine.queue.or(file.queue);
+        engine.cache_tokens = engine.cache_tokens.or(file.cache_tokens);
+        engine.drafts = engine.drafts.or(file.drafts);
+        self
+    }
+
     /// Loads all of them.
     pub(crate) fn load(&self, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Vec<ServedModel>> {
         let template = self.chat_template.as_deref().map(read_template).transpose()?;
-        if let Some(shape) = &self.shape {
-            return Ok(vec![self.start(shape.clone(), random_model::open(shape, self.open)?, terminal)?]);
-        }
-        let embedded = [EMBEDDED.to_string()];
-        let sources = if self.models.is_empty() { &embedded[..] } else { &self.models };
-        let load = |source: &String| {
-            let (name, model) = name_of(source);
-            let opened = self.open_files(model, template.as_deref(), (global, terminal));
-            opened.and_then(|opened| self.start(name, opened, terminal)).with_context(|| format!("cannot serve {model}"))
+        let load = |planned: Planned<'_>| {
+            let opened = self.open_planned(&planned, template.as_deref(), (global, terminal));
+            let started = opened.and_then(|(opened, draft)| self.start(planned.name, opened, draft, terminal));
+            started.with_context(|| format!("cannot serve {}", planned.model))
         };
-        sources.iter().map(load).collect()
+        self.planned()?.into_iter().map(load).collect()
+    }
+
+    /// Opens all of them and loads no weights: what is wrong with each, and what there is to say of those that are sound.
+    pub(crate) fn check(&self, global: &GlobalArguments, terminal: &Terminal) -> anyhow::Result<Vec<anyhow::Result<String>>> {
+        let template = self.chat_template.as_deref().map(read_template).transpose()?;
+        let check = |planned: Planned<'_>| {
+            let opened = self.open_planned(&planned, template.as_deref(), (global, terminal));
+            opened.map(|opened| self.describe(&planned, &opened)).with_context(|| format!("cannot serve {}", planned.model))
+        };
+        Ok(self.planned()?.into_iter().map(check).collect())
+    }
+
+    fn describe(&self, planned: &Planned<'_>, (opened, draft): &(Opened, Option<Opened>)) -> String {
+        let config = opened.weights.config();
+        let what = match (config.last_token_pooling, &opened.template) {
+            (true, _) => "embeddings",
+            (false, Some(_)) => "text and chat",
+            (false, None) => "text, no chat template",
+        };
+        let n_cached = self.runner_options(config.context_length).n_cached_tokens;
+        let mut said = format!(
+            "model `{}` from {}: {what}, {} layers, {} tokens of vocabulary, context {}, cache {n_cached}",
+            planned.name, planned.model, config.n_layers, config.n_vocab, config.context_length
+        );
+        if let (Some(draft), Some(model)) = (draft, planned.draft) {
+            let n_drafts = self.engine.drafts.unwrap_or(N_DRAFTS_OF_MODEL);
+            said.push_str(&format!("; {model} drafts {n_drafts} tokens ({} layers, same vocabulary)", draft.weights.config().n_layers));
+        }
+        said
+    }
+
+    /// Which models to serve.
+    fn planned(&self) -> anyhow::Result<Vec<Planned<'_>>> {
+        let mut planned: Vec<Planned<'_>> = match (&self.shape, self.models.is_empty()) {
+            (Some(shape), _) => vec![Planned { name: shape.clone(), model: shape, draft: None }],
+            (None, true) => vec![Planned { name: EMBEDDED.into(), model: EMBEDDED, draft: None }],
+            (None, false) => {
+                let named = self.models.iter().map(|source| name_of(source));
+                named.map(|(name, model)| Planned { name, model, draft: None }).collect()
+            }
+        };
+        for (index, one) in planned.iter().enumerate() {
+            if planned[..index].iter().any(|other| other.name == one.name) {
+                return Err(Misuse::new(format!("two models are called `{}`", one.name), "call one of them otherwise: NAME=MODEL").into());
+            }
+        }
+        if !self.draft_models.is_empty() && self.engine.drafts == Some(0) {
+            return Err(Misuse::new("a draft model that drafts 0 tokens", "leave out --draft-model, or ask for more --drafts").into());
+        }
+        for source in &self.draft_models {
+            let (name, model) = named(source);
+            let mut n_found = 0;
+            for one in planned.iter_mut().filter(|one| name.is_none_or(|name| name == one.name)) {
+                n_found += 1;
+                if one.draft.replace(model).is_some() {
+                    let what = format!("two models draft for `{}`", one.name);
+                    return Err(Misuse::new(what, "say for whom: --draft-model NAME=MODEL").into());
+                }
+            }
+            if n_found == 0 {
+                let what = format!("`{}` has a draft model and is not served", name.unwrap_or_default());
+                return Err(Misuse::new(what, "--draft-model NAME=MODEL takes the name of a --model").into());
+            }
+        }
+        Ok(planned)
+    }
+
+    /// Opens a model and the one that drafts for it, and checks that they fit.
+    fn open_planned(
+        &self,
+        planned: &Planned<'_>,
+        template: Option<&str>,
+        (global, terminal): (&GlobalArguments, &Terminal),
+    ) -> anyhow::Result<(Opened, Option<Opened>)> {
+        let opened = self.open_one(planned.model, template, (global, terminal))?;
+        let Some(model) = planned.draft else { return Ok((opened, None)) };
+        let draft = self.open_one(model, None, (global, terminal));
+        let draft = draft.and_then(|draft| {
+            fits(&opened, &draft)?;
+            Ok(draft)
+        });
+        let draft = draft.with_context(|| format!("{model} cannot draft for it"))?;
+        Ok((opened, Some(draft)))
+    }
+
+    fn open_one(&self, model: &str, template: Option<&str>, said: (&GlobalArguments, &Terminal)) -> anyhow::Result<Opened> {
+        if self.shape.is_some() { random_model::open(model, self.open) } else { self.open_files(model, template, said) }
     }
 
     fn open_files(&self, model: &str, template: Option<&str>, (global, terminal): (&GlobalArguments, &Terminal)) -> anyhow::Result<Opened> {
@@ -121,15 +255,25 @@ impl ServedArguments {
     }
 
     /// Loads an opened model and starts its engine.
-    fn start(&self, name: String, opened: Opened, terminal: &Terminal) -> anyhow::Result<ServedModel> {
+    fn start(&self, name: String, opened: Opened, draft: Option<Opened>, terminal: &Terminal) -> anyhow::Result<ServedModel> {
         let Opened { weights, tokenizer, template, defaults } = opened;
         let (config, tokenizer) = (weights.config(), Arc::new(tokenizer));
         let task = if config.last_token_pooling { ModelTask::Embedding { width: config.hidden_size } } else { ModelTask::Text };
-        let runner = load_runner(&*weights, &self.device.for_any_sampling(), self.runner_options(config.context_length), terminal)?;
+        let load = |weights: &dyn WeightSource| {
+            let options = self.runner_options(weights.config().context_length);
+            load_runner(weights, &self.device.for_any_sampling(), options, terminal)
+        };
+        let runner = load(&*weights)?;
+        let part = |draft: Opened| {
+            let runner = load(&*draft.weights).context("cannot load the draft model")?;
+            anyhow::Ok(DraftPart { runner, tokenizer: Some(Arc::new(draft.tokenizer)) })
+        };
+        let draft = draft.map(part).transpose()?;
         let ids = defaults.eos_token_ids.iter().copied().map(TokenId);
         let eos: Vec<TokenId> = if tokenizer.eos().is_empty() { ids.collect() } else { tokenizer.eos().to_vec() };
-        let model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos };
-        let engine = EngineHandle::start(model, self.engine.options())?;
+        let options = self.engine.options(if draft.is_some() { Draft::Model } else { Draft::None });
+        let model = EngineModel { runner, draft, tokenizer: Some(tokenizer.clone()), eos };
+        let engine = EngineHandle::start(model, options)?;
         Ok(ServedModel {
             name,
             created_unix_seconds: clock::now_unix_seconds().unwrap_or(0),
@@ -152,6 +296,18 @@ impl ServedArguments {
     }
 }
 
+/// Whether one can draft for the other, as far as their files tell: what the engine would refuse once both are loaded.
+fn fits(model: &Opened, draft: &Opened) -> Result<(), StartError> {
+    let (own, other) = (model.weights.config(), draft.weights.config());
+    if own.last_token_pooling || other.last_token_pooling {
+        return Err(StartError::DraftPooling);
+    }
+    if own.n_vocab != other.n_vocab {
+        return Err(StartError::DraftVocabulary { expected: own.n_vocab, got: other.n_vocab });
+    }
+    check_draft_vocabulary(&model.tokenizer, &draft.tokenizer)
+}
+
 fn read_template(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display())).and_then(|source| {
         if source.is_empty() {
@@ -161,10 +317,18 @@ fn read_template(path: &Path) -> anyhow::Result<String> {
     })
 }
 
+/// `NAME=MODEL`, or a model alone.
+fn named(source: &str) -> (Option<&str>, &str) {
+    let is_name = |name: &str| !name.is_empty() && !name.contains(['/', '\\', ':']);
+    match source.split_once('=').filter(|(name, _)| is_name(name)) {
+        Some((name, model)) => (Some(name), model),
+        None => (None, source),
+    }
+}
+
 /// What requests call a model, and where it is: `mine=hf:owner/name`, or else its own name without place and ending.
 fn name_of(source: &str) -> (String, &str) {
-    let is_name = |name: &str| !name.is_empty() && !name.contains(['/', '\\', ':']);
-    if let Some((name, model)) = source.split_once('=').filter(|(name, _)| is_name(name)) {
+    if let (Some(name), model) = named(source) {
         return (name.to_string(), model);
     }
     if let Some(name) = source.strip_prefix("hf:") {

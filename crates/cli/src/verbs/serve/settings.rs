@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::failure::Misuse;
+use crate::verbs::serve::models::ServedFromFile;
 
 /// Longest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -92,6 +93,24 @@ pub(crate) struct Settings {
     /// Threads for templates and tokenising
     #[arg(long, value_name = "N", env = "BITNET_TEXT_THREADS", hide_env_values = true, hide_short_help = true)]
     pub(crate) text_threads: Option<usize>,
+    /// Where to send traces of requests (OTLP over HTTP), such as http://127.0.0.1:4318; without it there are none
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, hide_short_help = true)]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Models from a file; on the command line they have flags of their own.
+    #[arg(skip)]
+    pub(crate) model: Vec<String>,
+    #[arg(skip)]
+    pub(crate) draft_model: Vec<String>,
+    #[arg(skip)]
+    pub(crate) chat_template: Option<PathBuf>,
+    #[arg(skip)]
+    pub(crate) sequences: Option<usize>,
+    #[arg(skip)]
+    pub(crate) queue: Option<usize>,
+    #[arg(skip)]
+    pub(crate) cache_tokens: Option<usize>,
+    #[arg(skip)]
+    pub(crate) drafts: Option<usize>,
     /// How logs are written
     #[arg(long, value_enum, env = "BITNET_LOG_FORMAT", hide_env_values = true)]
     pub(crate) log_format: Option<LogFormatArgument>,
@@ -148,8 +167,29 @@ impl Settings {
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
             io_threads: self.io_threads.or(file.io_threads),
             text_threads: self.text_threads.or(file.text_threads),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            model: file.model,
+            draft_model: file.draft_model,
+            chat_template: file.chat_template,
+            sequences: file.sequences,
+            queue: file.queue,
+            cache_tokens: file.cache_tokens,
+            drafts: file.drafts,
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
+        }
+    }
+
+    /// Models and how requests share them, as the file has them.
+    pub(crate) fn served(&mut self) -> ServedFromFile {
+        ServedFromFile {
+            models: std::mem::take(&mut self.model),
+            draft_models: std::mem::take(&mut self.draft_model),
+            chat_template: self.chat_template.take(),
+            sequences: self.sequences,
+            queue: self.queue,
+            cache_tokens: self.cache_tokens,
+            drafts: self.drafts,
         }
     }
 
@@ -164,36 +204,57 @@ impl Settings {
 
     /// The server's configuration, checked.
     pub(crate) fn config(self) -> anyhow::Result<Config> {
+        let (config, faults) = self.checked();
+        faults.into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// The server's configuration and all that is wrong with it; what could not be read is as by default.
+    pub(crate) fn checked(self) -> (Config, Vec<anyhow::Error>) {
         let default = Config::default();
+        let mut faults = Vec::new();
         let tls = match (self.tls_certificate, self.tls_key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
-            _ => return Err(Misuse::new("TLS takes a certificate and its key", "give --tls-certificate and --tls-key").into()),
+            _ => {
+                faults.push(Misuse::new("TLS takes a certificate and its key", "give --tls-certificate and --tls-key").into());
+                None
+            }
         };
+        let api_keys = api_keys(&self.api_key, self.api_keys, &mut faults);
+        let mut time = |flag: &str, value: Option<f64>| {
+            seconds(flag, value).unwrap_or_else(|fault| {
+                faults.push(fault);
+                None
+            })
+        };
+        let (header, body) = (time("header-seconds", self.header_seconds), time("body-seconds", self.body_seconds));
+        let (write, heartbeat) = (time("write-seconds", self.write_seconds), time("heartbeat-seconds", self.heartbeat_seconds));
+        let (request_timeout, drain) = (time("request-seconds", self.request_seconds), time("drain-seconds", self.drain_seconds));
         let is_open = self.allow_unauthenticated == Some(true);
         let has_page = self.no_chat_page != Some(true);
         let config = Config {
             listen: self.listen.unwrap_or(default.listen),
             open_access: if is_open { OpenAccess::Anywhere } else { OpenAccess::LoopbackOnly },
-            api_keys: api_keys(&self.api_key, self.api_keys)?,
+            api_keys,
             tls,
             cors_origins: self.cors_origins,
             body_bytes_max: self.body_bytes.unwrap_or(default.body_bytes_max),
             n_connections_max: self.connections.unwrap_or(default.n_connections_max),
-            header_timeout: seconds("header-seconds", self.header_seconds)?.unwrap_or(default.header_timeout),
-            body_timeout: seconds("body-seconds", self.body_seconds)?.unwrap_or(default.body_timeout),
-            write_timeout: seconds("write-seconds", self.write_seconds)?.unwrap_or(default.write_timeout),
-            heartbeat: seconds("heartbeat-seconds", self.heartbeat_seconds)?.unwrap_or(default.heartbeat),
-            request_timeout: seconds("request-seconds", self.request_seconds)?,
-            drain: seconds("drain-seconds", self.drain_seconds)?.unwrap_or(default.drain),
+            header_timeout: header.unwrap_or(default.header_timeout),
+            body_timeout: body.unwrap_or(default.body_timeout),
+            write_timeout: write.unwrap_or(default.write_timeout),
+            heartbeat: heartbeat.unwrap_or(default.heartbeat),
+            request_timeout,
+            drain: drain.unwrap_or(default.drain),
             n_completion_tokens_max: self.max_tokens.unwrap_or(default.n_completion_tokens_max),
             chat_page: if has_page { Presence::On } else { Presence::Off },
             data_folder: self.data_folder,
             n_io_threads: self.io_threads.unwrap_or(default.n_io_threads),
             n_text_threads: self.text_threads.unwrap_or(default.n_text_threads),
+            otlp_endpoint: self.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
         };
-        config.validate()?;
-        Ok(config)
+        faults.extend(config.faults().into_iter().map(anyhow::Error::from));
+        (config, faults)
     }
 }
 
@@ -202,10 +263,10 @@ fn seconds(flag: &str, value: Option<f64>) -> anyhow::Result<Option<Duration>> {
     value.map(|value| Duration::try_from_secs_f64(value).map_err(|_| wrong(value).into())).transpose()
 }
 
-fn api_keys(plain: &[String], named: Vec<KeySetting>) -> anyhow::Result<Vec<ApiKey>> {
+fn api_keys(plain: &[String], named: Vec<KeySetting>, faults: &mut Vec<anyhow::Error>) -> Vec<ApiKey> {
     let of_plain = plain.iter().filter(|key| !key.is_empty()).enumerate();
     let of_plain = of_plain.map(|(index, key)| {
-        Ok(ApiKey { name: format!("key {}", index + 1), digest: ApiKeyDigest::of_key(key), requests_per_minute: None })
+        anyhow::Ok(ApiKey { name: format!("key {}", index + 1), digest: ApiKeyDigest::of_key(key), requests_per_minute: None })
     });
     let of_named = named.into_iter().map(|setting| {
         let wrong = |what| Misuse::new(format!("the API key `{}` {what}", setting.name), "give `key`, or its BLAKE3 hash as `key_blake3`");
@@ -216,7 +277,7 @@ fn api_keys(plain: &[String], named: Vec<KeySetting>) -> anyhow::Result<Vec<ApiK
         };
         Ok(ApiKey { name: setting.name, digest, requests_per_minute: setting.requests_per_minute })
     });
-    of_plain.chain(of_named).collect()
+    of_plain.chain(of_named).filter_map(|key| key.map_err(|fault| faults.push(fault)).ok()).collect()
 }
 
 #[cfg(test)]
