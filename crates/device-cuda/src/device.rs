@@ -19,6 +19,7 @@ use crate::kernels::{HOPPER, Kernels};
 use crate::limits::CAPABILITY_MIN;
 use crate::linear::{self, CudaLinear, Packed, Store, activation_number, bit_linear, float_bytes};
 use crate::queue::{Arguments, Queue};
+use crate::step::{STEP_CAPABILITY_MIN, StepOfOne};
 use crate::table::CudaTable;
 
 /// Rows of logits at a time: so many sequences read the head together.
@@ -78,6 +79,10 @@ impl CudaDevice {
         let architecture = if gpu.capability == (9, 0) { HOPPER.to_string() } else { format!("sm_{major}{minor}") };
         let kernels = Kernels::load(&stream, &architecture, gpu.shared_bytes_max - STATIC_SHARED_BYTES)?;
         let mut queue = Queue::new(stream)?;
+        if major >= STEP_CAPABILITY_MIN {
+            let step_of_one = StepOfOne::new(&mut queue, &kernels, (gpu.n_multiprocessors, gpu.shared_bytes_max - STATIC_SHARED_BYTES))?;
+            queue.put_together(step_of_one);
+        }
         let best_bytes = ARGMAX_ROWS_MAX * 2 * size_of::<u64>();
         let (best, host_best) = (queue.buffer("best logits", best_bytes)?, queue.host_buffer("best logits", best_bytes)?);
         let isa = match (major, minor) {

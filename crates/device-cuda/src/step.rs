@@ -1,0 +1,301 @@
+//! `StepOfOne`: the recorded launches of one token's layers become a list of operations for one kernel (step.cu), which does what they do. It
+//! knows the launches by their kernels and reads from their arguments what to do; a launch that it does not know stays as it is.
+
+use bitnet_model::device::DeviceError;
+
+use crate::activations::BLOCK_COLUMNS;
+use crate::driver::{Buffer, Kernel, Launch, Memory};
+use crate::kernels::Kernels;
+use crate::queue::{Arguments, Queue};
+
+/// Oldest compute capability with bulk copies.
+pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
+/// As step.cu has them.
+const THREADS: usize = 11 * 32;
+const ROW_COLUMNS_MAX: usize = 12 * 4 * THREADS;
+const NORM_COLUMNS_MAX: usize = 6 * 4 * THREADS;
+const STAGES_MAX: usize = 32;
+const OPERATION_WORDS: usize = 24;
+const TILE_ROWS: usize = 16;
+/// Fewest stages that are worth it, and the fewest operations.
+const STAGES_MIN: usize = 3;
+const OPERATIONS_MIN: usize = 4;
+/// Blocks of 256 columns of a stage.
+const STAGE_BLOCKS: std::ops::RangeInclusive<usize> = 6..=16;
+
+/// Makes lists of operations.
+pub(crate) struct StepOfOne {
+    kernel: Kernel,
+    known: KnownKernels,
+    n_multiprocessors: usize,
+    shared_bytes_max: usize,
+    /// Blocks that have arrived, ever, and that number when the launch began.
+    barrier: Buffer,
+}
+
+/// Kernels of single operations.
+struct KnownKernels {
+    one: [Kernel; 4],
+    gate_one: [Kernel; 4],
+    norm_quantize: Kernel,
+    groups: Kernel,
+    gate: Kernel,
+    rope_append: Kernel,
+    attention: [Kernel; 2],
+}
+
+/// An operation and what it needs of the kernel's shared memory.
+struct Operation {
+    words: [u64; OPERATION_WORDS],
+    needs: Needs,
+}
+
+enum Needs {
+    Linear(Linear),
+    Attention { head_dim: usize },
+}
+
+#[derive(Clone, Copy)]
+struct Linear {
+    n: usize,
+    n_blocks: usize,
+    has_norms: bool,
+    in_groups: bool,
+    n_groups: usize,
+    is_gate: bool,
+}
+
+impl Linear {
+    fn n_tiles(self) -> usize {
+        self.n / TILE_ROWS
+    }
+
+    fn has_scales(self) -> bool {
+        self.n_groups > 1
+    }
+
+    /// Quantised row, squares, group scales and sums, sums of products.
+    fn scratch_bytes(self, n_multiprocessors: usize) -> usize {
+        let (filled, n_tiles) = (self.n_blocks * BLOCK_COLUMNS, self.n_tiles().div_ceil(n_multiprocessors));
+        let squares = if self.has_norms { filled * 4 } else { 0 };
+        let (groups, n_sums) = if self.in_groups { (filled / 128 * 8, self.n_blocks * 2) } else { (0, 1) };
+        filled + squares + groups + n_tiles * n_sums * TILE_ROWS * 4
+    }
+}
+
+impl Operation {
+    fn scratch_bytes(&self, n_multiprocessors: usize) -> usize {
+        match self.needs {
+            Needs::Linear(linear) => linear.scratch_bytes(n_multiprocessors),
+            // Three pairs of tiles, weights of a tile, the last key and value, queries, heads.
+            Needs::Attention { head_dim } => 3 * 2 * 64 * head_dim * 2 + 16 * 64 * 2 + (4 + 32 + 16) * head_dim,
+        }
+    }
+}
+
+/// How the ring of weights is laid out.
+struct RingLayout {
+    stage_blocks: usize,
+    row_bytes: usize,
+    scale_bytes: usize,
+    stage_bytes: usize,
+}
+
+impl RingLayout {
+    fn new(stage_blocks: usize, has_scales: bool) -> Self {
+        // Neighbouring rows lie in different halves of the banks.
+        let row_bytes = stage_blocks * 64 + if stage_blocks.is_multiple_of(2) { 64 } else { 0 };
+        let scale_bytes = if has_scales { stage_blocks * 8 + 16 } else { 0 };
+        Self { stage_blocks, row_bytes, scale_bytes, stage_bytes: (TILE_ROWS * (row_bytes + scale_bytes)).next_multiple_of(128) }
+    }
+
+    /// The layout that fills its stages best.
+    fn best(linears: &[Linear]) -> Self {
+        let has_scales = linears.iter().any(|linear| linear.has_scales());
+        let sizes = STAGE_BLOCKS.rev().filter(|size| !has_scales || size.is_multiple_of(2));
+        let filled = |size: &usize| -> usize { linears.iter().map(|l| l.n_tiles() * l.n_blocks.next_multiple_of(*size)).sum() };
+        let size = sizes.min_by_key(filled).expect("there are sizes");
+        Self::new(size, has_scales)
+    }
+}
+
+fn halves(word: u64) -> [usize; 2] {
+    [word as u32 as usize, (word >> 32) as usize]
+}
+
+fn word(low: usize, high: usize) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+impl StepOfOne {
+    pub(crate) fn new(
+        queue: &mut Queue,
+        kernels: &Kernels,
+        (n_multiprocessors, shared_bytes_max): (usize, usize),
+    ) -> Result<Self, DeviceError> {
+        let known = KnownKernels {
+            one: kernels.bit_linear_one,
+            gate_one: kernels.bit_linear_gate_one,
+            norm_quantize: kernels.norm_quantize,
+            groups: kernels.bit_linear_groups[0],
+            gate: kernels.gate,
+            rope_append: kernels.rope_append[1],
+            attention: kernels.attention_mma_one,
+        };
+        let barrier = queue.zeroed("barrier of a step", 256)?;
+        Ok(Self { kernel: kernels.step_one, known, n_multiprocessors, shared_bytes_max, barrier })
+    }
+
+    /// The same work with fewer launches, and the lists that they read.
+    pub(crate) fn put_together(&self, launches: &[Launch], memory: &Memory) -> Result<(Vec<Launch>, Vec<Buffer>), DeviceError> {
+        let (mut together, mut lists) = (Vec::new(), Vec::new());
+        let mut rest = launches;
+        while let Some(first) = rest.first() {
+            let (operations, n_launches) = self.operations(rest);
+            match self.launch(&operations, memory)? {
+                Some((launch, list)) => {
+                    together.push(launch);
+                    lists.push(list);
+                    rest = &rest[n_launches..];
+                }
+                None => {
+                    together.push(*first);
+                    rest = &rest[1..];
+                }
+            }
+        }
+        Ok((together, lists))
+    }
+
+    /// As many operations as the first launches are, and how many those are.
+    fn operations(&self, launches: &[Launch]) -> (Vec<Operation>, usize) {
+        let (mut operations, mut n_launches, mut n_tiles) = (Vec::new(), 0, 0);
+        while let Some((operation, n)) = self.operation(&launches[n_launches..], n_tiles % self.n_multiprocessors) {
+            if let Needs::Linear(linear) = operation.needs {
+                n_tiles += linear.n_tiles();
+            }
+            operations.push(operation);
+            n_launches += n;
+        }
+        (operations, n_launches)
+    }
+
+    /// The kernel that does `operations`, if it can and if it is worth it.
+    fn launch(&self, operations: &[Operation], memory: &Memory) -> Result<Option<(Launch, Buffer)>, DeviceError> {
+        let linears = operations.iter().filter_map(|operation| match operation.needs {
+            Needs::Linear(linear) => Some(linear),
+            Needs::Attention { .. } => None,
+        });
+        let linears: Vec<Linear> = linears.collect();
+        if operations.len() < OPERATIONS_MIN || linears.is_empty() {
+            return Ok(None);
+        }
+        let layout = RingLayout::best(&linears);
+        let scratch = operations.iter().map(|operation| operation.scratch_bytes(self.n_multiprocessors)).max().unwrap_or(0);
+        let n_stages = (self.shared_bytes_max.saturating_sub(scratch) / layout.stage_bytes).min(STAGES_MAX);
+        if n_stages < STAGES_MIN {
+            return Ok(None);
+        }
+        let words = operations.iter().flat_map(|operation| operation.words);
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let list = memory.buffer("operations of a step", bytes.len())?;
+        memory.write(&bytes, &list)?;
+        let arguments = Arguments::new().address(list.address()).address(self.barrier.address()).word(operations.len()).word(n_stages);
+        let arguments = arguments.word(layout.stage_blocks).word(layout.row_bytes).word(layout.scale_bytes).word(layout.stage_bytes);
+        let shared_bytes = n_stages * layout.stage_bytes + scratch;
+        let launch = arguments.launch(self.kernel, [self.n_multiprocessors, 1], (THREADS + 32, shared_bytes));
+        Ok(Some((Launch { is_cooperative: true, ..launch }, list)))
+    }
+
+    /// What the first launches are together, and how many they are.
+    fn operation(&self, launches: &[Launch], first_block: usize) -> Option<(Operation, usize)> {
+        let first = launches.first()?;
+        if self.known.one.contains(&first.kernel) || self.known.gate_one.contains(&first.kernel) {
+            return Some((self.per_token(first, first_block)?, 1));
+        }
+        if first.kernel == self.known.norm_quantize {
+            return self.per_group(launches, first_block);
+        }
+        if first.kernel == self.known.rope_append {
+            return Some((self.attention(first, launches.get(1)?)?, 2));
+        }
+        None
+    }
+
+    /// `bit_linear_one` or `bit_linear_gate_one`.
+    fn per_token(&self, launch: &Launch, first_block: usize) -> Option<Operation> {
+        let from = &launch.arguments;
+        let ([n, k], [n_blocks, n_groups], [add, activation]) = (halves(from[12]), halves(from[13]), halves(from[14]));
+        let is_gate = self.known.gate_one.contains(&launch.kernel);
+        let linear = Linear { n, n_blocks, has_norms: halves(from[4])[0] > 0, in_groups: false, n_groups, is_gate };
+        let out = if is_gate { from[11] } else { from[10] };
+        if from[0] == 0 {
+            return None;
+        }
+        linear_operation(&from[..5], [from[8], from[9], out], (linear, k), [add, activation, first_block])
+    }
+
+    /// `norm_quantize` and `bit_linear_groups`, and `gate` if it is next.
+    fn per_group(&self, launches: &[Launch], first_block: usize) -> Option<(Operation, usize)> {
+        let (row, product) = (&launches[0], launches.get(1)?);
+        let (source, from) = (&row.arguments, &product.arguments);
+        let ([k, _], [n_activation_groups, layout]) = (halves(source[9]), halves(source[10]));
+        let ([_, n], [n_blocks, _], [n_groups, group_segments]) = (halves(from[6]), halves(from[7]), halves(from[8]));
+        let [_, add] = halves(from[9]);
+        let is_of_row = product.kernel == self.known.groups && source[5] == from[0] && row.grid == [1, 1] && layout == 0;
+        if !is_of_row || n_activation_groups == 0 || product.grid[1] != 1 {
+            return None;
+        }
+        // A scale for each segment, whole stages of them by copies of 16 bytes, or one a row.
+        if n_groups > 1 && (group_segments != 1 || n_groups != n_blocks * 2 || !n_groups.is_multiple_of(4)) {
+            return None;
+        }
+        let gate = launches.get(2).filter(|gate| gate.kernel == self.known.gate && gate.arguments[0] == from[5] && gate.grid[1] == 1);
+        let gate = gate.map(|gate| (gate.arguments[1], halves(gate.arguments[2]))).filter(|(_, [width, _])| width * 2 == n && add == 0);
+        let (out, activation) = gate.map_or((from[5], 0), |(out, [_, activation])| (out, activation));
+        let has_norms = halves(source[4])[0] > 0;
+        let linear = Linear { n, n_blocks, has_norms, in_groups: true, n_groups, is_gate: gate.is_some() };
+        let operation = linear_operation(&source[..5], [from[3], from[4], out], (linear, k), [add, activation, first_block])?;
+        Some((operation, if gate.is_some() { 3 } else { 2 }))
+    }
+
+    /// `rope_append` and `attention` of a token over halves.
+    fn attention(&self, rope: &Launch, attention: &Launch) -> Option<Operation> {
+        let (rotated, from) = (&rope.arguments, &attention.arguments);
+        let [head_dim, epsilon] = halves(rotated[9]);
+        let is_known = self.known.attention.contains(&attention.kernel) && matches!(head_dim, 64 | 128);
+        let is_same = rotated[0] == from[0] && rotated[3..5] == from[1..3] && rope.grid[0] == 1 && attention.grid[1] == 1;
+        if !is_known || !is_same {
+            return None;
+        }
+        let mut words = [0; OPERATION_WORDS];
+        words[0] = 1;
+        words[2..15].copy_from_slice(&from[..13]);
+        words[15..20].copy_from_slice(&[rotated[1], rotated[2], rotated[5], rotated[6], rotated[7]]);
+        words[20] = word(epsilon, head_dim);
+        Some(Operation { words, needs: Needs::Attention { head_dim } })
+    }
+}
+
+/// A product from where its row comes (address, norms), where its weights, scales and results are, and how it is stored.
+fn linear_operation(
+    source: &[u64],
+    places: [u64; 3],
+    (linear, k): (Linear, usize),
+    [add, activation, first_block]: [usize; 3],
+) -> Option<Operation> {
+    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && k.is_multiple_of(16) && linear.n > 0;
+    let columns_max = if linear.has_norms { NORM_COLUMNS_MAX } else { ROW_COLUMNS_MAX };
+    if !is_whole || linear.n_blocks * BLOCK_COLUMNS > columns_max {
+        return None;
+    }
+    let mut words = [0; OPERATION_WORDS];
+    words[2..7].copy_from_slice(source);
+    words[7..10].copy_from_slice(&places);
+    words[10] = word(linear.n, k);
+    words[11] = word(linear.n_blocks, linear.n_groups);
+    words[12] = word(usize::from(linear.in_groups), add);
+    words[13] = word(usize::from(linear.is_gate), activation);
+    words[14] = word(first_block, 0);
+    Some(Operation { words, needs: Needs::Linear(linear) })
+}
