@@ -397,7 +397,7 @@ __device__ __forceinline__ void await_grid(const u32* arrived, u32 target) {
     barrier_of_step();
 }
 
-__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, u32 target) {
+__device__ __noinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, u32 target) {
     const u32 filled = linear.n_blocks * 256;
     LinearRoom room;
     room.quantized = (i8*)shared;
