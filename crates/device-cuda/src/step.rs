@@ -12,8 +12,7 @@ use crate::queue::{Arguments, Queue};
 pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
 /// As step.cu has them.
 const THREADS: usize = 11 * 32;
-const ROW_COLUMNS_MAX: usize = 12 * 4 * THREADS;
-const NORM_COLUMNS_MAX: usize = 6 * 4 * THREADS;
+const ROW_COLUMNS_MAX: usize = 10 * 4 * THREADS;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
 const TILE_ROWS: usize = 16;
@@ -285,8 +284,7 @@ fn linear_operation(
     [add, activation, first_block]: [usize; 3],
 ) -> Option<Operation> {
     let is_whole = linear.n.is_multiple_of(TILE_ROWS) && k.is_multiple_of(16) && linear.n > 0;
-    let columns_max = if linear.has_norms { NORM_COLUMNS_MAX } else { ROW_COLUMNS_MAX };
-    if !is_whole || linear.n_blocks * BLOCK_COLUMNS > columns_max {
+    if !is_whole || linear.n_blocks * BLOCK_COLUMNS > ROW_COLUMNS_MAX {
         return None;
     }
     let mut words = [0; OPERATION_WORDS];

@@ -10,9 +10,10 @@
 #define STEP_WARPS 11
 #define STEP_THREADS (STEP_WARPS * 32)
 #define STAGES_MAX 32
-// Most fours of a row for each thread, and of norm weights that are loaded before the row is there.
-#define FOURS_MAX 12
-#define NORM_FOURS_MAX 6
+// Most fours of a row for each thread.
+#define FOURS_MAX 10
+// Likewise, of norm weights that are read before the row is there.
+#define HELD_FOURS_MAX 5
 
 struct StepLinear {
     const float* x;       // [k]
@@ -288,26 +289,26 @@ struct Multiplier {
     }
 };
 
-// The row of a product as this thread has it: fours threadIdx.x, threadIdx.x + STEP_THREADS and so on.
+// The row of a product as this thread has it: fours threadIdx.x, threadIdx.x + STEP_THREADS and so on, FOURS of them, zeros beyond the row.
+template <int FOURS>
 struct StepRow {
-    float4 fours[FOURS_MAX];
+    float4 fours[FOURS];
 
     __device__ __forceinline__ void load(const float* x, u32 k) {
 #pragma unroll
-        for (int turn = 0; turn < FOURS_MAX; turn++) {
+        for (int turn = 0; turn < FOURS; turn++) {
             const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS * 4 >= k) break;
-            fours[turn] = four * 4 < k ? __ldcg((const float4*)x + four) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (four * 4 < k) fours[turn] = __ldcg((const float4*)x + four);
         }
     }
 
-    // One RMSNorm; `weights` are this thread's.
-    __device__ __forceinline__ void norm(const float4 (&weights)[NORM_FOURS_MAX], float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) {
+    // One RMSNorm; `held` are this thread's weights, unless the row is so long that they are read when they are needed.
+    __device__ __forceinline__ void norm(const StepRow& held, const float* weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) {
 #pragma unroll
-        for (int turn = 0; turn < NORM_FOURS_MAX; turn++) {
+        for (int turn = 0; turn < FOURS; turn++) {
             const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
-            const float4 x = turn * STEP_THREADS * 4 < linear.k ? fours[turn] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            const float4 x = fours[turn];
             if (four < linear.n_blocks * 64) ((float4*)room.squares)[four] = make_float4(x.x * x.x, x.y * x.y, x.z * x.z, x.w * x.w);
         }
         barrier_of_step();
@@ -318,9 +319,9 @@ struct StepRow {
         barrier_of_step();
         const float factor = scratch.factor;
 #pragma unroll
-        for (int turn = 0; turn < NORM_FOURS_MAX; turn++) {
-            if (turn * STEP_THREADS * 4 >= linear.k) break;
-            const float4 x = fours[turn], w = weights[turn];
+        for (int turn = 0; turn < FOURS; turn++) {
+            const u32 four = turn * STEP_THREADS + threadIdx.x;
+            const float4 x = fours[turn], w = FOURS <= HELD_FOURS_MAX ? held.fours[turn] : __ldg((const float4*)weights + min(four, linear.k / 4 - 1));
             fours[turn] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
         }
     }
@@ -340,10 +341,7 @@ struct StepRow {
     __device__ __forceinline__ float quantise(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) const {
         float largest = 0.0f;
 #pragma unroll
-        for (int turn = 0; turn < FOURS_MAX; turn++) {
-            if (turn * STEP_THREADS * 4 >= linear.k) break;
-            largest = largest_of_four(largest, fours[turn]);
-        }
+        for (int turn = 0; turn < FOURS; turn++) largest = largest_of_four(largest, fours[turn]);
         // Magnitudes: their bits are in their order.
         largest = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest)));
         if ((threadIdx.x & 31) == 0) scratch.largest[threadIdx.x / 32] = largest;
@@ -354,11 +352,8 @@ struct StepRow {
         const float inverse_scale = inverse_absmax_scale(largest);
         int sum = 0;
 #pragma unroll
-        for (int turn = 0; turn < FOURS_MAX; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
-            u32 bits = 0;
-            if (turn * STEP_THREADS * 4 < linear.k) bits = quantise_four(fours[turn], inverse_scale, sum);
+        for (int turn = 0; turn < FOURS; turn++) {
+            const u32 four = turn * STEP_THREADS + threadIdx.x, bits = quantise_four(fours[turn], inverse_scale, sum);
             if (four < linear.n_blocks * 64) ((u32*)room.quantized)[four] = bits;
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
@@ -369,15 +364,13 @@ struct StepRow {
     // A scale for each 128 columns, which a warp has together.
     __device__ __forceinline__ void quantise_groups(const StepLinear& linear, const LinearRoom& room) const {
 #pragma unroll
-        for (int turn = 0; turn < FOURS_MAX; turn++) {
+        for (int turn = 0; turn < FOURS; turn++) {
             const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
             if (four - (threadIdx.x & 31) >= linear.n_blocks * 64) break;
-            const float4 x = turn * STEP_THREADS * 4 < linear.k ? fours[turn] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            const float largest = larger(1e-5f, __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest_of_four(0.0f, x)))));
+            const float largest = larger(1e-5f, __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest_of_four(0.0f, fours[turn])))));
             const float inverse_scale = inverse_absmax_scale(largest);
             int sum = 0;
-            ((u32*)room.quantized)[four] = quantise_four(x, inverse_scale, sum);
+            ((u32*)room.quantized)[four] = quantise_four(fours[turn], inverse_scale, sum);
             sum = __reduce_add_sync(FULL_WARP, sum);
             if ((threadIdx.x & 31) == 0) {
                 room.x_scales[four / 32] = 1.0f / inverse_scale;
@@ -397,7 +390,30 @@ __device__ __forceinline__ void await_grid(const u32* arrived, u32 target) {
     barrier_of_step();
 }
 
-__device__ __noinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, u32 target) {
+// Waits for the operations before, norms and quantises the row; returns its inverse scale, if it has one.
+template <int FOURS>
+__device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, u32 target) {
+    // Norm weights do not depend on the operations before.
+    const bool holds = FOURS <= HELD_FOURS_MAX;
+    StepRow<FOURS> held, row;
+    // Without norms nothing is loaded, but registers are defined: else the compiler must take them for values of the operation before.
+    if (holds) held.load(linear.norms.weights[0], linear.norms.n > 0 ? linear.k : 0);
+    await_grid(a.barrier, target);
+    row.load(linear.x, linear.k);
+#pragma unroll 1
+    for (u32 norm = 0; norm < linear.norms.n; norm++) {
+        const float* weights = norm == 0 ? linear.norms.weights[0] : linear.norms.weights[1];
+        if (holds && norm > 0) held.load(weights, linear.k);
+        row.norm(held, weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch);
+    }
+    float inverse_scale = 0.0f;
+    if (linear.in_groups) row.quantise_groups(linear, room);
+    else inverse_scale = row.quantise(linear, room, scratch);
+    barrier_of_step();
+    return inverse_scale;
+}
+
+__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, u32 target) {
     const u32 filled = linear.n_blocks * 256;
     LinearRoom room;
     room.quantized = (i8*)shared;
@@ -408,13 +424,6 @@ __device__ __noinline__ void multiply_row(const StepArgs& a, const StepLinear& l
     const MyTiles tiles(linear.n, linear.is_gate, linear.first_block);
     const u32 n_out = tiles.n * tiles.rows, half_n = linear.n / 2;
     // What does not depend on the operation before.
-    float4 weights[NORM_FOURS_MAX];
-#pragma unroll
-    for (int turn = 0; turn < NORM_FOURS_MAX; turn++) {
-        const u32 four = turn * STEP_THREADS + threadIdx.x;
-        if (linear.norms.n == 0 || turn * STEP_THREADS * 4 >= linear.k) break;
-        weights[turn] = four * 4 < linear.k ? __ldg((const float4*)linear.norms.weights[0] + four) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
     const u32 my_row = tiles.row(min(threadIdx.x, max(n_out, 1u) - 1));
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
     if (threadIdx.x < n_out) {
@@ -427,24 +436,11 @@ __device__ __noinline__ void multiply_row(const StepArgs& a, const StepLinear& l
     }
     if (!linear.in_groups)
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
-    await_grid(a.barrier, target);
-
-    StepRow row;
-    row.load(linear.x, linear.k);
-    if (linear.norms.n > 0) row.norm(weights, linear.norms.epsilons[0], linear, room, scratch);
-    if (linear.norms.n > 1) {
-#pragma unroll
-        for (int turn = 0; turn < NORM_FOURS_MAX; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS * 4 >= linear.k) break;
-            weights[turn] = four * 4 < linear.k ? __ldg((const float4*)linear.norms.weights[1] + four) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        }
-        row.norm(weights, linear.norms.epsilons[1], linear, room, scratch);
-    }
     float inverse_scale = 0.0f;
-    if (linear.in_groups) row.quantise_groups(linear, room);
-    else inverse_scale = row.quantise(linear, room, scratch);
-    barrier_of_step();
+    if (filled <= 2 * 4 * STEP_THREADS) inverse_scale = prepare_row<2>(a, linear, room, scratch, target);
+    else if (filled <= 3 * 4 * STEP_THREADS) inverse_scale = prepare_row<3>(a, linear, room, scratch, target);
+    else if (filled <= 5 * 4 * STEP_THREADS) inverse_scale = prepare_row<5>(a, linear, room, scratch, target);
+    else inverse_scale = prepare_row<FOURS_MAX>(a, linear, room, scratch, target);
     int x_sum = 0;
 #pragma unroll
     for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
@@ -621,7 +617,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 32, 1) step_one(cons
     if (threadIdx.x >= STEP_THREADS) return stream_weights(a, ring);
     u32 target = a.barrier[32];
     for (u32 index = 0; index < a.n_operations; index++) {
-        uint4 next;
+        uint4 next = make_uint4(0, 0, 0, 0);
         const bool brings_next = threadIdx.x < n_pieces && index + 1 < a.n_operations;
         if (brings_next) next = __ldg((const uint4*)(a.operations + index + 1) + threadIdx.x);
         const StepOperation& operation = operations[index & 1];
