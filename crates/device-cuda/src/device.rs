@@ -80,8 +80,7 @@ impl CudaDevice {
         let kernels = Kernels::load(&stream, &architecture, gpu.shared_bytes_max - STATIC_SHARED_BYTES)?;
         let mut queue = Queue::new(stream)?;
         if major >= STEP_CAPABILITY_MIN {
-            let step_of_one = StepOfOne::new(&mut queue, &kernels, (gpu.n_multiprocessors, gpu.shared_bytes_max - STATIC_SHARED_BYTES))?;
-            queue.put_together(step_of_one);
+            queue.put_together(StepOfOne::new(&kernels, (gpu.n_multiprocessors, gpu.shared_bytes_max - STATIC_SHARED_BYTES)));
         }
         let best_bytes = ARGMAX_ROWS_MAX * 2 * size_of::<u64>();
         let (best, host_best) = (queue.buffer("best logits", best_bytes)?, queue.host_buffer("best logits", best_bytes)?);

@@ -6,15 +6,20 @@ use bitnet_model::device::DeviceError;
 use crate::activations::BLOCK_COLUMNS;
 use crate::driver::{Buffer, Kernel, Launch, Memory};
 use crate::kernels::Kernels;
-use crate::queue::{Arguments, Queue};
+use crate::queue::Arguments;
 
 /// Oldest compute capability with bulk copies.
 pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
 /// As step.cu has them.
-const THREADS: usize = 11 * 32;
+const THREADS: usize = 10 * 32;
+/// Warps that stream weights and keep house.
+const OTHER_THREADS: usize = 64;
+const MAILBOXES: usize = 4;
 const ROW_COLUMNS_MAX: usize = 10 * 4 * THREADS;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
+/// Where a product has its first block and the number of results before it.
+const LINEAR_PLACE: usize = 14;
 const TILE_ROWS: usize = 16;
 /// Fewest stages that are worth it, and the fewest operations.
 const STAGES_MIN: usize = 3;
@@ -28,8 +33,6 @@ pub(crate) struct StepOfOne {
     known: KnownKernels,
     n_multiprocessors: usize,
     shared_bytes_max: usize,
-    /// Blocks that have arrived, ever, and that number when the launch began.
-    barrier: Buffer,
 }
 
 /// Kernels of single operations.
@@ -47,6 +50,9 @@ struct KnownKernels {
 struct Operation {
     words: [u64; OPERATION_WORDS],
     needs: Needs,
+    /// Where it reads, and the place and number of its results.
+    from: u64,
+    results: (u64, usize),
 }
 
 enum Needs {
@@ -57,11 +63,13 @@ enum Needs {
 #[derive(Clone, Copy)]
 struct Linear {
     n: usize,
+    k: usize,
     n_blocks: usize,
     has_norms: bool,
     in_groups: bool,
     n_groups: usize,
     is_gate: bool,
+    adds: bool,
 }
 
 impl Linear {
@@ -87,7 +95,7 @@ impl Operation {
         match self.needs {
             Needs::Linear(linear) => linear.scratch_bytes(n_multiprocessors),
             // Three pairs of tiles, weights of a tile, the last key and value, queries, heads.
-            Needs::Attention { head_dim } => 3 * 2 * 64 * head_dim * 2 + 16 * 64 * 2 + (4 + 32 + 16) * head_dim,
+            Needs::Attention { head_dim } => 3 * 2 * 64 * head_dim * 2 + 16 * 64 * 2 + (4 + 32 + 40) * head_dim,
         }
     }
 }
@@ -127,11 +135,7 @@ fn word(low: usize, high: usize) -> u64 {
 }
 
 impl StepOfOne {
-    pub(crate) fn new(
-        queue: &mut Queue,
-        kernels: &Kernels,
-        (n_multiprocessors, shared_bytes_max): (usize, usize),
-    ) -> Result<Self, DeviceError> {
+    pub(crate) fn new(kernels: &Kernels, (n_multiprocessors, shared_bytes_max): (usize, usize)) -> Self {
         let known = KnownKernels {
             one: kernels.bit_linear_one,
             gate_one: kernels.bit_linear_gate_one,
@@ -141,8 +145,7 @@ impl StepOfOne {
             rope_append: kernels.rope_append[1],
             attention: kernels.attention_mma_one,
         };
-        let barrier = queue.zeroed("barrier of a step", 256)?;
-        Ok(Self { kernel: kernels.step_one, known, n_multiprocessors, shared_bytes_max, barrier })
+        Self { kernel: kernels.step_one, known, n_multiprocessors, shared_bytes_max }
     }
 
     /// The same work with fewer launches, and the lists that they read.
@@ -166,12 +169,25 @@ impl StepOfOne {
         Ok((together, lists))
     }
 
-    /// As many operations as the first launches are, and how many those are.
+    /// As many operations as the first launches are, each of which reads what the one before gives, and how many launches those are.
     fn operations(&self, launches: &[Launch]) -> (Vec<Operation>, usize) {
-        let (mut operations, mut n_launches, mut n_tiles) = (Vec::new(), 0, 0);
-        while let Some((operation, n)) = self.operation(&launches[n_launches..], n_tiles % self.n_multiprocessors) {
+        let (mut operations, mut n_launches): (Vec<Operation>, usize) = (Vec::new(), 0);
+        // Where products begin that add to a row: always the same, so that a thread adds to what it has written itself.
+        const FIRST_BLOCK_OF_ADDING: usize = 0;
+        let mut next_block = 0;
+        while let Some((mut operation, n)) = self.operation(&launches[n_launches..]) {
+            match (operations.last().map(|before| before.results), &operation.needs) {
+                (None, Needs::Linear(_)) => {}
+                (Some((address, n_before)), Needs::Linear(linear)) if address == operation.from && n_before == linear.k => {
+                    operation.words[LINEAR_PLACE] |= word(0, n_before);
+                }
+                (Some((address, _)), Needs::Attention { .. }) if address == operation.from => {}
+                _ => break,
+            }
             if let Needs::Linear(linear) = operation.needs {
-                n_tiles += linear.n_tiles();
+                let first_block = if linear.adds { FIRST_BLOCK_OF_ADDING } else { next_block };
+                operation.words[LINEAR_PLACE] |= word(first_block, 0);
+                next_block = (first_block + linear.n_tiles()) % self.n_multiprocessors;
             }
             operations.push(operation);
             n_launches += n;
@@ -195,25 +211,33 @@ impl StepOfOne {
         if n_stages < STAGES_MIN {
             return Ok(None);
         }
+        let most = operations.iter().map(|operation| operation.results.1).max().unwrap_or(0);
+        let n_results = most.next_multiple_of(4);
+        let mailbox_words = (n_results + self.n_multiprocessors).next_multiple_of(4);
+        // The list, the mailboxes with the pattern that nothing has come, and how many operations have sent.
         let words = operations.iter().flat_map(|operation| operation.words);
-        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        let list = memory.buffer("operations of a step", bytes.len())?;
-        memory.write(&bytes, &list)?;
-        let arguments = Arguments::new().address(list.address()).address(self.barrier.address()).word(operations.len()).word(n_stages);
-        let arguments = arguments.word(layout.stage_blocks).word(layout.row_bytes).word(layout.scale_bytes).word(layout.stage_bytes);
+        let list: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let mail_bytes = MAILBOXES * mailbox_words * size_of::<u32>();
+        let bytes = [list.as_slice(), &vec![0xff; mail_bytes], &[0; 8]].concat();
+        let memory_of_step = memory.buffer("operations of a step", bytes.len())?;
+        memory.write(&bytes, &memory_of_step)?;
+        let mail = memory_of_step.address() + list.len() as u64;
+        let arguments = Arguments::new().address(memory_of_step.address()).address(mail).address(mail + mail_bytes as u64);
+        let arguments = arguments.word(operations.len()).word(n_stages).word(layout.stage_blocks).word(layout.row_bytes);
+        let arguments = arguments.word(layout.scale_bytes).word(layout.stage_bytes).word(mailbox_words).word(n_results);
         let shared_bytes = n_stages * layout.stage_bytes + scratch;
-        let launch = arguments.launch(self.kernel, [self.n_multiprocessors, 1], (THREADS + 32, shared_bytes));
-        Ok(Some((Launch { is_cooperative: true, ..launch }, list)))
+        let launch = arguments.launch(self.kernel, [self.n_multiprocessors, 1], (THREADS + OTHER_THREADS, shared_bytes));
+        Ok(Some((Launch { is_cooperative: true, ..launch }, memory_of_step)))
     }
 
     /// What the first launches are together, and how many they are.
-    fn operation(&self, launches: &[Launch], first_block: usize) -> Option<(Operation, usize)> {
+    fn operation(&self, launches: &[Launch]) -> Option<(Operation, usize)> {
         let first = launches.first()?;
         if self.known.one.contains(&first.kernel) || self.known.gate_one.contains(&first.kernel) {
-            return Some((self.per_token(first, first_block)?, 1));
+            return Some((self.per_token(first)?, 1));
         }
         if first.kernel == self.known.norm_quantize {
-            return self.per_group(launches, first_block);
+            return self.per_group(launches);
         }
         if first.kernel == self.known.rope_append {
             return Some((self.attention(first, launches.get(1)?)?, 2));
@@ -222,20 +246,20 @@ impl StepOfOne {
     }
 
     /// `bit_linear_one` or `bit_linear_gate_one`.
-    fn per_token(&self, launch: &Launch, first_block: usize) -> Option<Operation> {
+    fn per_token(&self, launch: &Launch) -> Option<Operation> {
         let from = &launch.arguments;
         let ([n, k], [n_blocks, n_groups], [add, activation]) = (halves(from[12]), halves(from[13]), halves(from[14]));
         let is_gate = self.known.gate_one.contains(&launch.kernel);
-        let linear = Linear { n, n_blocks, has_norms: halves(from[4])[0] > 0, in_groups: false, n_groups, is_gate };
+        let linear = Linear { n, k, n_blocks, has_norms: halves(from[4])[0] > 0, in_groups: false, n_groups, is_gate, adds: add != 0 };
         let out = if is_gate { from[11] } else { from[10] };
         if from[0] == 0 {
             return None;
         }
-        linear_operation(&from[..5], [from[8], from[9], out], (linear, k), [add, activation, first_block])
+        linear_operation(&from[..5], [from[8], from[9], out], linear, activation)
     }
 
     /// `norm_quantize` and `bit_linear_groups`, and `gate` if it is next.
-    fn per_group(&self, launches: &[Launch], first_block: usize) -> Option<(Operation, usize)> {
+    fn per_group(&self, launches: &[Launch]) -> Option<(Operation, usize)> {
         let (row, product) = (&launches[0], launches.get(1)?);
         let (source, from) = (&row.arguments, &product.arguments);
         let ([k, _], [n_activation_groups, layout]) = (halves(source[9]), halves(source[10]));
@@ -253,8 +277,8 @@ impl StepOfOne {
         let gate = gate.map(|gate| (gate.arguments[1], halves(gate.arguments[2]))).filter(|(_, [width, _])| width * 2 == n && add == 0);
         let (out, activation) = gate.map_or((from[5], 0), |(out, [_, activation])| (out, activation));
         let has_norms = halves(source[4])[0] > 0;
-        let linear = Linear { n, n_blocks, has_norms, in_groups: true, n_groups, is_gate: gate.is_some() };
-        let operation = linear_operation(&source[..5], [from[3], from[4], out], (linear, k), [add, activation, first_block])?;
+        let linear = Linear { n, k, n_blocks, has_norms, in_groups: true, n_groups, is_gate: gate.is_some(), adds: add != 0 };
+        let operation = linear_operation(&source[..5], [from[3], from[4], out], linear, activation)?;
         Some((operation, if gate.is_some() { 3 } else { 2 }))
     }
 
@@ -264,7 +288,9 @@ impl StepOfOne {
         let [head_dim, epsilon] = halves(rotated[9]);
         let is_known = self.known.attention.contains(&attention.kernel) && matches!(head_dim, 64 | 128);
         let is_same = rotated[0] == from[0] && rotated[3..5] == from[1..3] && rope.grid[0] == 1 && attention.grid[1] == 1;
-        if !is_known || !is_same {
+        let ([n_heads, _], [log_sharing, n_splits]) = (halves(from[10]), halves(from[11]));
+        // A block for each split of heads that share keys.
+        if !is_known || !is_same || (n_heads >> log_sharing) * n_splits > self.n_multiprocessors {
             return None;
         }
         let mut words = [0; OPERATION_WORDS];
@@ -272,28 +298,23 @@ impl StepOfOne {
         words[2..15].copy_from_slice(&from[..13]);
         words[15..20].copy_from_slice(&[rotated[1], rotated[2], rotated[5], rotated[6], rotated[7]]);
         words[20] = word(epsilon, head_dim);
-        Some(Operation { words, needs: Needs::Attention { head_dim } })
+        Some(Operation { words, needs: Needs::Attention { head_dim }, from: from[0], results: (from[3], n_heads * head_dim) })
     }
 }
 
 /// A product from where its row comes (address, norms), where its weights, scales and results are, and how it is stored.
-fn linear_operation(
-    source: &[u64],
-    places: [u64; 3],
-    (linear, k): (Linear, usize),
-    [add, activation, first_block]: [usize; 3],
-) -> Option<Operation> {
-    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && k.is_multiple_of(16) && linear.n > 0;
+fn linear_operation(source: &[u64], places: [u64; 3], linear: Linear, activation: usize) -> Option<Operation> {
+    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && linear.k.is_multiple_of(16) && linear.n > 0;
     if !is_whole || linear.n_blocks * BLOCK_COLUMNS > ROW_COLUMNS_MAX {
         return None;
     }
     let mut words = [0; OPERATION_WORDS];
     words[2..7].copy_from_slice(source);
     words[7..10].copy_from_slice(&places);
-    words[10] = word(linear.n, k);
+    words[10] = word(linear.n, linear.k);
     words[11] = word(linear.n_blocks, linear.n_groups);
-    words[12] = word(usize::from(linear.in_groups), add);
+    words[12] = word(usize::from(linear.in_groups), usize::from(linear.adds));
     words[13] = word(usize::from(linear.is_gate), activation);
-    words[14] = word(first_block, 0);
-    Some(Operation { words, needs: Needs::Linear(linear) })
+    let n_results = if linear.is_gate { linear.n / 2 } else { linear.n };
+    Some(Operation { words, needs: Needs::Linear(linear), from: source[0], results: (places[2], n_results) })
 }

@@ -77,7 +77,7 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a
     const bool takes_all = a.n_splits == 1;
     const AttentionOne<DIM> one{
         a, a.blocks + a.table_starts[token], base, greatest_of_warps, first_head / (a.n_heads / a.n_kv_heads), split * SPLIT_TILES,
-        takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, blockIdx.y, nullptr,
+        takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, blockIdx.y, nullptr, nullptr,
     };
     for (u32 tile = 0; tile < RING - 1; tile++) one.fetch(one.first_tile + tile);
     u32 queries[DIM / 16][4];
@@ -88,8 +88,7 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a
     one.run(total, queries);
     float* out = a.out + ((u64)token * a.n_heads + first_head) * DIM;
     if (takes_all || n_present == 1) {
-        const float factors[2] = {1.0f / total.sums[0], 1.0f / total.sums[2]};
-        one.store(total, out, DIM, factors);
+        one.store_all(total, out, first_head);
     } else {
         one.share(total, out, first_head, split, n_present);
     }

@@ -262,6 +262,13 @@ __device__ __forceinline__ void put_together(const float* kept, Partial<DIM>& sp
 // A barrier of the THREADS threads that share a token's heads; a kernel may have others.
 __device__ __forceinline__ void barrier_of_heads() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
+// A result for others who look whether it has come (step.cu): nothing equals what stands there before.
+#define NOT_COME 0xffffffffu
+__device__ __forceinline__ void send(float* to, float value) {
+    const u32 bits = __float_as_uint(value), sent = bits == NOT_COME ? 0x7fffffffu : bits;
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(sent) : "memory");
+}
+
 template <int DIM>
 struct AttentionOne {
     static const int TILE_SIZE = TILE * DIM * 2;
@@ -277,6 +284,7 @@ struct AttentionOne {
     u32 n_positions;
     u32 token_place;   // of the token among those that stand alone
     const uint4* last; // [2, DIM / 8]: key and value of the last position, which are not in the cache yet; or null
+    float* mail;       // [n_heads, DIM], where results go, too; or null
 
     __device__ __forceinline__ u32 keys(u32 tile) const { return base + (tile % RING) * 2 * TILE_SIZE; }
     __device__ __forceinline__ u32 values(u32 tile) const { return keys(tile) + TILE_SIZE; }
@@ -367,6 +375,23 @@ struct AttentionOne {
         }
     }
 
+    // The same for the token's heads, and to whoever waits for it.
+    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, u32 first_head) const {
+        const float factors[2] = {1.0f / total.sums[0], 1.0f / total.sums[2]};
+        store(total, out, DIM, factors);
+        if (mail == nullptr) return;
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const u32 row = lane / 4 + half * 8;
+            if (row >> a.log_sharing) continue;
+            float* to = mail + (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
+#pragma unroll
+            for (int index = 0; index < COLUMNS / 4; index++)
+                send(to + index / 2 * 8 + index % 2, total.values[index / 2][half * 2 + index % 2] * factors[half]);
+        }
+    }
+
     // Leaves this split for the last block of the token's heads, or puts all splits together if this is it.
     __device__ __forceinline__ void share(const Partial<COLUMNS>& total, float* out, u32 first_head, u32 split, u32 n_present) const {
         __shared__ u32 n_before;
@@ -399,7 +424,9 @@ struct AttentionOne {
                 value = __fmaf_rn(value, factor, __ldcg(of_next + index % DIM) * their_factor);
                 facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
             }
-            out[index] = value * (1.0f / facts.y);
+            value *= 1.0f / facts.y;
+            out[index] = value;
+            if (mail != nullptr) send(mail + first_head * DIM + index, value);
         }
     }
 };

@@ -1,19 +1,25 @@
 // A step of one token as one kernel: its products and attention are operations of a list, which one block on each multiprocessor works off
-// together with all others, with a barrier over the grid between operations. What a kernel for each operation costs (its start, code and
-// constants from afar, weights that are asked for only then) is paid once.
+// together with all others. What a kernel for each operation costs (its start, code and constants from afar, weights that are asked for only then) is
+// paid once.
 //
 // A warp of its own streams the weights of this block's rows through a ring in shared memory (bulk copies), operations ahead: weights depend on
-// nothing, so memory works while others wait at a barrier. Eleven warps compute. Every block norms and quantises the row for itself, as
+// nothing, so memory works while others wait. Ten warps compute. Every block norms and quantises the row for itself, as
 // bit_linear_one does. A product goes by tiles of 16 rows (of a gate 8, and 8 of up) on the tensor cores: the row of activations is every one of
 // eight tokens, of which one is kept. Attention rotates and appends the token's key and value itself; tiles of older positions are asked for
-// before the barrier. All results are those of the kernels of single operations.
-#define STEP_WARPS 11
+// before the new ones are known. All results are those of the kernels of single operations.
+//
+// There is no barrier over the grid. A result is sent to a mailbox, where a pattern that no result has stands before, and whoever needs it
+// looks until it has come: one way through the cache instead of a fence, a counter and a load. Operation g (counted over all launches) sends to mailbox
+// g mod 4. When all blocks are known to have read a mailbox (each says in the next one that it has), a warp of its own sets it back, and says so to
+// its block before that sends again; so nobody sends to a mailbox that is not set back.
+#define STEP_WARPS 10
 #define STEP_THREADS (STEP_WARPS * 32)
 #define STAGES_MAX 32
+#define MAILBOXES 4
 // Most fours of a row for each thread.
 #define FOURS_MAX 10
 // Likewise, of norm weights that are read before the row is there.
-#define HELD_FOURS_MAX 5
+#define HELD_FOURS_MAX 6
 
 struct StepLinear {
     const float* x;       // [k]
@@ -30,7 +36,7 @@ struct StepLinear {
     u32 is_gate;
     u32 activation;
     u32 first_block;      // of the grid, that has the first tile
-    u32 unused;
+    u32 n_before;         // results of the operation before; 0: x is in memory
 };
 
 struct StepAttention {
@@ -59,18 +65,51 @@ struct __align__(16) StepOperation {
 
 struct StepArgs {
     const StepOperation* operations;
-    u32* barrier;         // [0]: blocks that have arrived, ever; [32]: that when this launch began
+    u32* mail;            // [MAILBOXES, mailbox_words]: results, then a word of each block that has read the mailbox before
+    u32* n_sent;          // operations that have sent to them, ever
     u32 n_operations;
     u32 n_stages;
     u32 stage_blocks;     // blocks of 256 columns of a stage
     u32 row_bytes;        // from one row of a stage to the next: neighbouring rows in different banks
     u32 scale_bytes;      // likewise, of scales behind the rows
     u32 stage_bytes;
+    u32 mailbox_words;
+    u32 n_results;        // of a mailbox, a multiple of four
 };
 
 #if __CUDA_ARCH__ >= 900
 
 __device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0;" ::"n"(STEP_THREADS) : "memory"); }
+
+// What the housekeeping warp and the computing ones tell each other: the row has been read; a mailbox is set back, results may be sent.
+#define LOADED 3
+#define SET_BACK 4
+__device__ __forceinline__ void announce(int barrier) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(STEP_THREADS + 32) : "memory"); }
+__device__ __forceinline__ void hear(int barrier) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(STEP_THREADS + 32) : "memory"); }
+
+__device__ __forceinline__ uint4 look(const u32* mail) {
+    uint4 bits;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(mail) : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ u32 look_at_word(const u32* mail) {
+    u32 bits;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(mail) : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ bool has_come(uint4 bits) { return bits.x != NOT_COME && bits.y != NOT_COME && bits.z != NOT_COME && bits.w != NOT_COME; }
+
+// The mailboxes of an operation.
+struct Mail {
+    const u32* in;
+    float* out;
+    __device__ __forceinline__ Mail(const StepArgs& a, u32 number) {
+        in = a.mail + (u64)((number - 1) % MAILBOXES) * a.mailbox_words;
+        out = (float*)(a.mail + (u64)(number % MAILBOXES) * a.mailbox_words);
+    }
+};
 
 __device__ __forceinline__ void make_barrier(u32 barrier, u32 n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(n) : "memory"); }
 
@@ -191,61 +230,88 @@ __device__ __forceinline__ float chain_of_squares(const float* squares, u32 n) {
     return sum_lanes(sum);
 }
 
-// A warp's share of a product: blocks of 256 columns by turns, through all tiles and stages.
+// A warp's share of a product: an equal part of the blocks of 256 columns of several stages, neighbours as far as possible.
+template <bool GROUPED>
 struct Multiplier {
     const StepArgs& a;
     const StepLinear& linear;
     const LinearRoom& room;
+    const MyTiles& tiles;
 
-    __device__ __forceinline__ void run(const MyTiles& tiles, Ring& ring) const {
-        const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32, thread = lane & 3, line = lane / 4;
-        const u32 x = (u32)__cvta_generic_to_shared(room.quantized) + thread * 16;
-        u32 turn = warp;
-        for (u32 tile = 0; tile < tiles.n; tile++) {
-            int sums[4][4] = {};
-            for (u32 first = 0; first < linear.n_blocks; first += a.stage_blocks) {
-                const u32 n = min(a.stage_blocks, linear.n_blocks - first), stage = ring.stages + ring.slot * a.stage_bytes;
+    __device__ __forceinline__ void run(Ring& ring) const {
+        const u32 pieces = (linear.n_blocks + a.stage_blocks - 1) / a.stage_blocks, n_stages = tiles.n * pieces;
+        // As many stages at a time as leave others to be filled.
+        const u32 at_once = n_stages <= a.n_stages ? n_stages : max(1u, a.n_stages / 2);
+        for (u32 first = 0; first < n_stages; first += at_once) {
+            const u32 end = min(n_stages, first + at_once);
+            const Ring begin = ring;
+            run_stages(ring, first, end, pieces);
+            if (end < n_stages) barrier_of_step();
+            else hear(SET_BACK);
+            if (threadIdx.x < end - first) arrive(ring.empty + (begin.slot + threadIdx.x) % a.n_stages * 8);
+        }
+        if (n_stages == 0) hear(SET_BACK);
+    }
+
+    __device__ __forceinline__ u32 n_units(u32 stage, u32 pieces) const {
+        const u32 whole = stage / pieces, piece = stage % pieces;
+        return whole * linear.n_blocks + piece * a.stage_blocks;
+    }
+
+    __device__ __forceinline__ void run_stages(Ring& ring, u32 first, u32 end, u32 pieces) const {
+        const u32 warp = threadIdx.x / 32, begin = n_units(first, pieces), n = n_units(end, pieces) - begin;
+        u32 unit = begin + warp * n / STEP_WARPS;
+        const u32 end_unit = begin + (warp + 1) * n / STEP_WARPS;
+        u32 tile = first / pieces, piece = first % pieces, at = begin;
+        for (u32 stage = first; stage < end; stage++) {
+            const u32 first_block = piece * a.stage_blocks, n_here = min(a.stage_blocks, linear.n_blocks - first_block);
+            const u32 end_here = min(end_unit, at + n_here);
+            if (unit < end_here) {
                 await(ring.full + ring.slot * 8, ring.parity);
-#pragma unroll 1
-                for (; turn < n; turn += STEP_WARPS) {
-                    const u32 words = stage + line * a.row_bytes + turn * 64 + thread * 16;
-                    multiply_block(sums, load_shared(words), load_shared(words + 8 * a.row_bytes), x + (first + turn) * 256);
-                    if (linear.in_groups) store_segments(sums, stage, tile, first, turn);
-                }
-                turn -= n;
-                __syncwarp();
-                if (lane == 0) arrive(ring.empty + ring.slot * 8);
-                ring.next(a.n_stages);
+                run_blocks(ring.stages + ring.slot * a.stage_bytes, tile, first_block, unit - at, end_here - at);
+                unit = end_here;
             }
-            if (!linear.in_groups && thread == 0) {
-                int* of_tile = room.sums + tile * 16;
-                atomicAdd_block(of_tile + line, together(sums, 0));
-                atomicAdd_block(of_tile + line + 8, together(sums, 2));
+            at += n_here;
+            if (++piece == pieces) {
+                piece = 0;
+                tile++;
             }
+            ring.next(a.n_stages);
         }
     }
 
-    // Slots of codes give sums that are 1, 4, 16 and 64 times too large; first half of a block, then the other.
-    __device__ __forceinline__ void multiply_block(int (&sums)[4][4], uint4 low, uint4 high, u32 x) const {
-        const uint4 x0 = load_shared(x), x1 = load_shared(x + 64);
-        multiply_slots(sums, low.x, high.x, low.y, high.y, x0, x1);
-        if (linear.in_groups) {
-            keep_first_half(sums);
-        }
-        const uint4 x2 = load_shared(x + 128), x3 = load_shared(x + 192);
-        multiply_slots(sums, low.z, high.z, low.w, high.w, x2, x3);
-    }
-
-    // In groups both halves of a block have sums of their own: the first is put beside the second, whose products are in other registers.
-    __device__ __forceinline__ void keep_first_half(int (&sums)[4][4]) const {
-        // Registers 1 and 3 repeat 0 and 2, since all eight tokens are the same.
-        const int low = together(sums, 0), high = together(sums, 2);
+    // Blocks `turn` to `end` of a stage, which begins at `first_block` of a tile.
+    __device__ __forceinline__ void run_blocks(u32 stage, u32 tile, u32 first_block, u32 turn, u32 end) const {
+        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4;
+        u32 x = (u32)__cvta_generic_to_shared(room.quantized) + (first_block + turn) * 256 + thread * 16;
+        u32 words = stage + line * a.row_bytes + turn * 64 + thread * 16;
+        const u32 high = 8 * a.row_bytes;
+        int sums[4][4] = {};
+#pragma unroll 2
+        for (; turn < end; turn++) {
+            const uint4 low_words = load_shared(words), high_words = load_shared(words + high);
+            const uint4 x0 = load_shared(x), x1 = load_shared(x + 64), x2 = load_shared(x + 128), x3 = load_shared(x + 192);
+            multiply_slots(sums, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
+            if constexpr (GROUPED) {
+                int second[4][4] = {};
+                multiply_slots(second, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
+                store_segments(sums, second, stage, tile, first_block + turn, turn);
 #pragma unroll
-        for (int slot = 0; slot < 4; slot++) sums[slot][0] = sums[slot][1] = sums[slot][2] = sums[slot][3] = 0;
-        sums[0][1] = low;
-        sums[0][3] = high;
+                for (int slot = 0; slot < 4; slot++) sums[slot][0] = sums[slot][1] = sums[slot][2] = sums[slot][3] = 0;
+            } else {
+                multiply_slots(sums, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
+            }
+            words += 64;
+            x += 256;
+        }
+        if (!GROUPED && thread == 0) {
+            int* of_tile = room.sums + tile * 16;
+            atomicAdd_block(of_tile + line, together(sums, 0));
+            atomicAdd_block(of_tile + line + 8, together(sums, 2));
+        }
     }
 
+    // Slots of codes give sums that are 1, 4, 16 and 64 times too large.
     __device__ __forceinline__ static int together(const int (&sums)[4][4], int part) {
         return sums[0][part] + (sums[1][part] >> 2) + (sums[2][part] >> 4) + (sums[3][part] >> 6);
     }
@@ -260,32 +326,21 @@ struct Multiplier {
         }
     }
 
-    // What the two segments of a block add to their rows; all sums begin again.
-    __device__ __forceinline__ void store_segments(int (&sums)[4][4], u32 stage, u32 tile, u32 first, u32 turn) const {
-        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4, segment = (first + turn) * 2 + (thread & 1);
-        // Register 1 began with the first half's sum: what the second half added is in register 0.
-        const int low = thread == 0 ? sums[0][1] - sums[0][0] : together(sums, 0), high = thread == 0 ? sums[0][3] - sums[0][2] : together(sums, 2);
-        if (thread < 2) {
-            const float x_scale = room.x_scales[segment];
-            const int x_sum = room.x_sums[segment];
-            float* products = (float*)room.sums + (tile * linear.n_blocks * 2 + segment) * 16;
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const u32 row = line + half * 8;
-                float weight_scale;
-                if (linear.n_groups > 1) {
-                    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(stage + 16 * a.row_bytes + row * a.scale_bytes + (turn * 2 + thread) * 4));
-                } else {
-                    const MyTiles tiles(linear.n, linear.is_gate, linear.first_block);
-                    const u32 of = tiles.row(tile * tiles.rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
-                    weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
-                }
-                const int sum = half == 0 ? low : high;
-                products[row] = (float)(sum - x_sum) * (weight_scale * x_scale);
-            }
+    // What the two segments of a block add to their rows: a thread of four each segment and half of the rows. All eight tokens are the same, so
+    // each of the four has all sums.
+    __device__ __forceinline__ void store_segments(const int (&first)[4][4], const int (&second)[4][4], u32 stage, u32 tile, u32 block, u32 turn) const {
+        const u32 lane = threadIdx.x & 31, half = lane & 1, odd = lane / 2 & 1, line = lane / 4, segment = block * 2 + odd, row = line + half * 8;
+        const int low = odd ? together(second, 0) : together(first, 0), high = odd ? together(second, 2) : together(first, 2);
+        float weight_scale;
+        if (linear.n_groups > 1) {
+            const u32 place = stage + 16 * a.row_bytes + row * a.scale_bytes + (turn * 2 + odd) * 4;
+            asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(place));
+        } else {
+            const u32 of = tiles.row(tile * tiles.rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
+            weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
         }
-#pragma unroll
-        for (int slot = 0; slot < 4; slot++) sums[slot][0] = sums[slot][1] = sums[slot][2] = sums[slot][3] = 0;
+        float* products = (float*)room.sums + (tile * linear.n_blocks * 2 + segment) * 16;
+        products[row] = (float)((half ? high : low) - room.x_sums[segment]) * (weight_scale * room.x_scales[segment]);
     }
 };
 
@@ -301,6 +356,22 @@ struct StepRow {
             fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (four * 4 < k) fours[turn] = __ldcg((const float4*)x + four);
         }
+    }
+
+    // Results of the operation before, as they come.
+    __device__ __forceinline__ void receive(const u32* mail, u32 k) {
+        bool all;
+        do {
+            all = true;
+#pragma unroll
+            for (int turn = 0; turn < FOURS; turn++) {
+                const u32 four = turn * STEP_THREADS + threadIdx.x;
+                uint4 bits = make_uint4(0, 0, 0, 0);
+                if (four * 4 < k) bits = look(mail + four * 4);
+                all &= has_come(bits);
+                fours[turn] = make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z), __uint_as_float(bits.w));
+            }
+        } while (!all);
     }
 
     // One RMSNorm; `held` are this thread's weights, unless the row is so long that they are read when they are needed.
@@ -326,10 +397,16 @@ struct StepRow {
         }
     }
 
+    // quantise_one of four: adding 1.5 · 2²³ rounds ties to even, and the lowest byte is the integer. No value is larger than the largest, so none is
+    // beyond ±127; what is no number is 0.
     __device__ __forceinline__ static u32 quantise_four(float4 x, float inverse_scale, int& sum) {
-        const int q[4] = {quantise_one(x.x, inverse_scale), quantise_one(x.y, inverse_scale), quantise_one(x.z, inverse_scale), quantise_one(x.w, inverse_scale)};
-        sum += (q[0] + q[1]) + (q[2] + q[3]);
-        return (u32)(q[0] & 255) | (u32)(q[1] & 255) << 8 | (u32)(q[2] & 255) << 16 | (u32)q[3] << 24;
+        const float parts[4] = {x.x * inverse_scale, x.y * inverse_scale, x.z * inverse_scale, x.w * inverse_scale};
+        u32 q[4];
+#pragma unroll
+        for (int part = 0; part < 4; part++) q[part] = __float_as_uint((parts[part] == parts[part] ? parts[part] : 0.0f) + 12582912.0f);
+        const u32 bits = __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
+        sum = __dp4a((int)bits, 0x01010101, sum);
+        return bits;
     }
 
     __device__ __forceinline__ static float largest_of_four(float largest, float4 x) {
@@ -380,26 +457,17 @@ struct StepRow {
     }
 };
 
-// Waits until all blocks have arrived `target` times in all.
-__device__ __forceinline__ void await_grid(const u32* arrived, u32 target) {
-    if (threadIdx.x == 0) {
-        u32 n;
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(arrived) : "memory");
-        while ((int)(n - target) < 0);
-    }
-    barrier_of_step();
-}
-
 // Waits for the operations before, norms and quantises the row; returns its inverse scale, if it has one.
 template <int FOURS>
-__device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, u32 target) {
+__device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const u32* mail) {
     // Norm weights do not depend on the operations before.
     const bool holds = FOURS <= HELD_FOURS_MAX;
     StepRow<FOURS> held, row;
     // Without norms nothing is loaded, but registers are defined: else the compiler must take them for values of the operation before.
     if (holds) held.load(linear.norms.weights[0], linear.norms.n > 0 ? linear.k : 0);
-    await_grid(a.barrier, target);
-    row.load(linear.x, linear.k);
+    if (linear.n_before == 0) row.load(linear.x, linear.k);
+    else row.receive(mail, linear.k);
+    announce(LOADED);
 #pragma unroll 1
     for (u32 norm = 0; norm < linear.norms.n; norm++) {
         const float* weights = norm == 0 ? linear.norms.weights[0] : linear.norms.weights[1];
@@ -413,7 +481,7 @@ __device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear
     return inverse_scale;
 }
 
-__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, u32 target) {
+__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail, bool is_last) {
     const u32 filled = linear.n_blocks * 256;
     LinearRoom room;
     room.quantized = (i8*)shared;
@@ -428,8 +496,8 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
     if (threadIdx.x < n_out) {
         if (!linear.in_groups) {
-            weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row));
-            if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row + half_n));
+            weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row)));
+            if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row + half_n)));
         }
         // Written at least two operations ago.
         if (linear.add) before = __ldcg(linear.out + my_row);
@@ -437,16 +505,16 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     if (!linear.in_groups)
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
     float inverse_scale = 0.0f;
-    if (filled <= 2 * 4 * STEP_THREADS) inverse_scale = prepare_row<2>(a, linear, room, scratch, target);
-    else if (filled <= 3 * 4 * STEP_THREADS) inverse_scale = prepare_row<3>(a, linear, room, scratch, target);
-    else if (filled <= 5 * 4 * STEP_THREADS) inverse_scale = prepare_row<5>(a, linear, room, scratch, target);
-    else inverse_scale = prepare_row<FOURS_MAX>(a, linear, room, scratch, target);
+    if (filled <= 2 * 4 * STEP_THREADS) inverse_scale = prepare_row<2>(a, linear, room, scratch, mail.in);
+    else if (filled <= 4 * 4 * STEP_THREADS) inverse_scale = prepare_row<4>(a, linear, room, scratch, mail.in);
+    else if (filled <= 6 * 4 * STEP_THREADS) inverse_scale = prepare_row<6>(a, linear, room, scratch, mail.in);
+    else inverse_scale = prepare_row<FOURS_MAX>(a, linear, room, scratch, mail.in);
     int x_sum = 0;
 #pragma unroll
     for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
-    const Multiplier multiplier{a, linear, room};
-    multiplier.run(tiles, ring);
-    barrier_of_step();
+    // They end with the barrier after which results may be sent.
+    if (linear.in_groups) Multiplier<true>{a, linear, room, tiles}.run(ring);
+    else Multiplier<false>{a, linear, room, tiles}.run(ring);
 
     const u32 n_segments = (linear.k + 127) / 128;
     for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
@@ -461,51 +529,49 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
             }
         } else {
             if (index >= STEP_THREADS) {
-                weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row));
-                if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n));
+                weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row)));
+                if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n)));
             }
-            y = dequantise(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
-            if (linear.is_gate) up = dequantise(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
+            y = dequantise_inverse(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
+            if (linear.is_gate) up = dequantise_inverse(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
         }
         if (linear.is_gate) y = gated(linear.activation, y, up);
         if (linear.add) y = (index < STEP_THREADS ? before : __ldcg(linear.out + out_row)) + y;
+        if (!is_last) send(mail.out + out_row, y);
         linear.out[out_row] = y;
     }
 }
 
-// rope_append of the heads of one block of attention: query rows as halves, scaled, rows beyond the last repeating them; key and value as halves.
+// rope_append of the heads of one block of attention: query rows as halves, scaled; key and value as halves.
 template <int DIM>
 struct StepHeads {
     const StepAttention& a;
     u32 queries;    // shared memory, [16, DIM] as piece_of lays it
     Half* last;     // [2, DIM]
-    float* heads;   // [WARPS, DIM]
+    float* heads;   // [STEP_WARPS, DIM]
+    const u32* mail;
     u32 first_head, kv_head;
 
+    // A warp a head: queries, then key and value.
     __device__ __forceinline__ void run() const {
-        const u32 warp = threadIdx.x / 32, sharing = 1 << a.of.log_sharing;
-        for (u32 item = warp; item < sharing + 2; item += WARPS) {
-            const u32 head = item < sharing ? first_head + item : a.of.n_heads + (item - sharing) * a.of.n_kv_heads + kv_head;
-            turn_head(item, head);
-        }
-    }
-
-    __device__ __forceinline__ void turn_head(u32 item, u32 head) const {
-        const u32 lane = threadIdx.x & 31, sharing = 1 << a.of.log_sharing;
-        float* values = heads + threadIdx.x / 32 * DIM;
-        const float* row = a.of.qkv + (u64)head * DIM;
+        const u32 sharing = 1 << a.of.log_sharing, item = threadIdx.x / 32, lane = threadIdx.x & 31;
+        if (item >= sharing + 2) return;
+        const u32 head = item < sharing ? first_head + item : a.of.n_heads + (item - sharing) * a.of.n_kv_heads + kv_head;
+        float* values = heads + item * DIM;
         const bool turns = item <= sharing;
-        float cosines[DIM / 64], sines[DIM / 64];
+        const float* norm = !turns ? nullptr : item < sharing ? a.q_norm : a.k_norm;
+        float cosines[DIM / 64], sines[DIM / 64], norms[DIM / 32], row[DIM / 32];
 #pragma unroll
         for (int turn = 0; turn < DIM / 64; turn++) {
-            const u32 pair = turn * 32 + lane;
-            cosines[turn] = turns ? a.cos[pair] : 0.0f;
-            sines[turn] = turns ? a.sin[pair] : 0.0f;
+            cosines[turn] = turns ? a.cos[turn * 32 + lane] : 0.0f;
+            sines[turn] = turns ? a.sin[turn * 32 + lane] : 0.0f;
         }
 #pragma unroll
-        for (int turn = 0; turn < DIM / 32; turn++) values[turn * 32 + lane] = __ldcg(row + turn * 32 + lane);
+        for (int turn = 0; turn < DIM / 32; turn++) norms[turn] = norm != nullptr ? norm[turn * 32 + lane] : 1.0f;
+        receive(row, head);
+#pragma unroll
+        for (int turn = 0; turn < DIM / 32; turn++) values[turn * 32 + lane] = row[turn];
         __syncwarp();
-        const float* norm = !turns ? nullptr : item < sharing ? a.q_norm : a.k_norm;
         if (norm != nullptr) {
             float sum = 0.0f;
 #pragma unroll
@@ -517,7 +583,7 @@ struct StepHeads {
             const float factor = 1.0f / sqrtf(sum / (float)DIM + a.epsilon);
             __syncwarp();
 #pragma unroll
-            for (int turn = 0; turn < DIM / 32; turn++) values[turn * 32 + lane] = (values[turn * 32 + lane] * factor) * norm[turn * 32 + lane];
+            for (int turn = 0; turn < DIM / 32; turn++) values[turn * 32 + lane] = (values[turn * 32 + lane] * factor) * norms[turn];
             __syncwarp();
         }
 #pragma unroll
@@ -533,13 +599,27 @@ struct StepHeads {
                 store(last + (item - sharing) * DIM + DIM / 2 + pair, high);
             }
         }
-        __syncwarp();
     }
 
-    __device__ __forceinline__ void put_query(u32 item, u32 column, float value) const {
+    // A head of the product before, as it comes.
+    __device__ __forceinline__ void receive(float (&row)[DIM / 32], u32 head) const {
+        const u32 first = head * DIM + (threadIdx.x & 31);
+        bool all;
+        do {
+            all = true;
+#pragma unroll
+            for (int turn = 0; turn < DIM / 32; turn++) {
+                const u32 bits = look_at_word(mail + first + turn * 32);
+                all &= bits != NOT_COME;
+                row[turn] = __uint_as_float(bits);
+            }
+        } while (!all);
+    }
+
+    // Rows of queries that are not there keep what stands in memory: nothing is read of their results.
+    __device__ __forceinline__ void put_query(u32 row, u32 column, float value) const {
         const u32 bits = pack_halves(value * a.of.scale, 0.0f);
-        for (u32 row = item; row < 16; row += 1 << a.of.log_sharing)
-            asm volatile("st.shared.b16 [%0], %1;" ::"r"(queries + piece_of<DIM>(row, column / 8) + column % 8 * 2), "h"((u16)bits) : "memory");
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(queries + piece_of<DIM>(row, column / 8) + column % 8 * 2), "h"((u16)bits) : "memory");
     }
 
     // Key and value go into the cache.
@@ -553,7 +633,7 @@ struct StepHeads {
 
 // A call: together with a product's it would have too few registers.
 template <int DIM>
-__device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, float* greatest_of_warps, u32 target) {
+__device__ __noinline__ void attend(const StepAttention& a, char* shared, float* greatest_of_warps, const Mail& mail) {
     const u32 sharing = 1 << a.of.log_sharing, n_items = (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
     const u32 base = (u32)__cvta_generic_to_shared(shared);
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
@@ -561,42 +641,69 @@ __device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a
     const bool takes_all = a.of.n_splits == 1;
     // Behind the ring of tiles and the weights of a tile.
     char* behind = shared + RING * 2 * TILE * DIM * 2 + 16 * TILE * 2;
-    bool is_first = true;
-    for (u32 item = blockIdx.x; item < n_items || is_first; item += gridDim.x) {
-        const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
-        const bool has_work = item < n_items && split < n_present && threadIdx.x < THREADS;
-        const AttentionOne<DIM> one{
-            a.of, a.of.blocks + a.of.table_starts[token], base, greatest_of_warps, first_head / heads_of_kv, split * SPLIT_TILES,
-            takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, 0, (const uint4*)behind,
-        };
-        if (has_work)
+    // There are as many blocks as items at least.
+    const u32 split = blockIdx.x % a.of.n_splits, first_head = blockIdx.x / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
+    const bool has_work = blockIdx.x < n_items && split < n_present;
+    const AttentionOne<DIM> one{
+        a.of, a.of.blocks + a.of.table_starts[token], base, greatest_of_warps, first_head / heads_of_kv, split * SPLIT_TILES,
+        takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, 0, (const uint4*)behind, mail.out,
+    };
+    const StepHeads<DIM> heads{a, base + (u32)(behind - shared) + 4 * DIM, (Half*)behind, (float*)(behind + 4 * DIM + 32 * DIM), mail.in, first_head, one.kv_head};
+    if (has_work) {
+        if (threadIdx.x < THREADS)
             for (u32 tile = 0; tile < RING - 1; tile++) one.fetch(one.first_tile + tile);
-        if (is_first) await_grid(step.barrier, target);
-        is_first = false;
-        if (!has_work) continue;
-        const StepHeads<DIM> heads{a, base + (u32)(behind - shared) + 4 * DIM, (Half*)behind, (float*)(behind + 4 * DIM + 32 * DIM), first_head, one.kv_head};
         heads.run();
-        barrier_of_heads();
-        if (one.end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append();
-        u32 queries[DIM / 16][4];
-        const u32 lane = threadIdx.x & 31;
+    }
+    announce(LOADED);
+    hear(SET_BACK);
+    if (!has_work || threadIdx.x >= THREADS) return;
+    if (one.end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append();
+    u32 queries[DIM / 16][4];
+    const u32 lane = threadIdx.x & 31;
 #pragma unroll
-        for (int part = 0; part < DIM / 16; part++) load_matrices(queries[part], heads.queries + piece_of<DIM>(lane & 15, part * 2 + lane / 16));
-        Partial<DIM / WARPS> total;
-        one.run(total, queries);
-        float* out = a.of.out + (u64)first_head * DIM;
-        if (takes_all || n_present == 1) {
-            const float factors[2] = {1.0f / total.sums[0], 1.0f / total.sums[2]};
-            one.store(total, out, DIM, factors);
-        } else {
-            one.share(total, out, first_head, split, n_present);
+    for (int part = 0; part < DIM / 16; part++) load_matrices(queries[part], heads.queries + piece_of<DIM>(lane & 15, part * 2 + lane / 16));
+    Partial<DIM / WARPS> total;
+    one.run(total, queries);
+    float* out = a.of.out + (u64)first_head * DIM;
+    if (takes_all || n_present == 1) one.store_all(total, out, first_head);
+    else one.share(total, out, first_head, split, n_present);
+}
+
+// The housekeeping warp: says that this block has read a mailbox, and sets back the one before it once all blocks have said so.
+__device__ __forceinline__ void set_back_mail(const StepArgs& a, u32 number) {
+    const u32 lane = threadIdx.x & 31;
+    const u32 n_each = ((a.n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(a.n_results, first + n_each);
+    const auto mailbox = [&](u32 index) { return a.mail + (u64)((number + index) % MAILBOXES) * a.mailbox_words; };
+    hear(LOADED);
+    announce(SET_BACK);
+    for (u32 index = 0; index < a.n_operations; index++) {
+        if (index > 0) {
+            const u32* have_read = mailbox(index - 1) + a.n_results;
+            for (u32 block = lane; block < gridDim.x; block += 32)
+                while (look_at_word(have_read + block) == NOT_COME) {}
+            __syncwarp();
         }
-        // The next heads' tiles go where these are still read.
-        barrier_of_heads();
+        __threadfence();
+        // After all of the operation before have been seen: whoever sees this may set those back. The last operation's number is the next launch's.
+        if (lane == 0 && index + 1 < a.n_operations)
+            asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(mailbox(index) + a.n_results + blockIdx.x), "r"(1) : "memory");
+        // What the first operation of a launch would set back, the last of the launch before has.
+        if (index > 0) {
+            u32* old = mailbox(index - 2);
+            for (u32 word = first + lane * 4; word < end; word += 128)
+                asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(old + word), "r"(NOT_COME) : "memory");
+            if (lane == 0) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(old + a.n_results + blockIdx.x), "r"(NOT_COME) : "memory");
+            __threadfence();
+        }
+        if (index + 1 < a.n_operations) {
+            // In this order: so the computing warps are never two operations ahead.
+            hear(LOADED);
+            announce(SET_BACK);
+        }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(STEP_THREADS + 32, 1) step_one(const StepArgs a) {
+extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(const StepArgs a) {
     extern __shared__ __align__(128) char shared[];
     __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX];
     __shared__ StepOperation operations[2];
@@ -608,30 +715,29 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 32, 1) step_one(cons
     if (threadIdx.x == 0) {
         for (u32 slot = 0; slot < a.n_stages; slot++) {
             make_barrier(ring.full + slot * 8, 1);
-            make_barrier(ring.empty + slot * 8, STEP_WARPS);
+            make_barrier(ring.empty + slot * 8, 1);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     if (threadIdx.x < n_pieces) ((uint4*)operations)[threadIdx.x] = __ldg((const uint4*)a.operations + threadIdx.x);
     __syncthreads();
-    if (threadIdx.x >= STEP_THREADS) return stream_weights(a, ring);
-    u32 target = a.barrier[32];
+    const u32 number = *a.n_sent;
+    if (threadIdx.x >= STEP_THREADS + 32) return stream_weights(a, ring);
+    if (threadIdx.x >= STEP_THREADS) return set_back_mail(a, number);
     for (u32 index = 0; index < a.n_operations; index++) {
         uint4 next = make_uint4(0, 0, 0, 0);
-        const bool brings_next = threadIdx.x < n_pieces && index + 1 < a.n_operations;
+        const bool is_last = index + 1 == a.n_operations, brings_next = threadIdx.x < n_pieces && !is_last;
         if (brings_next) next = __ldg((const uint4*)(a.operations + index + 1) + threadIdx.x);
         const StepOperation& operation = operations[index & 1];
-        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, target);
-        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + room_of_ring, greatest_of_warps, target);
-        else attend<64>(a, operation.attention, shared + room_of_ring, greatest_of_warps, target);
+        const Mail mail(a, number + index);
+        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail, is_last);
+        else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + room_of_ring, greatest_of_warps, mail);
+        else attend<64>(operation.attention, shared + room_of_ring, greatest_of_warps, mail);
         if (brings_next) ((uint4*)(operations + (index + 1 & 1)))[threadIdx.x] = next;
         barrier_of_step();
-        target += gridDim.x;
-        // The end of the kernel is the last barrier.
-        if (index + 1 < a.n_operations && threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(a.barrier) : "memory");
     }
-    // All blocks have read where this launch began: they have arrived at least once since.
-    if (blockIdx.x == 0 && threadIdx.x == 0 && a.n_operations > 1) a.barrier[32] = target - gridDim.x;
+    // The last has not sent: the first of the next launch has its number. All blocks have read theirs, since they have sent since.
+    if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent = number + a.n_operations - 1;
 }
 
 #else
