@@ -15,11 +15,13 @@ const THREADS: usize = 10 * 32;
 /// Warps that stream weights and keep house.
 const OTHER_THREADS: usize = 64;
 const MAILBOXES: usize = 4;
-const ROW_COLUMNS_MAX: usize = 10 * 4 * THREADS;
+const ROW_COLUMNS_MAX: usize = 7 * 4 * THREADS;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
-/// Where a product has its first block and the number of results before it.
-const LINEAR_PLACE: usize = 14;
+/// Where a product has its first block and whether its row comes by mail; its tiles; its stages.
+const FIRST_BLOCK_AND_RECEIVES: usize = 14;
+const TILES: usize = 15;
+const STAGES: usize = 16;
 const TILE_ROWS: usize = 16;
 /// Fewest stages that are worth it, and the fewest operations.
 const STAGES_MIN: usize = 3;
@@ -91,6 +93,24 @@ impl Linear {
 }
 
 impl Operation {
+    /// The operation as the kernel reads it, unless the ring is too short for a tile and its successor.
+    fn with_stages(&self, layout: &RingLayout, (n_stages, n_multiprocessors): (usize, usize)) -> Option<[u64; OPERATION_WORDS]> {
+        let mut words = self.words;
+        if let Needs::Linear(linear) = self.needs {
+            let n_pieces = linear.n_blocks.div_ceil(layout.stage_blocks);
+            let (n_tiles, n_over) = (linear.n_tiles() / n_multiprocessors, linear.n_tiles() % n_multiprocessors);
+            // All of a block's stages are freed together if they fit, else half of the ring is filled while the other is read.
+            let n_most = n_tiles + usize::from(n_over > 0);
+            let at_once = if n_most * n_pieces <= n_stages { n_most } else { n_stages / 2 / n_pieces };
+            if at_once == 0 {
+                return None;
+            }
+            words[TILES] = word(n_tiles, n_over);
+            words[STAGES] = word(n_pieces, at_once);
+        }
+        Some(words)
+    }
+
     fn scratch_bytes(&self, n_multiprocessors: usize) -> usize {
         match self.needs {
             Needs::Linear(linear) => linear.scratch_bytes(n_multiprocessors),
@@ -179,14 +199,14 @@ impl StepOfOne {
             match (operations.last().map(|before| before.results), &operation.needs) {
                 (None, Needs::Linear(_)) => {}
                 (Some((address, n_before)), Needs::Linear(linear)) if address == operation.from && n_before == linear.k => {
-                    operation.words[LINEAR_PLACE] |= word(0, n_before);
+                    operation.words[FIRST_BLOCK_AND_RECEIVES] |= word(0, 1);
                 }
                 (Some((address, _)), Needs::Attention { .. }) if address == operation.from => {}
                 _ => break,
             }
             if let Needs::Linear(linear) = operation.needs {
                 let first_block = if linear.adds { FIRST_BLOCK_OF_ADDING } else { next_block };
-                operation.words[LINEAR_PLACE] |= word(first_block, 0);
+                operation.words[FIRST_BLOCK_AND_RECEIVES] |= word(first_block, 0);
                 next_block = (first_block + linear.n_tiles()) % self.n_multiprocessors;
             }
             operations.push(operation);
@@ -215,8 +235,10 @@ impl StepOfOne {
         let n_results = most.next_multiple_of(4);
         let mailbox_words = (n_results + self.n_multiprocessors).next_multiple_of(4);
         // The list, the mailboxes with the pattern that nothing has come, and how many operations have sent.
-        let words = operations.iter().flat_map(|operation| operation.words);
-        let list: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let with_stages = operations.iter().map(|operation| operation.with_stages(&layout, (n_stages, self.n_multiprocessors)));
+        let words = with_stages.collect::<Option<Vec<_>>>();
+        let Some(words) = words else { return Ok(None) };
+        let list: Vec<u8> = words.into_flattened().into_iter().flat_map(u64::to_le_bytes).collect();
         let mail_bytes = MAILBOXES * mailbox_words * size_of::<u32>();
         let bytes = [list.as_slice(), &vec![0xff; mail_bytes], &[0; 8]].concat();
         let memory_of_step = memory.buffer("operations of a step", bytes.len())?;
@@ -305,7 +327,8 @@ impl StepOfOne {
 /// A product from where its row comes (address, norms), where its weights, scales and results are, and how it is stored.
 fn linear_operation(source: &[u64], places: [u64; 3], linear: Linear, activation: usize) -> Option<Operation> {
     let is_whole = linear.n.is_multiple_of(TILE_ROWS) && linear.k.is_multiple_of(16) && linear.n > 0;
-    if !is_whole || linear.n_blocks * BLOCK_COLUMNS > ROW_COLUMNS_MAX {
+    let is_in_parts = linear.n_blocks * BLOCK_COLUMNS > ROW_COLUMNS_MAX;
+    if !is_whole || (is_in_parts && (linear.has_norms || !linear.in_groups)) {
         return None;
     }
     let mut words = [0; OPERATION_WORDS];

@@ -165,7 +165,7 @@ struct Partial {
 // Starts to fetch TILE rows from position `first` of keys or values; rows from `n_positions` on become zeros.
 template <int DIM>
 __device__ __forceinline__ void fetch_tile(const AttentionMmaArgs& a, const Half* from, u32 to, const u32* blocks, u32 kv_head, u32 first, u32 n_positions) {
-#pragma unroll
+#pragma unroll 2
     for (int step = 0; step < TILE * DIM / 8 / THREADS; step++) {
         const u32 item = step * THREADS + threadIdx.x, row = item / (DIM / 8), piece = item % (DIM / 8), position = first + row;
         const u64 block = blocks[min(position, n_positions - 1) / BLOCK_TOKENS];

@@ -16,10 +16,11 @@
 #define STEP_THREADS (STEP_WARPS * 32)
 #define STAGES_MAX 32
 #define MAILBOXES 4
-// Most fours of a row for each thread.
-#define FOURS_MAX 10
-// Likewise, of norm weights that are read before the row is there.
-#define HELD_FOURS_MAX 6
+// Fours of a row for each thread that are in registers at a time: all of a row with norms or one scale.
+#define FOURS 7
+
+// The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
+// row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.
 
 struct StepLinear {
     const float* x;       // [k]
@@ -36,7 +37,11 @@ struct StepLinear {
     u32 is_gate;
     u32 activation;
     u32 first_block;      // of the grid, that has the first tile
-    u32 n_before;         // results of the operation before; 0: x is in memory
+    u32 receives;         // x comes by mail; otherwise it is in memory
+    u32 n_tiles_each;     // tiles that each block has
+    u32 n_tiles_over;     // blocks that have one more
+    u32 n_pieces;         // stages of a tile
+    u32 tiles_at_once;    // whose stages are freed together
 };
 
 struct StepAttention {
@@ -140,15 +145,14 @@ __device__ __forceinline__ uint4 load_shared(u32 from) {
 
 // This block's tiles of a product: `first`, `first + gridDim.x` and so on.
 struct MyTiles {
-    u32 first, n, rows;
-    __device__ __forceinline__ MyTiles(u32 n_rows, u32 is_gate, u32 first_block) {
-        rows = is_gate ? 8 : 16;
-        const u32 n_tiles = n_rows / 16;
-        first = (blockIdx.x + gridDim.x - first_block) % gridDim.x;
-        n = first < n_tiles ? (n_tiles - first + gridDim.x - 1) / gridDim.x : 0;
+    u32 first, n, log_rows;
+    __device__ __forceinline__ MyTiles(const StepLinear& linear) {
+        log_rows = linear.is_gate ? 3 : 4;
+        first = blockIdx.x - linear.first_block + (blockIdx.x < linear.first_block ? gridDim.x : 0);
+        n = linear.n_tiles_each + (first < linear.n_tiles_over ? 1 : 0);
     }
     // Of output `index` of this block.
-    __device__ __forceinline__ u32 row(u32 index) const { return (first + index / rows * gridDim.x) * rows + index % rows; }
+    __device__ __forceinline__ u32 row(u32 index) const { return ((first + (index >> log_rows) * gridDim.x) << log_rows) + (index & ((1 << log_rows) - 1)); }
 };
 
 // The ring of stages in shared memory.
@@ -173,10 +177,10 @@ __device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
         if (operation.kind != STEP_LINEAR) continue;
         const StepLinear& linear = operation.linear;
         const u32 n_blocks = linear.n_blocks, n_groups = linear.n_groups;
-        const MyTiles tiles(linear.n, linear.is_gate, linear.first_block);
+        const MyTiles tiles(linear);
         const bool has_scales = n_groups > 1;
         for (u32 tile = 0; tile < tiles.n; tile++) {
-            const u32 row = tiles.row(tile * tiles.rows) + (linear.is_gate ? (line & 7) + line / 8 * (linear.n / 2) : line);
+            const u32 row = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? (line & 7) + line / 8 * (linear.n / 2) : line);
             for (u32 block = 0; block < n_blocks; block += a.stage_blocks) {
                 const u32 n = min(a.stage_blocks, n_blocks - block), to = ring.stages + ring.slot * a.stage_bytes, full = ring.full + ring.slot * 8;
                 await(ring.empty + ring.slot * 8, ring.parity);
@@ -239,44 +243,34 @@ struct Multiplier {
     const MyTiles& tiles;
 
     __device__ __forceinline__ void run(Ring& ring) const {
-        const u32 pieces = (linear.n_blocks + a.stage_blocks - 1) / a.stage_blocks, n_stages = tiles.n * pieces;
-        // As many stages at a time as leave others to be filled.
-        const u32 at_once = n_stages <= a.n_stages ? n_stages : max(1u, a.n_stages / 2);
-        for (u32 first = 0; first < n_stages; first += at_once) {
-            const u32 end = min(n_stages, first + at_once);
-            const Ring begin = ring;
-            run_stages(ring, first, end, pieces);
-            if (end < n_stages) barrier_of_step();
+        u32 first = 0;
+        do {
+            const u32 end = min(tiles.n, first + linear.tiles_at_once), n_stages = (end - first) * linear.n_pieces;
+            u32 slot = ring.slot + threadIdx.x;
+            run_tiles(ring, first, end);
+            // After the last: results may be sent.
+            if (end < tiles.n) barrier_of_step();
             else hear(SET_BACK);
-            if (threadIdx.x < end - first) arrive(ring.empty + (begin.slot + threadIdx.x) % a.n_stages * 8);
-        }
-        if (n_stages == 0) hear(SET_BACK);
+            if (slot >= a.n_stages) slot -= a.n_stages;
+            if (threadIdx.x < n_stages) arrive(ring.empty + slot * 8);
+            first = end;
+        } while (first < tiles.n);
     }
 
-    __device__ __forceinline__ u32 n_units(u32 stage, u32 pieces) const {
-        const u32 whole = stage / pieces, piece = stage % pieces;
-        return whole * linear.n_blocks + piece * a.stage_blocks;
-    }
-
-    __device__ __forceinline__ void run_stages(Ring& ring, u32 first, u32 end, u32 pieces) const {
-        const u32 warp = threadIdx.x / 32, begin = n_units(first, pieces), n = n_units(end, pieces) - begin;
-        u32 unit = begin + warp * n / STEP_WARPS;
-        const u32 end_unit = begin + (warp + 1) * n / STEP_WARPS;
-        u32 tile = first / pieces, piece = first % pieces, at = begin;
-        for (u32 stage = first; stage < end; stage++) {
-            const u32 first_block = piece * a.stage_blocks, n_here = min(a.stage_blocks, linear.n_blocks - first_block);
-            const u32 end_here = min(end_unit, at + n_here);
-            if (unit < end_here) {
-                await(ring.full + ring.slot * 8, ring.parity);
-                run_blocks(ring.stages + ring.slot * a.stage_bytes, tile, first_block, unit - at, end_here - at);
-                unit = end_here;
+    __device__ __forceinline__ void run_tiles(Ring& ring, u32 first, u32 end) const {
+        const u32 warp = threadIdx.x / 32, n = (end - first) * linear.n_blocks, end_unit = (warp + 1) * n / STEP_WARPS;
+        u32 unit = warp * n / STEP_WARPS, at = 0;
+        for (u32 tile = first; tile < end; tile++) {
+            for (u32 first_block = 0; first_block < linear.n_blocks; first_block += a.stage_blocks) {
+                const u32 n_here = min(a.stage_blocks, linear.n_blocks - first_block), end_here = min(end_unit, at + n_here);
+                if (unit < end_here) {
+                    await(ring.full + ring.slot * 8, ring.parity);
+                    run_blocks(ring.stages + ring.slot * a.stage_bytes, tile, first_block, unit - at, end_here - at);
+                    unit = end_here;
+                }
+                at += n_here;
+                ring.next(a.n_stages);
             }
-            at += n_here;
-            if (++piece == pieces) {
-                piece = 0;
-                tile++;
-            }
-            ring.next(a.n_stages);
         }
     }
 
@@ -336,7 +330,7 @@ struct Multiplier {
             const u32 place = stage + 16 * a.row_bytes + row * a.scale_bytes + (turn * 2 + odd) * 4;
             asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(place));
         } else {
-            const u32 of = tiles.row(tile * tiles.rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
+            const u32 of = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
             weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
         }
         float* products = (float*)room.sums + (tile * linear.n_blocks * 2 + segment) * 16;
@@ -344,8 +338,7 @@ struct Multiplier {
     }
 };
 
-// The row of a product as this thread has it: fours threadIdx.x, threadIdx.x + STEP_THREADS and so on, FOURS of them, zeros beyond the row.
-template <int FOURS>
+// Part of the row of a product as this thread has it: fours threadIdx.x, threadIdx.x + STEP_THREADS and so on, zeros beyond the row.
 struct StepRow {
     float4 fours[FOURS];
 
@@ -374,11 +367,12 @@ struct StepRow {
         } while (!all);
     }
 
-    // One RMSNorm; `held` are this thread's weights, unless the row is so long that they are read when they are needed.
-    __device__ __forceinline__ void norm(const StepRow& held, const float* weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) {
+    // One RMSNorm of a whole row; `weights` are this thread's.
+    __device__ __forceinline__ void norm(const StepRow& weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) {
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
             const u32 four = turn * STEP_THREADS + threadIdx.x;
+            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
             const float4 x = fours[turn];
             if (four < linear.n_blocks * 64) ((float4*)room.squares)[four] = make_float4(x.x * x.x, x.y * x.y, x.z * x.z, x.w * x.w);
         }
@@ -391,8 +385,8 @@ struct StepRow {
         const float factor = scratch.factor;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            const float4 x = fours[turn], w = FOURS <= HELD_FOURS_MAX ? held.fours[turn] : __ldg((const float4*)weights + min(four, linear.k / 4 - 1));
+            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            const float4 x = fours[turn], w = weights.fours[turn];
             fours[turn] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
         }
     }
@@ -409,16 +403,18 @@ struct StepRow {
         return bits;
     }
 
-    __device__ __forceinline__ static float largest_of_four(float largest, float4 x) {
-        largest = larger(larger(largest, fabsf(x.x)), fabsf(x.y));
-        return larger(larger(largest, fabsf(x.z)), fabsf(x.w));
+    __device__ __forceinline__ static float largest_of_four(float4 x) {
+        return larger(larger(larger(larger(0.0f, fabsf(x.x)), fabsf(x.y)), fabsf(x.z)), fabsf(x.w));
     }
 
-    // One scale for the row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
+    // One scale for a whole row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
     __device__ __forceinline__ float quantise(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) const {
         float largest = 0.0f;
 #pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) largest = largest_of_four(largest, fours[turn]);
+        for (int turn = 0; turn < FOURS; turn++) {
+            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            largest = larger(largest, largest_of_four(fours[turn]));
+        }
         // Magnitudes: their bits are in their order.
         largest = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest)));
         if ((threadIdx.x & 31) == 0) scratch.largest[threadIdx.x / 32] = largest;
@@ -430,7 +426,9 @@ struct StepRow {
         int sum = 0;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x, bits = quantise_four(fours[turn], inverse_scale, sum);
+            const u32 four = turn * STEP_THREADS + threadIdx.x;
+            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            const u32 bits = quantise_four(fours[turn], inverse_scale, sum);
             if (four < linear.n_blocks * 64) ((u32*)room.quantized)[four] = bits;
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
@@ -438,13 +436,13 @@ struct StepRow {
         return inverse_scale;
     }
 
-    // A scale for each 128 columns, which a warp has together.
-    __device__ __forceinline__ void quantise_groups(const StepLinear& linear, const LinearRoom& room) const {
+    // A scale for each 128 columns, which a warp has together; the part begins at four `first`.
+    __device__ __forceinline__ void quantise_groups(const StepLinear& linear, const LinearRoom& room, u32 first) const {
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
+            const u32 four = first + turn * STEP_THREADS + threadIdx.x;
             if (four - (threadIdx.x & 31) >= linear.n_blocks * 64) break;
-            const float largest = larger(1e-5f, __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest_of_four(0.0f, fours[turn])))));
+            const float largest = larger(1e-5f, __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest_of_four(fours[turn])))));
             const float inverse_scale = inverse_absmax_scale(largest);
             int sum = 0;
             ((u32*)room.quantized)[four] = quantise_four(fours[turn], inverse_scale, sum);
@@ -457,26 +455,32 @@ struct StepRow {
     }
 };
 
-// Waits for the operations before, norms and quantises the row; returns its inverse scale, if it has one.
-template <int FOURS>
+// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
 __device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const u32* mail) {
-    // Norm weights do not depend on the operations before.
-    const bool holds = FOURS <= HELD_FOURS_MAX;
-    StepRow<FOURS> held, row;
-    // Without norms nothing is loaded, but registers are defined: else the compiler must take them for values of the operation before.
-    if (holds) held.load(linear.norms.weights[0], linear.norms.n > 0 ? linear.k : 0);
-    if (linear.n_before == 0) row.load(linear.x, linear.k);
-    else row.receive(mail, linear.k);
-    announce(LOADED);
-#pragma unroll 1
-    for (u32 norm = 0; norm < linear.norms.n; norm++) {
-        const float* weights = norm == 0 ? linear.norms.weights[0] : linear.norms.weights[1];
-        if (holds && norm > 0) held.load(weights, linear.k);
-        row.norm(held, weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch);
-    }
+    // Norm weights do not depend on the operations before. Without norms nothing is loaded, but registers are defined: else the compiler must take them
+    // for values of the operation before.
+    StepRow weights, row;
+    weights.load(linear.norms.weights[0], linear.norms.n > 0 ? linear.k : 0);
     float inverse_scale = 0.0f;
-    if (linear.in_groups) row.quantise_groups(linear, room);
-    else inverse_scale = row.quantise(linear, room, scratch);
+    u32 first = 0;
+    while (true) {
+        const u32 left = linear.k - first * 4;
+        if (linear.receives) row.receive(mail + first * 4, left);
+        else row.load(linear.x + first * 4, left);
+        // Rows in parts have neither norms nor one scale.
+        const u32 next = first + FOURS * STEP_THREADS;
+        const bool is_last = next >= linear.n_blocks * 64;
+        if (is_last) announce(LOADED);
+#pragma unroll 1
+        for (u32 norm = 0; norm < linear.norms.n; norm++) {
+            if (norm > 0) weights.load(linear.norms.weights[1], linear.k);
+            row.norm(weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch);
+        }
+        if (linear.in_groups) row.quantise_groups(linear, room, first);
+        else inverse_scale = row.quantise(linear, room, scratch);
+        if (is_last) break;
+        first = next;
+    }
     barrier_of_step();
     return inverse_scale;
 }
@@ -489,8 +493,8 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     room.x_scales = room.squares + (linear.norms.n > 0 ? filled : 0);
     room.x_sums = (int*)(room.x_scales + (linear.in_groups ? filled / 128 : 0));
     room.sums = room.x_sums + (linear.in_groups ? filled / 128 : 0);
-    const MyTiles tiles(linear.n, linear.is_gate, linear.first_block);
-    const u32 n_out = tiles.n * tiles.rows, half_n = linear.n / 2;
+    const MyTiles tiles(linear);
+    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2;
     // What does not depend on the operation before.
     const u32 my_row = tiles.row(min(threadIdx.x, max(n_out, 1u) - 1));
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
@@ -504,11 +508,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     }
     if (!linear.in_groups)
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
-    float inverse_scale = 0.0f;
-    if (filled <= 2 * 4 * STEP_THREADS) inverse_scale = prepare_row<2>(a, linear, room, scratch, mail.in);
-    else if (filled <= 4 * 4 * STEP_THREADS) inverse_scale = prepare_row<4>(a, linear, room, scratch, mail.in);
-    else if (filled <= 6 * 4 * STEP_THREADS) inverse_scale = prepare_row<6>(a, linear, room, scratch, mail.in);
-    else inverse_scale = prepare_row<FOURS_MAX>(a, linear, room, scratch, mail.in);
+    const float inverse_scale = prepare_row(a, linear, room, scratch, mail.in);
     int x_sum = 0;
 #pragma unroll
     for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
@@ -518,7 +518,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
 
     const u32 n_segments = (linear.k + 127) / 128;
     for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
-        const u32 out_row = tiles.row(index), tile = index / tiles.rows, inside = index % tiles.rows;
+        const u32 out_row = tiles.row(index), tile = index >> tiles.log_rows, inside = index & ((1 << tiles.log_rows) - 1);
         float y = 0.0f, up = 0.0f;
         if (linear.in_groups) {
             const float* products = (const float*)room.sums + tile * linear.n_blocks * 2 * 16 + inside;
