@@ -404,7 +404,8 @@ struct StepRow {
     }
 
     __device__ __forceinline__ static float largest_of_four(float4 x) {
-        return larger(larger(larger(larger(0.0f, fabsf(x.x)), fabsf(x.y)), fabsf(x.z)), fabsf(x.w));
+        // What is no number is passed over, as by `larger`.
+        return fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fmaxf(fabsf(x.w), 0.0f)));
     }
 
     // One scale for a whole row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
@@ -413,7 +414,7 @@ struct StepRow {
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
             if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
-            largest = larger(largest, largest_of_four(fours[turn]));
+            largest = fmaxf(largest, largest_of_four(fours[turn]));
         }
         // Magnitudes: their bits are in their order.
         largest = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest)));
@@ -421,7 +422,7 @@ struct StepRow {
         barrier_of_step();
         largest = 1e-5f;
 #pragma unroll
-        for (int warp = 0; warp < STEP_WARPS; warp++) largest = larger(largest, scratch.largest[warp]);
+        for (int warp = 0; warp < STEP_WARPS; warp++) largest = fmaxf(largest, scratch.largest[warp]);
         const float inverse_scale = inverse_absmax_scale(largest);
         int sum = 0;
 #pragma unroll
@@ -500,8 +501,8 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
     if (threadIdx.x < n_out) {
         if (!linear.in_groups) {
-            weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row)));
-            if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row + half_n)));
+            weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row));
+            if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row + half_n));
         }
         // Written at least two operations ago.
         if (linear.add) before = __ldcg(linear.out + my_row);
@@ -529,11 +530,11 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
             }
         } else {
             if (index >= STEP_THREADS) {
-                weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row)));
-                if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n)));
+                weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row));
+                if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n));
             }
-            y = dequantise_inverse(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
-            if (linear.is_gate) up = dequantise_inverse(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
+            y = dequantise(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
+            if (linear.is_gate) up = dequantise(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
         }
         if (linear.is_gate) y = gated(linear.activation, y, up);
         if (linear.add) y = (index < STEP_THREADS ? before : __ldcg(linear.out + out_row)) + y;
