@@ -18,6 +18,8 @@ const MAILBOXES: usize = 4;
 const ROW_COLUMNS_MAX: usize = 7 * 4 * THREADS;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
+/// Most blocks that attention has for itself.
+const ATTENTION_BLOCKS_MAX: usize = 16;
 /// Where a product has its first block and whether its row comes by mail; its tiles; its stages.
 const FIRST_BLOCK_AND_RECEIVES: usize = 14;
 const TILES: usize = 15;
@@ -59,7 +61,7 @@ struct Operation {
 
 enum Needs {
     Linear(Linear),
-    Attention { head_dim: usize },
+    Attention { head_dim: usize, n_blocks: usize },
 }
 
 #[derive(Clone, Copy)]
@@ -84,8 +86,8 @@ impl Linear {
     }
 
     /// Quantised row, squares, group scales and sums, sums of products.
-    fn scratch_bytes(self, n_multiprocessors: usize) -> usize {
-        let (filled, n_tiles) = (self.n_blocks * BLOCK_COLUMNS, self.n_tiles().div_ceil(n_multiprocessors));
+    fn scratch_bytes(self, n_product_blocks: usize) -> usize {
+        let (filled, n_tiles) = (self.n_blocks * BLOCK_COLUMNS, self.n_tiles().div_ceil(n_product_blocks));
         let squares = if self.has_norms { filled * 4 } else { 0 };
         let (groups, n_sums) = if self.in_groups { (filled / 128 * 8, self.n_blocks * 2) } else { (0, 1) };
         filled + squares + groups + n_tiles * n_sums * TILE_ROWS * 4
@@ -93,29 +95,64 @@ impl Linear {
 }
 
 impl Operation {
-    /// The operation as the kernel reads it, unless the ring is too short for a tile and its successor.
-    fn with_stages(&self, layout: &RingLayout, (n_stages, n_multiprocessors): (usize, usize)) -> Option<[u64; OPERATION_WORDS]> {
+    /// The operation as the kernel reads it, its first tile on block `next_block`, unless the ring is too short for a tile.
+    fn placed(
+        &self,
+        layout: &RingLayout,
+        (n_stages, n_product_blocks): (usize, usize),
+        next_block: &mut usize,
+    ) -> Option<[u64; OPERATION_WORDS]> {
+        // Products that add to a row always begin here, so that a thread adds to what it has written itself.
+        const FIRST_BLOCK_OF_ADDING: usize = 0;
         let mut words = self.words;
         if let Needs::Linear(linear) = self.needs {
             let n_pieces = linear.n_blocks.div_ceil(layout.stage_blocks);
-            let (n_tiles, n_over) = (linear.n_tiles() / n_multiprocessors, linear.n_tiles() % n_multiprocessors);
+            let (n_tiles, n_over) = (linear.n_tiles() / n_product_blocks, linear.n_tiles() % n_product_blocks);
             // All of a block's stages are freed together if they fit, else half of the ring is filled while the other is read.
             let n_most = n_tiles + usize::from(n_over > 0);
-            let at_once = if n_most * n_pieces <= n_stages { n_most } else { n_stages / 2 / n_pieces };
+            let halves = (n_stages / 2 / n_pieces).max(usize::from(n_pieces <= n_stages));
+            let at_once = if n_most * n_pieces <= n_stages { n_most } else { halves };
             if at_once == 0 {
                 return None;
             }
+            let first_block = if linear.adds { FIRST_BLOCK_OF_ADDING } else { *next_block };
+            *next_block = (first_block + linear.n_tiles()) % n_product_blocks;
+            words[FIRST_BLOCK_AND_RECEIVES] |= word(first_block, 0);
             words[TILES] = word(n_tiles, n_over);
             words[STAGES] = word(n_pieces, at_once);
+            words[STAGES + 1] = u64::from((1.0 / linear.n_blocks as f32).to_bits());
         }
         Some(words)
     }
 
-    fn scratch_bytes(&self, n_multiprocessors: usize) -> usize {
+    fn scratch_bytes(&self, n_product_blocks: usize) -> usize {
         match self.needs {
-            Needs::Linear(linear) => linear.scratch_bytes(n_multiprocessors),
+            Needs::Linear(linear) => linear.scratch_bytes(n_product_blocks),
             // Three pairs of tiles, weights of a tile, the last key and value, queries, heads.
-            Needs::Attention { head_dim } => 3 * 2 * 64 * head_dim * 2 + 16 * 64 * 2 + (4 + 32 + 40) * head_dim,
+            Needs::Attention { head_dim, .. } => 3 * 2 * 64 * head_dim * 2 + 16 * 64 * 2 + (4 + 32 + 40) * head_dim,
+        }
+    }
+}
+
+/// Which blocks do what.
+struct BlockShares {
+    n_product: usize,
+    first_attention: usize,
+}
+
+impl BlockShares {
+    /// Where few blocks do attention, they do nothing else: its code is long, and beside that of products it would come from afar in each layer.
+    fn new(operations: &[Operation], n_multiprocessors: usize) -> Self {
+        let of_attention = operations.iter().map(|operation| match operation.needs {
+            Needs::Attention { n_blocks, .. } => n_blocks,
+            Needs::Linear(_) => 0,
+        });
+        let n_attention = of_attention.max().unwrap_or(0);
+        if n_attention <= ATTENTION_BLOCKS_MAX && n_attention * 4 <= n_multiprocessors {
+            let n_product = n_multiprocessors - n_attention;
+            Self { n_product, first_attention: n_product }
+        } else {
+            Self { n_product: n_multiprocessors, first_attention: 0 }
         }
     }
 }
@@ -192,9 +229,6 @@ impl StepOfOne {
     /// As many operations as the first launches are, each of which reads what the one before gives, and how many launches those are.
     fn operations(&self, launches: &[Launch]) -> (Vec<Operation>, usize) {
         let (mut operations, mut n_launches): (Vec<Operation>, usize) = (Vec::new(), 0);
-        // Where products begin that add to a row: always the same, so that a thread adds to what it has written itself.
-        const FIRST_BLOCK_OF_ADDING: usize = 0;
-        let mut next_block = 0;
         while let Some((mut operation, n)) = self.operation(&launches[n_launches..]) {
             match (operations.last().map(|before| before.results), &operation.needs) {
                 (None, Needs::Linear(_)) => {}
@@ -203,11 +237,6 @@ impl StepOfOne {
                 }
                 (Some((address, _)), Needs::Attention { .. }) if address == operation.from => {}
                 _ => break,
-            }
-            if let Needs::Linear(linear) = operation.needs {
-                let first_block = if linear.adds { FIRST_BLOCK_OF_ADDING } else { next_block };
-                operation.words[FIRST_BLOCK_AND_RECEIVES] |= word(first_block, 0);
-                next_block = (first_block + linear.n_tiles()) % self.n_multiprocessors;
             }
             operations.push(operation);
             n_launches += n;
@@ -226,7 +255,8 @@ impl StepOfOne {
             return Ok(None);
         }
         let layout = RingLayout::best(&linears);
-        let scratch = operations.iter().map(|operation| operation.scratch_bytes(self.n_multiprocessors)).max().unwrap_or(0);
+        let blocks = BlockShares::new(operations, self.n_multiprocessors);
+        let scratch = operations.iter().map(|operation| operation.scratch_bytes(blocks.n_product)).max().unwrap_or(0);
         let n_stages = (self.shared_bytes_max.saturating_sub(scratch) / layout.stage_bytes).min(STAGES_MAX);
         if n_stages < STAGES_MIN {
             return Ok(None);
@@ -235,8 +265,9 @@ impl StepOfOne {
         let n_results = most.next_multiple_of(4);
         let mailbox_words = (n_results + self.n_multiprocessors).next_multiple_of(4);
         // The list, the mailboxes with the pattern that nothing has come, and how many operations have sent.
-        let with_stages = operations.iter().map(|operation| operation.with_stages(&layout, (n_stages, self.n_multiprocessors)));
-        let words = with_stages.collect::<Option<Vec<_>>>();
+        let mut next_block = 0;
+        let placed = operations.iter().map(|operation| operation.placed(&layout, (n_stages, blocks.n_product), &mut next_block));
+        let words = placed.collect::<Option<Vec<_>>>();
         let Some(words) = words else { return Ok(None) };
         let list: Vec<u8> = words.into_flattened().into_iter().flat_map(u64::to_le_bytes).collect();
         let mail_bytes = MAILBOXES * mailbox_words * size_of::<u32>();
@@ -247,6 +278,7 @@ impl StepOfOne {
         let arguments = Arguments::new().address(memory_of_step.address()).address(mail).address(mail + mail_bytes as u64);
         let arguments = arguments.word(operations.len()).word(n_stages).word(layout.stage_blocks).word(layout.row_bytes);
         let arguments = arguments.word(layout.scale_bytes).word(layout.stage_bytes).word(mailbox_words).word(n_results);
+        let arguments = arguments.word(blocks.n_product).word(blocks.first_attention).float(1.0 / layout.stage_blocks as f32).word(0);
         let shared_bytes = n_stages * layout.stage_bytes + scratch;
         let launch = arguments.launch(self.kernel, [self.n_multiprocessors, 1], (THREADS + OTHER_THREADS, shared_bytes));
         Ok(Some((Launch { is_cooperative: true, ..launch }, memory_of_step)))
@@ -312,7 +344,8 @@ impl StepOfOne {
         let is_same = rotated[0] == from[0] && rotated[3..5] == from[1..3] && rope.grid[0] == 1 && attention.grid[1] == 1;
         let ([n_heads, _], [log_sharing, n_splits]) = (halves(from[10]), halves(from[11]));
         // A block for each split of heads that share keys.
-        if !is_known || !is_same || (n_heads >> log_sharing) * n_splits > self.n_multiprocessors {
+        let n_blocks = (n_heads >> log_sharing) * n_splits;
+        if !is_known || !is_same || n_blocks > self.n_multiprocessors {
             return None;
         }
         let mut words = [0; OPERATION_WORDS];
@@ -320,7 +353,7 @@ impl StepOfOne {
         words[2..15].copy_from_slice(&from[..13]);
         words[15..20].copy_from_slice(&[rotated[1], rotated[2], rotated[5], rotated[6], rotated[7]]);
         words[20] = word(epsilon, head_dim);
-        Some(Operation { words, needs: Needs::Attention { head_dim }, from: from[0], results: (from[3], n_heads * head_dim) })
+        Some(Operation { words, needs: Needs::Attention { head_dim, n_blocks }, from: from[0], results: (from[3], n_heads * head_dim) })
     }
 }
 

@@ -16,6 +16,8 @@
 #define STEP_THREADS (STEP_WARPS * 32)
 #define STAGES_MAX 32
 #define MAILBOXES 4
+// Operations of the list that are in shared memory: the one that is worked on and those beside it.
+#define OPERATIONS_HELD 4
 // Fours of a row for each thread that are in registers at a time: all of a row with norms or one scale.
 #define FOURS 7
 
@@ -42,6 +44,8 @@ struct StepLinear {
     u32 n_tiles_over;     // blocks that have one more
     u32 n_pieces;         // stages of a tile
     u32 tiles_at_once;    // whose stages are freed together
+    float inverse_n_blocks;
+    u32 unused;
 };
 
 struct StepAttention {
@@ -80,6 +84,10 @@ struct StepArgs {
     u32 stage_bytes;
     u32 mailbox_words;
     u32 n_results;        // of a mailbox, a multiple of four
+    u32 n_product_blocks; // blocks that have tiles of products
+    u32 first_attention;  // block that has the first heads: where they are few, heads have blocks of their own, whose code stays with them
+    float inverse_stage_blocks;
+    u32 unused;
 };
 
 #if __CUDA_ARCH__ >= 900
@@ -143,24 +151,27 @@ __device__ __forceinline__ uint4 load_shared(u32 from) {
     return bits;
 }
 
-// This block's tiles of a product: `first`, `first + gridDim.x` and so on.
+// This block's tiles of a product: `first`, `first + n_blocks` and so on.
 struct MyTiles {
-    u32 first, n, log_rows;
-    __device__ __forceinline__ MyTiles(const StepLinear& linear) {
+    u32 first, n, log_rows, n_blocks;
+    __device__ __forceinline__ MyTiles(const StepArgs& a, const StepLinear& linear) {
         log_rows = linear.is_gate ? 3 : 4;
-        first = blockIdx.x - linear.first_block + (blockIdx.x < linear.first_block ? gridDim.x : 0);
-        n = linear.n_tiles_each + (first < linear.n_tiles_over ? 1 : 0);
+        n_blocks = a.n_product_blocks;
+        first = blockIdx.x - linear.first_block + (blockIdx.x < linear.first_block ? n_blocks : 0);
+        n = blockIdx.x >= n_blocks ? 0 : linear.n_tiles_each + (first < linear.n_tiles_over ? 1 : 0);
     }
     // Of output `index` of this block.
-    __device__ __forceinline__ u32 row(u32 index) const { return ((first + (index >> log_rows) * gridDim.x) << log_rows) + (index & ((1 << log_rows) - 1)); }
+    __device__ __forceinline__ u32 row(u32 index) const { return ((first + (index >> log_rows) * n_blocks) << log_rows) + (index & ((1 << log_rows) - 1)); }
 };
 
 // The ring of stages in shared memory.
 struct Ring {
     u32 stages, full, empty, slot, parity;
-    __device__ __forceinline__ void next(u32 n_stages) {
-        if (++slot == n_stages) {
-            slot = 0;
+    // By at most once around.
+    __device__ __forceinline__ void advance(u32 n, u32 n_stages) {
+        slot += n;
+        if (slot >= n_stages) {
+            slot -= n_stages;
             parity ^= 1;
         }
     }
@@ -177,7 +188,7 @@ __device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
         if (operation.kind != STEP_LINEAR) continue;
         const StepLinear& linear = operation.linear;
         const u32 n_blocks = linear.n_blocks, n_groups = linear.n_groups;
-        const MyTiles tiles(linear);
+        const MyTiles tiles(a, linear);
         const bool has_scales = n_groups > 1;
         for (u32 tile = 0; tile < tiles.n; tile++) {
             const u32 row = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? (line & 7) + line / 8 * (linear.n / 2) : line);
@@ -191,7 +202,7 @@ __device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
                 } else if (has_scales) {
                     fetch(to + 16 * a.row_bytes + line * a.scale_bytes, linear.scales + (u64)row * n_groups + block * 2, n * 8, full, policy);
                 }
-                ring.next(a.n_stages);
+                ring.advance(1, a.n_stages);
             }
         }
     }
@@ -259,19 +270,25 @@ struct Multiplier {
 
     __device__ __forceinline__ void run_tiles(Ring& ring, u32 first, u32 end) const {
         const u32 warp = threadIdx.x / 32, n = (end - first) * linear.n_blocks, end_unit = (warp + 1) * n / STEP_WARPS;
-        u32 unit = warp * n / STEP_WARPS, at = 0;
-        for (u32 tile = first; tile < end; tile++) {
-            for (u32 first_block = 0; first_block < linear.n_blocks; first_block += a.stage_blocks) {
-                const u32 n_here = min(a.stage_blocks, linear.n_blocks - first_block), end_here = min(end_unit, at + n_here);
-                if (unit < end_here) {
-                    await(ring.full + ring.slot * 8, ring.parity);
-                    run_blocks(ring.stages + ring.slot * a.stage_bytes, tile, first_block, unit - at, end_here - at);
-                    unit = end_here;
-                }
-                at += n_here;
-                ring.next(a.n_stages);
+        u32 unit = warp * n / STEP_WARPS, tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks), block = unit - tile * linear.n_blocks;
+        u32 piece = (u32)(((float)block + 0.5f) * a.inverse_stage_blocks);
+        Ring at = ring;
+        at.advance(tile * linear.n_pieces + piece, a.n_stages);
+        while (unit < end_unit) {
+            const u32 first_block = piece * a.stage_blocks, end_block = min(linear.n_blocks, first_block + a.stage_blocks);
+            const u32 n_here = min(end_block - block, end_unit - unit), turn = block - first_block;
+            await(at.full + at.slot * 8, at.parity);
+            run_blocks(at.stages + at.slot * a.stage_bytes, first + tile, first_block, turn, turn + n_here);
+            unit += n_here;
+            block = end_block;
+            piece++;
+            if (end_block == linear.n_blocks) {
+                block = piece = 0;
+                tile++;
             }
+            at.advance(1, a.n_stages);
         }
+        ring.advance((end - first) * linear.n_pieces, a.n_stages);
     }
 
     // Blocks `turn` to `end` of a stage, which begins at `first_block` of a tile.
@@ -494,10 +511,14 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     room.x_scales = room.squares + (linear.norms.n > 0 ? filled : 0);
     room.x_sums = (int*)(room.x_scales + (linear.in_groups ? filled / 128 : 0));
     room.sums = room.x_sums + (linear.in_groups ? filled / 128 : 0);
-    const MyTiles tiles(linear);
+    const MyTiles tiles(a, linear);
+    if (tiles.n == 0) {
+        announce(LOADED);
+        return hear(SET_BACK);
+    }
     const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2;
     // What does not depend on the operation before.
-    const u32 my_row = tiles.row(min(threadIdx.x, max(n_out, 1u) - 1));
+    const u32 my_row = tiles.row(min(threadIdx.x, n_out - 1));
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
     if (threadIdx.x < n_out) {
         if (!linear.in_groups) {
@@ -510,13 +531,17 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     if (!linear.in_groups)
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
     const float inverse_scale = prepare_row(a, linear, room, scratch, mail.in);
-    int x_sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
+    if (threadIdx.x < n_out && !linear.in_groups) {
+        weight_scale = weight_inverse_scale(weight_scale);
+        if (linear.is_gate) up_scale = weight_inverse_scale(up_scale);
+    }
     // They end with the barrier after which results may be sent.
     if (linear.in_groups) Multiplier<true>{a, linear, room, tiles}.run(ring);
     else Multiplier<false>{a, linear, room, tiles}.run(ring);
 
+    int x_sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
     const u32 n_segments = (linear.k + 127) / 128;
     for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
         const u32 out_row = tiles.row(index), tile = index >> tiles.log_rows, inside = index & ((1 << tiles.log_rows) - 1);
@@ -530,11 +555,11 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
             }
         } else {
             if (index >= STEP_THREADS) {
-                weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row));
-                if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n));
+                weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row)));
+                if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n)));
             }
-            y = dequantise(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
-            if (linear.is_gate) up = dequantise(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
+            y = dequantise_inverse(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
+            if (linear.is_gate) up = dequantise_inverse(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
         }
         if (linear.is_gate) y = gated(linear.activation, y, up);
         if (linear.add) y = (index < STEP_THREADS ? before : __ldcg(linear.out + out_row)) + y;
@@ -634,7 +659,7 @@ struct StepHeads {
 
 // A call: together with a product's it would have too few registers.
 template <int DIM>
-__device__ __noinline__ void attend(const StepAttention& a, char* shared, float* greatest_of_warps, const Mail& mail) {
+__device__ __noinline__ void attend(const StepAttention& a, char* shared, float* greatest_of_warps, Mail mail, u32 item) {
     const u32 sharing = 1 << a.of.log_sharing, n_items = (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
     const u32 base = (u32)__cvta_generic_to_shared(shared);
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
@@ -643,8 +668,8 @@ __device__ __noinline__ void attend(const StepAttention& a, char* shared, float*
     // Behind the ring of tiles and the weights of a tile.
     char* behind = shared + RING * 2 * TILE * DIM * 2 + 16 * TILE * 2;
     // There are as many blocks as items at least.
-    const u32 split = blockIdx.x % a.of.n_splits, first_head = blockIdx.x / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
-    const bool has_work = blockIdx.x < n_items && split < n_present;
+    const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
+    const bool has_work = item < n_items && split < n_present;
     const AttentionOne<DIM> one{
         a.of, a.of.blocks + a.of.table_starts[token], base, greatest_of_warps, first_head / heads_of_kv, split * SPLIT_TILES,
         takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, 0, (const uint4*)behind, mail.out,
@@ -670,14 +695,17 @@ __device__ __noinline__ void attend(const StepAttention& a, char* shared, float*
     else one.share(total, out, first_head, split, n_present);
 }
 
-// The housekeeping warp: says that this block has read a mailbox, and sets back the one before it once all blocks have said so.
-__device__ __forceinline__ void set_back_mail(const StepArgs& a, u32 number) {
+// The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
+__device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOperation* operations) {
     const u32 lane = threadIdx.x & 31;
     const u32 n_each = ((a.n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(a.n_results, first + n_each);
     const auto mailbox = [&](u32 index) { return a.mail + (u64)((number + index) % MAILBOXES) * a.mailbox_words; };
     hear(LOADED);
     announce(SET_BACK);
     for (u32 index = 0; index < a.n_operations; index++) {
+        // Where the one before this one was, which has ended.
+        if (index + 3 < a.n_operations && lane < sizeof(StepOperation) / 16)
+            ((uint4*)(operations + (index + 3) % OPERATIONS_HELD))[lane] = __ldg((const uint4*)(a.operations + index + 3) + lane);
         if (index > 0) {
             const u32* have_read = mailbox(index - 1) + a.n_results;
             for (u32 block = lane; block < gridDim.x; block += 32)
@@ -707,7 +735,7 @@ __device__ __forceinline__ void set_back_mail(const StepArgs& a, u32 number) {
 extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(const StepArgs a) {
     extern __shared__ __align__(128) char shared[];
     __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX];
-    __shared__ StepOperation operations[2];
+    __shared__ StepOperation operations[OPERATIONS_HELD];
     __shared__ StepScratch scratch;
     __shared__ float greatest_of_warps[WARPS * 16];
     const u32 room_of_ring = a.n_stages * a.stage_bytes;
@@ -720,21 +748,18 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (threadIdx.x < n_pieces) ((uint4*)operations)[threadIdx.x] = __ldg((const uint4*)a.operations + threadIdx.x);
+    for (u32 piece = threadIdx.x; piece < min(3u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
     __syncthreads();
     const u32 number = *a.n_sent;
     if (threadIdx.x >= STEP_THREADS + 32) return stream_weights(a, ring);
-    if (threadIdx.x >= STEP_THREADS) return set_back_mail(a, number);
+    if (threadIdx.x >= STEP_THREADS) return keep_house(a, number, operations);
+#pragma unroll 1
     for (u32 index = 0; index < a.n_operations; index++) {
-        uint4 next = make_uint4(0, 0, 0, 0);
-        const bool is_last = index + 1 == a.n_operations, brings_next = threadIdx.x < n_pieces && !is_last;
-        if (brings_next) next = __ldg((const uint4*)(a.operations + index + 1) + threadIdx.x);
-        const StepOperation& operation = operations[index & 1];
+        const StepOperation& operation = operations[index % OPERATIONS_HELD];
         const Mail mail(a, number + index);
-        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail, is_last);
-        else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + room_of_ring, greatest_of_warps, mail);
-        else attend<64>(operation.attention, shared + room_of_ring, greatest_of_warps, mail);
-        if (brings_next) ((uint4*)(operations + (index + 1 & 1)))[threadIdx.x] = next;
+        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail, index + 1 == a.n_operations);
+        else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + room_of_ring, greatest_of_warps, mail, blockIdx.x - a.first_attention);
+        else attend<64>(operation.attention, shared + room_of_ring, greatest_of_warps, mail, blockIdx.x - a.first_attention);
         barrier_of_step();
     }
     // The last has not sent: the first of the next launch has its number. All blocks have read theirs, since they have sent since.
