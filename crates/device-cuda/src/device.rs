@@ -117,7 +117,7 @@ impl CudaDevice {
     /// For each row of logits, the index of the largest and whether a value is NaN or +∞.
     fn best(&mut self, logits: &CudaHidden) -> Result<impl Iterator<Item = (TokenId, bool)>, DeviceError> {
         /// Columns that one block looks at.
-        const BLOCK_COLUMNS: usize = 8192;
+        const BLOCK_COLUMNS: usize = 1024;
         let (n_rows, width) = (logits.n_rows(), logits.width());
         assert!(n_rows <= ARGMAX_ROWS_MAX, "{n_rows} rows of logits");
         let arguments = |width| Arguments::new().address(logits.address()).address(self.best.address()).word(width).word(0);

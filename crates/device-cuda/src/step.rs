@@ -88,7 +88,7 @@ impl Linear {
     /// Quantised row, squares, group scales and sums, sums of products.
     fn scratch_bytes(self, n_product_blocks: usize) -> usize {
         let (filled, n_tiles) = (self.n_blocks * BLOCK_COLUMNS, self.n_tiles().div_ceil(n_product_blocks));
-        let squares = if self.has_norms { filled * 4 } else { 0 };
+        let squares = if self.has_norms { (filled + 16 * 4) * 4 } else { 0 };
         let (groups, n_sums) = if self.in_groups { (filled / 128 * 8, self.n_blocks * 2) } else { (0, 1) };
         filled + squares + groups + n_tiles * n_sums * TILE_ROWS * 4
     }

@@ -18,8 +18,7 @@ __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs
     const auto values = [&](u32 tile) { return base + (2 + (tile & 1)) * TILE_SIZE; };
     const auto fetch = [&](u32 tile) {
         if (tile < n_tiles) {
-            fetch_tile<DIM>(a, a.keys, keys(tile), blocks, kv_head, tile * TILE, n_positions);
-            fetch_tile<DIM>(a, a.values, values(tile), blocks, kv_head, tile * TILE, n_positions);
+            fetch_tiles<DIM>(a, keys(tile), values(tile), blocks, kv_head, tile * TILE, n_positions);
         }
         end_fetch();
     };

@@ -162,16 +162,17 @@ struct Partial {
     }
 };
 
-// Starts to fetch TILE rows from position `first` of keys or values; rows from `n_positions` on become zeros.
+// Starts to fetch TILE rows from position `first` of keys and values; rows from `n_positions` on become zeros.
 template <int DIM>
-__device__ __forceinline__ void fetch_tile(const AttentionMmaArgs& a, const Half* from, u32 to, const u32* blocks, u32 kv_head, u32 first, u32 n_positions) {
+__device__ __forceinline__ void fetch_tiles(const AttentionMmaArgs& a, u32 keys, u32 values, const u32* blocks, u32 kv_head, u32 first, u32 n_positions) {
 #pragma unroll 2
     for (int step = 0; step < TILE * DIM / 8 / THREADS; step++) {
         const u32 item = step * THREADS + threadIdx.x, row = item / (DIM / 8), piece = item % (DIM / 8), position = first + row;
         const u64 block = blocks[min(position, n_positions - 1) / BLOCK_TOKENS];
-        const Half* line = from + ((block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * DIM + piece * 8;
-        const u32 n_bytes = position < n_positions ? 16 : 0;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + piece_of<DIM>(row, piece)), "l"(line), "r"(n_bytes) : "memory");
+        const u64 place = ((block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * DIM + piece * 8;
+        const u32 n_bytes = position < n_positions ? 16 : 0, to = piece_of<DIM>(row, piece);
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(keys + to), "l"(a.keys + place), "r"(n_bytes) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(values + to), "l"(a.values + place), "r"(n_bytes) : "memory");
     }
 }
 
@@ -292,8 +293,7 @@ struct AttentionOne {
 
     __device__ __forceinline__ void fetch(u32 tile) const {
         if (tile < end_tile) {
-            fetch_tile<DIM>(a, a.keys, keys(tile), blocks, kv_head, tile * TILE, n_positions);
-            fetch_tile<DIM>(a, a.values, values(tile), blocks, kv_head, tile * TILE, n_positions);
+            fetch_tiles<DIM>(a, keys(tile), values(tile), blocks, kv_head, tile * TILE, n_positions);
         }
         end_fetch();
     }
@@ -361,35 +361,26 @@ struct AttentionOne {
         }
     }
 
-    // Stores what `total` has of the columns of this warp into rows of `width` from `to`: values · factor.
-    __device__ __forceinline__ void store(const Partial<COLUMNS>& total, float* to, u32 stride, const float (&factors)[2]) const {
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    // Stores what `total` has of the columns of this warp into rows of `width` from `to`: values · factor. Heads that share keys are four at most, so all
+    // are in the first half of the rows.
+    __device__ __forceinline__ void store(const Partial<COLUMNS>& total, float* to, u32 stride, float factor) const {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = lane / 4;
+        if (row >> a.log_sharing) return;
+        float* out = to + (u64)row * stride + warp * COLUMNS + (lane & 3) * 2;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const u32 row = lane / 4 + half * 8;
-            if (row >> a.log_sharing) continue;
-            float* out = to + (u64)row * stride + warp * COLUMNS + (lane & 3) * 2;
-#pragma unroll
-            for (int tile = 0; tile < COLUMNS / 8; tile++)
-                *(float2*)(out + tile * 8) = make_float2(total.values[tile][half * 2] * factors[half], total.values[tile][half * 2 + 1] * factors[half]);
-        }
+        for (int tile = 0; tile < COLUMNS / 8; tile++) *(float2*)(out + tile * 8) = make_float2(total.values[tile][0] * factor, total.values[tile][1] * factor);
     }
 
     // The same for the token's heads, and to whoever waits for it.
     __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, u32 first_head) const {
-        const float factors[2] = {1.0f / total.sums[0], 1.0f / total.sums[2]};
-        store(total, out, DIM, factors);
-        if (mail == nullptr) return;
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const u32 row = lane / 4 + half * 8;
-            if (row >> a.log_sharing) continue;
+        const float factor = 1.0f / total.sums[0];
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = lane / 4;
+        if (mail != nullptr && row >> a.log_sharing == 0) {
             float* to = mail + (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
 #pragma unroll
-            for (int index = 0; index < COLUMNS / 4; index++)
-                send(to + index / 2 * 8 + index % 2, total.values[index / 2][half * 2 + index % 2] * factors[half]);
+            for (int index = 0; index < COLUMNS / 4; index++) send(to + index / 2 * 8 + index % 2, total.values[index / 2][index % 2] * factor);
         }
+        store(total, out, DIM, factor);
     }
 
     // Leaves this split for the last block of the token's heads, or puts all splits together if this is it.
@@ -397,13 +388,10 @@ struct AttentionOne {
         __shared__ u32 n_before;
         const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32, stride = a.n_splits * (DIM + 2), sharing = 1 << a.log_sharing;
         float* partials = a.partials + ((u64)token_place * a.n_heads + first_head) * stride;
-        const float none[2] = {1.0f, 1.0f};
-        store(total, partials + split * (DIM + 2), stride, none);
-        for (int half = 0; half < 2; half++) {
-            const u32 row = lane / 4 + half * 8;
-            if (warp == 0 && (lane & 3) == 0 && row < sharing)
-                *(float2*)(partials + (u64)row * stride + split * (DIM + 2) + DIM) = make_float2(total.largest[half], total.sums[half * 2]);
-        }
+        store(total, partials + split * (DIM + 2), stride, 1.0f);
+        const u32 row = lane / 4;
+        if (warp == 0 && (lane & 3) == 0 && row < sharing)
+            *(float2*)(partials + (u64)row * stride + split * (DIM + 2) + DIM) = make_float2(total.largest[0], total.sums[0]);
         __threadfence();
         barrier_of_heads();
         u32* counter = a.n_arrived + token_place * (a.n_heads >> a.log_sharing) + (first_head >> a.log_sharing);

@@ -211,7 +211,7 @@ __device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
 // What the computing warps share of a product, in dynamic shared memory.
 struct LinearRoom {
     i8* quantized;      // [n_blocks · 256]
-    float* squares;     // [n_blocks · 256], where there are norms
+    float* squares;     // [16, n_blocks · 16 + 4], where there are norms (place_of_square)
     float* x_scales;    // [n_blocks · 2], where activations are in groups
     int* x_sums;        // likewise
     int* sums;          // [tiles, 16]; in groups floats, [tiles, 2 · n_blocks, 16]
@@ -224,24 +224,30 @@ struct StepScratch {
     float factor;
 };
 
-// Σ of squares of a row in the order of numerics::sum_of_squares, by one warp, `n` multiple-of-16 links of each lane, zeros beyond the row.
+// Where the square of link `link` of lane `lane` of a sum lies: links of a lane together, so that one load brings four.
+__device__ __forceinline__ u32 place_of_square(u32 lane, u32 link, u32 n_links) { return lane * (n_links + 4) + link; }
+
+// Σ of squares of a row in the order of numerics::sum_of_squares, by one warp; `n` links of each lane, a multiple of 16, zeros beyond the row.
 __device__ __forceinline__ float chain_of_squares(const float* squares, u32 n) {
-    const float* of_lane = squares + (threadIdx.x & (LANES - 1));
-    float sum = 0.0f, now[16], next[16];
+    const float4* of_lane = (const float4*)(squares + place_of_square(threadIdx.x & (LANES - 1), 0, n));
+    float sum = 0.0f;
+    float4 now[4], next[4];
 #pragma unroll
-    for (int link = 0; link < 16; link++) now[link] = of_lane[link * LANES];
+    for (int four = 0; four < 4; four++) now[four] = of_lane[four];
 #pragma unroll 1
-    for (u32 first = 16; first < n; first += 16) {
+    for (u32 first = 4; first <= n / 4; first += 4) {
+        // The last turn loads again what nobody needs.
 #pragma unroll
-        for (int link = 0; link < 16; link++) next[link] = of_lane[(first + link) * LANES];
+        for (int four = 0; four < 4; four++) next[four] = of_lane[min(first, n / 4 - 4) + four];
 #pragma unroll
-        for (int link = 0; link < 16; link++) {
-            sum += now[link];
-            now[link] = next[link];
+        for (int four = 0; four < 4; four++) {
+            sum += now[four].x;
+            sum += now[four].y;
+            sum += now[four].z;
+            sum += now[four].w;
+            now[four] = next[four];
         }
     }
-#pragma unroll
-    for (int link = 0; link < 16; link++) sum += now[link];
     return sum_lanes(sum);
 }
 
@@ -298,18 +304,40 @@ struct Multiplier {
         u32 words = stage + line * a.row_bytes + turn * 64 + thread * 16;
         const u32 high = 8 * a.row_bytes;
         int sums[4][4] = {};
+        // Of groups: a thread of four has a segment of a block and half of the rows. All eight tokens are the same, so each has all sums.
+        const u32 half = lane & 1, odd = lane / 2 & 1, row = line + half * 8, n_groups = linear.n_groups;
+        float* products = (float*)room.sums + (tile * linear.n_blocks * 2 + (first_block + turn) * 2 + odd) * 16 + row;
+        u32 segment = (first_block + turn) * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + (turn * 2 + odd) * 4;
+        float weight_scale = 0.0f;
+        if (GROUPED && n_groups <= 1) {
+            const u32 of = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
+            weight_scale = __ldg(linear.scales + (n_groups == 0 ? 0 : of));
+        }
+        const float* x_scales = room.x_scales;
+        const int* x_sums = room.x_sums;
 #pragma unroll 2
         for (; turn < end; turn++) {
             const uint4 low_words = load_shared(words), high_words = load_shared(words + high);
             const uint4 x0 = load_shared(x), x1 = load_shared(x + 64), x2 = load_shared(x + 128), x3 = load_shared(x + 192);
-            multiply_slots(sums, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
             if constexpr (GROUPED) {
-                int second[4][4] = {};
+                if (n_groups > 1) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(scales));
+                const float scale = weight_scale * x_scales[segment];
+                const int x_sum = x_sums[segment];
+                int first[4][4] = {}, second[4][4] = {};
+                multiply_slots(first, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
                 multiply_slots(second, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
-                store_segments(sums, second, stage, tile, first_block + turn, turn);
+                int sum = 0;
 #pragma unroll
-                for (int slot = 0; slot < 4; slot++) sums[slot][0] = sums[slot][1] = sums[slot][2] = sums[slot][3] = 0;
+                for (int slot = 0; slot < 4; slot++) {
+                    const int low = odd ? second[slot][0] : first[slot][0], high = odd ? second[slot][2] : first[slot][2];
+                    sum += (half ? high : low) >> (2 * slot);
+                }
+                *products = (float)(sum - x_sum) * scale;
+                products += 32;
+                segment += 2;
+                scales += 8;
             } else {
+                multiply_slots(sums, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
                 multiply_slots(sums, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
             }
             words += 64;
@@ -335,23 +363,6 @@ struct Multiplier {
             const u32 weights[4] = {low0 & mask, high0 & mask, low1 & mask, high1 & mask};
             multiply_codes(sums[slot], weights, first[slot], second[slot]);
         }
-    }
-
-    // What the two segments of a block add to their rows: a thread of four each segment and half of the rows. All eight tokens are the same, so
-    // each of the four has all sums.
-    __device__ __forceinline__ void store_segments(const int (&first)[4][4], const int (&second)[4][4], u32 stage, u32 tile, u32 block, u32 turn) const {
-        const u32 lane = threadIdx.x & 31, half = lane & 1, odd = lane / 2 & 1, line = lane / 4, segment = block * 2 + odd, row = line + half * 8;
-        const int low = odd ? together(second, 0) : together(first, 0), high = odd ? together(second, 2) : together(first, 2);
-        float weight_scale;
-        if (linear.n_groups > 1) {
-            const u32 place = stage + 16 * a.row_bytes + row * a.scale_bytes + (turn * 2 + odd) * 4;
-            asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(place));
-        } else {
-            const u32 of = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
-            weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
-        }
-        float* products = (float*)room.sums + (tile * linear.n_blocks * 2 + segment) * 16;
-        products[row] = (float)((half ? high : low) - room.x_sums[segment]) * (weight_scale * room.x_scales[segment]);
     }
 };
 
@@ -384,19 +395,29 @@ struct StepRow {
         } while (!all);
     }
 
-    // One RMSNorm of a whole row; `weights` are this thread's.
-    __device__ __forceinline__ void norm(const StepRow& weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) {
+    // One RMSNorm of a whole row; `weights` are this thread's. While one warp sums, the others do `meanwhile`.
+    template <typename Meanwhile>
+    __device__ __forceinline__ void norm(const StepRow& weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, Meanwhile meanwhile) {
+        const u32 n_links = linear.n_blocks * 16;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
             const u32 four = turn * STEP_THREADS + threadIdx.x;
             if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
             const float4 x = fours[turn];
-            if (four < linear.n_blocks * 64) ((float4*)room.squares)[four] = make_float4(x.x * x.x, x.y * x.y, x.z * x.z, x.w * x.w);
+            if (four < linear.n_blocks * 64) {
+                float* to = room.squares + place_of_square(four % 4 * 4, four / 4, n_links);
+                to[0] = x.x * x.x;
+                to[n_links + 4] = x.y * x.y;
+                to[2 * (n_links + 4)] = x.z * x.z;
+                to[3 * (n_links + 4)] = x.w * x.w;
+            }
         }
         barrier_of_step();
         if (threadIdx.x < 32) {
-            const float sum = chain_of_squares(room.squares, linear.n_blocks * 16);
+            const float sum = chain_of_squares(room.squares, n_links);
             if (threadIdx.x == 0) scratch.factor = 1.0f / sqrtf(sum / (float)linear.k + epsilon);
+        } else {
+            meanwhile();
         }
         barrier_of_step();
         const float factor = scratch.factor;
@@ -473,8 +494,9 @@ struct StepRow {
     }
 };
 
-// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
-__device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const u32* mail) {
+// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one. All but the first warp do `meanwhile` once.
+template <typename Meanwhile>
+__device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const u32* mail, Meanwhile meanwhile) {
     // Norm weights do not depend on the operations before. Without norms nothing is loaded, but registers are defined: else the compiler must take them
     // for values of the operation before.
     StepRow weights, row;
@@ -492,13 +514,16 @@ __device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear
 #pragma unroll 1
         for (u32 norm = 0; norm < linear.norms.n; norm++) {
             if (norm > 0) weights.load(linear.norms.weights[1], linear.k);
-            row.norm(weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch);
+            row.norm(weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch, [&] {
+                if (norm == 0) meanwhile();
+            });
         }
         if (linear.in_groups) row.quantise_groups(linear, room, first);
         else inverse_scale = row.quantise(linear, room, scratch);
         if (is_last) break;
         first = next;
     }
+    if (linear.norms.n == 0 && threadIdx.x >= 32) meanwhile();
     barrier_of_step();
     return inverse_scale;
 }
@@ -508,7 +533,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     LinearRoom room;
     room.quantized = (i8*)shared;
     room.squares = (float*)(shared + filled);
-    room.x_scales = room.squares + (linear.norms.n > 0 ? filled : 0);
+    room.x_scales = room.squares + (linear.norms.n > 0 ? filled + LANES * 4 : 0);
     room.x_sums = (int*)(room.x_scales + (linear.in_groups ? filled / 128 : 0));
     room.sums = room.x_sums + (linear.in_groups ? filled / 128 : 0);
     const MyTiles tiles(a, linear);
@@ -518,9 +543,10 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     }
     const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2;
     // What does not depend on the operation before.
-    const u32 my_row = tiles.row(min(threadIdx.x, n_out - 1));
+    // The first warp has enough to do.
+    const u32 my_index = threadIdx.x - 32, my_row = tiles.row(min(my_index, n_out - 1));
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
-    if (threadIdx.x < n_out) {
+    if (my_index < n_out) {
         if (!linear.in_groups) {
             weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row));
             if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row + half_n));
@@ -530,11 +556,11 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     }
     if (!linear.in_groups)
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
-    const float inverse_scale = prepare_row(a, linear, room, scratch, mail.in);
-    if (threadIdx.x < n_out && !linear.in_groups) {
+    const float inverse_scale = prepare_row(a, linear, room, scratch, mail.in, [&] {
+        if (my_index >= n_out || linear.in_groups) return;
         weight_scale = weight_inverse_scale(weight_scale);
         if (linear.is_gate) up_scale = weight_inverse_scale(up_scale);
-    }
+    });
     // They end with the barrier after which results may be sent.
     if (linear.in_groups) Multiplier<true>{a, linear, room, tiles}.run(ring);
     else Multiplier<false>{a, linear, room, tiles}.run(ring);
@@ -543,7 +569,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
 #pragma unroll
     for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
     const u32 n_segments = (linear.k + 127) / 128;
-    for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
+    for (u32 index = my_index; index < n_out; index += STEP_THREADS - 32) {
         const u32 out_row = tiles.row(index), tile = index >> tiles.log_rows, inside = index & ((1 << tiles.log_rows) - 1);
         float y = 0.0f, up = 0.0f;
         if (linear.in_groups) {
@@ -554,7 +580,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
                 if (linear.is_gate) up += products[segment * 16 + 8];
             }
         } else {
-            if (index >= STEP_THREADS) {
+            if (index != my_index) {
                 weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row)));
                 if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n)));
             }
@@ -562,7 +588,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
             if (linear.is_gate) up = dequantise_inverse(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
         }
         if (linear.is_gate) y = gated(linear.activation, y, up);
-        if (linear.add) y = (index < STEP_THREADS ? before : __ldcg(linear.out + out_row)) + y;
+        if (linear.add) y = (index == my_index ? before : __ldcg(linear.out + out_row)) + y;
         if (!is_last) send(mail.out + out_row, y);
         linear.out[out_row] = y;
     }
@@ -676,8 +702,10 @@ __device__ __noinline__ void attend(const StepAttention& a, char* shared, float*
     };
     const StepHeads<DIM> heads{a, base + (u32)(behind - shared) + 4 * DIM, (Half*)behind, (float*)(behind + 4 * DIM + 32 * DIM), mail.in, first_head, one.kv_head};
     if (has_work) {
-        if (threadIdx.x < THREADS)
+        if (threadIdx.x < THREADS) {
+#pragma unroll 1
             for (u32 tile = 0; tile < RING - 1; tile++) one.fetch(one.first_tile + tile);
+        }
         heads.run();
     }
     announce(LOADED);
