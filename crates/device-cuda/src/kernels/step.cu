@@ -227,26 +227,30 @@ struct StepScratch {
 // Where the square of link `link` of lane `lane` of a sum lies: links of a lane together, so that one load brings four.
 __device__ __forceinline__ u32 place_of_square(u32 lane, u32 link, u32 n_links) { return lane * (n_links + 4) + link; }
 
+__device__ __forceinline__ float add_fours(float sum, const float4 (&fours)[4]) {
+#pragma unroll
+    for (int four = 0; four < 4; four++) sum = (((sum + fours[four].x) + fours[four].y) + fours[four].z) + fours[four].w;
+    return sum;
+}
+
 // Σ of squares of a row in the order of numerics::sum_of_squares, by one warp; `n` links of each lane, a multiple of 16, zeros beyond the row.
 __device__ __forceinline__ float chain_of_squares(const float* squares, u32 n) {
     const float4* of_lane = (const float4*)(squares + place_of_square(threadIdx.x & (LANES - 1), 0, n));
+    const u32 last = n / 4 - 4;
     float sum = 0.0f;
     float4 now[4], next[4];
 #pragma unroll
     for (int four = 0; four < 4; four++) now[four] = of_lane[four];
+    // Two turns at a time, so that nothing is moved between registers.
 #pragma unroll 1
-    for (u32 first = 4; first <= n / 4; first += 4) {
-        // The last turn loads again what nobody needs.
+    for (u32 first = 0; first <= last; first += 8) {
 #pragma unroll
-        for (int four = 0; four < 4; four++) next[four] = of_lane[min(first, n / 4 - 4) + four];
+        for (int four = 0; four < 4; four++) next[four] = of_lane[min(first + 4, last) + four];
+        sum = add_fours(sum, now);
+        if (first == last) break;
 #pragma unroll
-        for (int four = 0; four < 4; four++) {
-            sum += now[four].x;
-            sum += now[four].y;
-            sum += now[four].z;
-            sum += now[four].w;
-            now[four] = next[four];
-        }
+        for (int four = 0; four < 4; four++) now[four] = of_lane[min(first + 8, last) + four];
+        sum = add_fours(sum, next);
     }
     return sum_lanes(sum);
 }
@@ -683,9 +687,8 @@ struct StepHeads {
     }
 };
 
-// A call: together with a product's it would have too few registers.
 template <int DIM>
-__device__ __noinline__ void attend(const StepAttention& a, char* shared, float* greatest_of_warps, Mail mail, u32 item) {
+__device__ __forceinline__ void attend(const StepAttention& a, char* shared, float* greatest_of_warps, Mail mail, u32 item) {
     const u32 sharing = 1 << a.of.log_sharing, n_items = (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
     const u32 base = (u32)__cvta_generic_to_shared(shared);
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
@@ -710,17 +713,18 @@ __device__ __noinline__ void attend(const StepAttention& a, char* shared, float*
     }
     announce(LOADED);
     hear(SET_BACK);
-    if (!has_work || threadIdx.x >= THREADS) return;
-    if (one.end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append();
-    u32 queries[DIM / 16][4];
-    const u32 lane = threadIdx.x & 31;
+    if (has_work && threadIdx.x < THREADS) {
+        if (one.end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append();
+        u32 queries[DIM / 16][4];
+        const u32 lane = threadIdx.x & 31;
 #pragma unroll
-    for (int part = 0; part < DIM / 16; part++) load_matrices(queries[part], heads.queries + piece_of<DIM>(lane & 15, part * 2 + lane / 16));
-    Partial<DIM / WARPS> total;
-    one.run(total, queries);
-    float* out = a.of.out + (u64)first_head * DIM;
-    if (takes_all || n_present == 1) one.store_all(total, out, first_head);
-    else one.share(total, out, first_head, split, n_present);
+        for (int part = 0; part < DIM / 16; part++) load_matrices(queries[part], heads.queries + piece_of<DIM>(lane & 15, part * 2 + lane / 16));
+        Partial<DIM / WARPS> total;
+        one.run(total, queries);
+        float* out = a.of.out + (u64)first_head * DIM;
+        if (takes_all || n_present == 1) one.store_all(total, out, first_head);
+        else one.share(total, out, first_head, split, n_present);
+    }
 }
 
 // The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
