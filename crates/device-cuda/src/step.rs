@@ -256,7 +256,14 @@ impl StepOfOne {
         }
         let layout = RingLayout::best(&linears);
         let blocks = BlockShares::new(operations, self.n_multiprocessors);
-        let scratch = operations.iter().map(|operation| operation.scratch_bytes(blocks.n_product)).max().unwrap_or(0);
+        let scratch_of = |is_attention: bool| {
+            let of_kind = operations.iter().filter(|operation| matches!(operation.needs, Needs::Attention { .. }) == is_attention);
+            of_kind.map(|operation| operation.scratch_bytes(blocks.n_product)).max().unwrap_or(0)
+        };
+        let (of_products, of_attention) = (scratch_of(false), scratch_of(true));
+        // Blocks of attention have no weights: it works where others have the ring.
+        let is_apart = blocks.first_attention > 0;
+        let scratch = if is_apart { of_products } else { of_products.max(of_attention) };
         let n_stages = (self.shared_bytes_max.saturating_sub(scratch) / layout.stage_bytes).min(STAGES_MAX);
         if n_stages < STAGES_MIN {
             return Ok(None);
@@ -278,8 +285,10 @@ impl StepOfOne {
         let arguments = Arguments::new().address(memory_of_step.address()).address(mail).address(mail + mail_bytes as u64);
         let arguments = arguments.word(operations.len()).word(n_stages).word(layout.stage_blocks).word(layout.row_bytes);
         let arguments = arguments.word(layout.scale_bytes).word(layout.stage_bytes).word(mailbox_words).word(n_results);
-        let arguments = arguments.word(blocks.n_product).word(blocks.first_attention).float(1.0 / layout.stage_blocks as f32).word(0);
-        let shared_bytes = n_stages * layout.stage_bytes + scratch;
+        let arguments = arguments.word(blocks.n_product).word(blocks.first_attention).float(1.0 / layout.stage_blocks as f32);
+        let ring_bytes = n_stages * layout.stage_bytes;
+        let arguments = arguments.word(if is_apart { 0 } else { ring_bytes });
+        let shared_bytes = (ring_bytes + scratch).max(of_attention);
         let launch = arguments.launch(self.kernel, [self.n_multiprocessors, 1], (THREADS + OTHER_THREADS, shared_bytes));
         Ok(Some((Launch { is_cooperative: true, ..launch }, memory_of_step)))
     }

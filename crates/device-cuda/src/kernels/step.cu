@@ -87,7 +87,7 @@ struct StepArgs {
     u32 n_product_blocks; // blocks that have tiles of products
     u32 first_attention;  // block that has the first heads: where they are few, heads have blocks of their own, whose code stays with them
     float inverse_stage_blocks;
-    u32 unused;
+    u32 attention_room;   // where in shared memory attention works: over the ring if its blocks have no products
 };
 
 #if __CUDA_ARCH__ >= 900
@@ -790,8 +790,8 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
         const StepOperation& operation = operations[index % OPERATIONS_HELD];
         const Mail mail(a, number + index);
         if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail, index + 1 == a.n_operations);
-        else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + room_of_ring, greatest_of_warps, mail, blockIdx.x - a.first_attention);
-        else attend<64>(operation.attention, shared + room_of_ring, greatest_of_warps, mail, blockIdx.x - a.first_attention);
+        else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + a.attention_room, greatest_of_warps, mail, blockIdx.x - a.first_attention);
+        else attend<64>(operation.attention, shared + a.attention_room, greatest_of_warps, mail, blockIdx.x - a.first_attention);
         barrier_of_step();
     }
     // The last has not sent: the first of the next launch has its number. All blocks have read theirs, since they have sent since.
