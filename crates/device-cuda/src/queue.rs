@@ -49,7 +49,17 @@ impl Queue {
         let memory = stream.memory();
         let host_data = memory.host_buffer("data of a step", STEP_BYTES_MAX)?;
         let data = memory.buffer("data of a step", STEP_BYTES_MAX)?;
-        Ok(Self { stream, memory, launches: Vec::new(), steps: VecDeque::new(), step_of_one: None, host_data, data, n_data_words: 0, is_running: false })
+        Ok(Self {
+            stream,
+            memory,
+            launches: Vec::new(),
+            steps: VecDeque::new(),
+            step_of_one: None,
+            host_data,
+            data,
+            n_data_words: 0,
+            is_running: false,
+        })
     }
 
     /// From now on the operations of one token become one kernel.
@@ -226,6 +236,14 @@ impl Arguments {
     /// Ready to launch.
     pub(crate) fn launch(self, kernel: Kernel, grid: [usize; 2], (block, shared_bytes): (usize, usize)) -> Launch {
         let grid = grid.map(|n| u32::try_from(n).expect("sizes were checked when the handles were made"));
-        Launch { kernel, grid, block: block as u32, cluster: 1, is_cooperative: false, shared_bytes: shared_bytes as u32, arguments: self.words }
+        Launch {
+            kernel,
+            grid,
+            block: block as u32,
+            cluster: 1,
+            is_cooperative: false,
+            shared_bytes: shared_bytes as u32,
+            arguments: self.words,
+        }
     }
 }

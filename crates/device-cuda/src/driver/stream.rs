@@ -97,7 +97,8 @@ impl Stream {
         let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: launch.cluster, z: 1 };
         let cluster =
             attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, sys::CUlaunchAttributeValue { clusterDim: cluster });
-        let cooperative = attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, sys::CUlaunchAttributeValue { cooperative: 1 });
+        let cooperative =
+            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, sys::CUlaunchAttributeValue { cooperative: 1 });
         // Only a GPU that knows clusters gets a launch with one, and it knows overlapping, too. A launch whose blocks wait for each other
         // begins when there is room for all.
         let mut attributes = if launch.is_cooperative { [cooperative, cluster] } else { [overlap, cluster] };
