@@ -114,13 +114,13 @@ __device__ __forceinline__ u32 look_at_word(const u32* mail) {
 
 __device__ __forceinline__ bool has_come(uint4 bits) { return bits.x != NOT_COME && bits.y != NOT_COME && bits.z != NOT_COME && bits.w != NOT_COME; }
 
-// The mailboxes of an operation.
+// The mailboxes of an operation. The last of a launch sends nothing: the first of the next has its number.
 struct Mail {
     const u32* in;
-    float* out;
-    __device__ __forceinline__ Mail(const StepArgs& a, u32 number) {
+    float* out;  // or null
+    __device__ __forceinline__ Mail(const StepArgs& a, u32 number, bool is_last) {
         in = a.mail + (u64)((number - 1) % MAILBOXES) * a.mailbox_words;
-        out = (float*)(a.mail + (u64)(number % MAILBOXES) * a.mailbox_words);
+        out = is_last ? nullptr : (float*)(a.mail + (u64)(number % MAILBOXES) * a.mailbox_words);
     }
 };
 
@@ -532,7 +532,7 @@ __device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear
     return inverse_scale;
 }
 
-__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail, bool is_last) {
+__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail) {
     const u32 filled = linear.n_blocks * 256;
     LinearRoom room;
     room.quantized = (i8*)shared;
@@ -593,7 +593,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
         }
         if (linear.is_gate) y = gated(linear.activation, y, up);
         if (linear.add) y = (index == my_index ? before : __ldcg(linear.out + out_row)) + y;
-        if (!is_last) send(mail.out + out_row, y);
+        if (mail.out != nullptr) send(mail.out + out_row, y);
         linear.out[out_row] = y;
     }
 }
@@ -788,13 +788,13 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
 #pragma unroll 1
     for (u32 index = 0; index < a.n_operations; index++) {
         const StepOperation& operation = operations[index % OPERATIONS_HELD];
-        const Mail mail(a, number + index);
-        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail, index + 1 == a.n_operations);
+        const Mail mail(a, number + index, index + 1 == a.n_operations);
+        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail);
         else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + a.attention_room, greatest_of_warps, mail, blockIdx.x - a.first_attention);
         else attend<64>(operation.attention, shared + a.attention_room, greatest_of_warps, mail, blockIdx.x - a.first_attention);
         barrier_of_step();
     }
-    // The last has not sent: the first of the next launch has its number. All blocks have read theirs, since they have sent since.
+    // The last has not sent. All blocks have read theirs, since they have sent since.
     if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent = number + a.n_operations - 1;
 }
 
