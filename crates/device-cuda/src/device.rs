@@ -19,6 +19,7 @@ use crate::kernels::{HOPPER, Kernels};
 use crate::limits::CAPABILITY_MIN;
 use crate::linear::{self, CudaLinear, Packed, Store, activation_number, bit_linear, float_bytes};
 use crate::queue::{Arguments, Queue};
+use crate::step::{STEP_CAPABILITY_MIN, StepOfOne};
 use crate::table::CudaTable;
 
 /// Rows of logits at a time: so many sequences read the head together.
@@ -78,6 +79,9 @@ impl CudaDevice {
         let architecture = if gpu.capability == (9, 0) { HOPPER.to_string() } else { format!("sm_{major}{minor}") };
         let kernels = Kernels::load(&stream, &architecture, gpu.shared_bytes_max - STATIC_SHARED_BYTES)?;
         let mut queue = Queue::new(stream)?;
+        if major >= STEP_CAPABILITY_MIN {
+            queue.put_together(StepOfOne::new(&kernels, (gpu.n_multiprocessors, gpu.shared_bytes_max - STATIC_SHARED_BYTES)));
+        }
         let best_bytes = ARGMAX_ROWS_MAX * 2 * size_of::<u64>();
         let (best, host_best) = (queue.buffer("best logits", best_bytes)?, queue.host_buffer("best logits", best_bytes)?);
         let isa = match (major, minor) {
@@ -113,7 +117,7 @@ impl CudaDevice {
     /// For each row of logits, the index of the largest and whether a value is NaN or +∞.
     fn best(&mut self, logits: &CudaHidden) -> Result<impl Iterator<Item = (TokenId, bool)>, DeviceError> {
         /// Columns that one block looks at.
-        const BLOCK_COLUMNS: usize = 8192;
+        const BLOCK_COLUMNS: usize = 1024;
         let (n_rows, width) = (logits.n_rows(), logits.width());
         assert!(n_rows <= ARGMAX_ROWS_MAX, "{n_rows} rows of logits");
         let arguments = |width| Arguments::new().address(logits.address()).address(self.best.address()).word(width).word(0);

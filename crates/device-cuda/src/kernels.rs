@@ -13,10 +13,10 @@ const NUMERICS: &str = include_str!("kernels/numerics.cuh");
 const MMA: &str = include_str!("kernels/mma.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
-const FILES: [(&str, &str); 20] = [
+const FILES: [(&str, &str); 21] = [
     ("argmax.cu", include_str!("kernels/argmax.cu")),
     ("attention.cu", include_str!("kernels/attention.cu")),
-    ("attention_mma.cu", include_str!("kernels/attention_mma.cu")),
+    ("attention_mma.cu", concat!(include_str!("kernels/attention_mma.cuh"), include_str!("kernels/attention_mma.cu"))),
     ("attention_tile.cu", include_str!("kernels/attention_tile.cu")),
     ("bit_linear_f32.cu", include_str!("kernels/bit_linear_f32.cu")),
     ("bit_linear_few.cu", include_str!("kernels/bit_linear_few.cu")),
@@ -34,6 +34,7 @@ const FILES: [(&str, &str); 20] = [
     ("roof.cu", include_str!("kernels/roof.cu")),
     ("rope_append.cu", include_str!("kernels/rope_append.cu")),
     ("screen.cu", include_str!("kernels/screen.cu")),
+    ("step.cu", concat!(include_str!("kernels/attention_mma.cuh"), include_str!("kernels/step.cu"))),
 ];
 
 /// The architecture whose own instructions (wgmma) one file uses.
@@ -112,6 +113,7 @@ pub(crate) struct Kernels {
     /// f32, f16, bf16.
     pub(crate) screen_pack: [Kernel; 3],
     pub(crate) screen_quantize: Kernel,
+    pub(crate) step_one: Kernel,
     /// The code behind the handles above.
     _modules: Vec<Module>,
 }
@@ -183,6 +185,7 @@ impl Kernels {
             screen_one: kernel("screen.cu", "screen_one")?,
             screen_pack: typed("screen_pack")?,
             screen_quantize: kernel("screen.cu", "screen_quantize")?,
+            step_one: kernel("step.cu", "step_one")?,
             _modules: modules.into_iter().map(|(_, module)| module).collect(),
         })
     }

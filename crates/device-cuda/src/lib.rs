@@ -17,6 +17,7 @@ mod linear;
 mod queue;
 mod roof;
 mod screen;
+mod step;
 mod table;
 mod tiles;
 

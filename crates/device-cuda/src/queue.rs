@@ -9,6 +9,7 @@ use bitnet_model::device::DeviceError;
 
 use crate::driver::{Buffer, Graph, HostBuffer, Kernel, Launch, Memory, Stream};
 use crate::limits::{ARGUMENT_WORDS_MAX, GRAPHS_MAX, LAUNCHES_MAX, STEP_BYTES_MAX};
+use crate::step::StepOfOne;
 
 /// Shorter sequences of launches are not worth a graph.
 const GRAPH_LAUNCHES_MIN: usize = 16;
@@ -21,6 +22,8 @@ pub(crate) struct Queue {
     memory: Memory,
     launches: Vec<Launch>,
     steps: VecDeque<RecordedStep>,
+    /// Puts the operations of one token into one kernel, where this GPU can.
+    step_of_one: Option<StepOfOne>,
     /// Data of the recorded launches, on the host and where the kernels read it.
     host_data: HostBuffer,
     data: Buffer,
@@ -32,7 +35,13 @@ pub(crate) struct Queue {
 /// Launches seen once, and as a graph if seen again.
 struct RecordedStep {
     launches: Vec<Launch>,
-    graph: Option<Graph>,
+    graph: Option<StepGraph>,
+}
+
+/// A graph, and lists of operations that its kernels read.
+struct StepGraph {
+    graph: Graph,
+    _lists: Vec<Buffer>,
 }
 
 impl Queue {
@@ -40,7 +49,22 @@ impl Queue {
         let memory = stream.memory();
         let host_data = memory.host_buffer("data of a step", STEP_BYTES_MAX)?;
         let data = memory.buffer("data of a step", STEP_BYTES_MAX)?;
-        Ok(Self { stream, memory, launches: Vec::new(), steps: VecDeque::new(), host_data, data, n_data_words: 0, is_running: false })
+        Ok(Self {
+            stream,
+            memory,
+            launches: Vec::new(),
+            steps: VecDeque::new(),
+            step_of_one: None,
+            host_data,
+            data,
+            n_data_words: 0,
+            is_running: false,
+        })
+    }
+
+    /// From now on the operations of one token become one kernel.
+    pub(crate) fn put_together(&mut self, step_of_one: StepOfOne) {
+        self.step_of_one = Some(step_of_one);
     }
 
     /// Memory of the GPU; what was dropped is freed first if there is no room otherwise.
@@ -136,10 +160,17 @@ impl Queue {
             self.steps.push_back(RecordedStep { launches: self.launches.clone(), graph: None });
             return self.launches.iter().try_for_each(|launch| self.stream.launch(launch));
         };
-        match &step.graph {
-            Some(graph) => self.stream.launch_graph(graph),
-            None => self.stream.launch_graph(step.graph.insert(self.stream.capture(&self.launches)?)),
-        }
+        let known = match &step.graph {
+            Some(known) => known,
+            None => {
+                let (launches, lists) = match &self.step_of_one {
+                    Some(step_of_one) => step_of_one.put_together(&self.launches, &self.memory)?,
+                    None => (self.launches.clone(), Vec::new()),
+                };
+                step.graph.insert(StepGraph { graph: self.stream.capture(&launches)?, _lists: lists })
+            }
+        };
+        self.stream.launch_graph(&known.graph)
     }
 
     /// Queues everything recorded and a copy of the first `size_bytes` of `from`, and waits for all of it.
@@ -205,6 +236,14 @@ impl Arguments {
     /// Ready to launch.
     pub(crate) fn launch(self, kernel: Kernel, grid: [usize; 2], (block, shared_bytes): (usize, usize)) -> Launch {
         let grid = grid.map(|n| u32::try_from(n).expect("sizes were checked when the handles were made"));
-        Launch { kernel, grid, block: block as u32, cluster: 1, shared_bytes: shared_bytes as u32, arguments: self.words }
+        Launch {
+            kernel,
+            grid,
+            block: block as u32,
+            cluster: 1,
+            is_cooperative: false,
+            shared_bytes: shared_bytes as u32,
+            arguments: self.words,
+        }
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Launch {
     pub(crate) block: u32,
     /// Blocks of a cluster, neighbours along the grid's second side; 1: none.
     pub(crate) cluster: u32,
+    /// Whether all blocks run at once and may wait for each other.
+    pub(crate) is_cooperative: bool,
     pub(crate) shared_bytes: u32,
     pub(crate) arguments: [u64; ARGUMENT_WORDS_MAX],
 }
@@ -95,8 +97,11 @@ impl Stream {
         let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: launch.cluster, z: 1 };
         let cluster =
             attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, sys::CUlaunchAttributeValue { clusterDim: cluster });
-        // Only a GPU that knows clusters gets a launch with one, and it knows overlapping, too.
-        let mut attributes = [overlap, cluster];
+        let cooperative =
+            attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, sys::CUlaunchAttributeValue { cooperative: 1 });
+        // Only a GPU that knows clusters gets a launch with one, and it knows overlapping, too. A launch whose blocks wait for each other
+        // begins when there is room for all.
+        let mut attributes = if launch.is_cooperative { [cooperative, cluster] } else { [overlap, cluster] };
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -107,7 +112,7 @@ impl Stream {
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream,
             attrs: attributes.as_mut_ptr(),
-            numAttrs: if self.overlaps { 1 + u32::from(launch.cluster > 1) } else { 0 },
+            numAttrs: if self.overlaps || launch.is_cooperative { 1 + u32::from(launch.cluster > 1) } else { 0 },
         };
         let mut arguments = launch.arguments;
         let mut parameters = [arguments.as_mut_ptr().cast()];

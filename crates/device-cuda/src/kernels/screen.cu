@@ -296,7 +296,7 @@ __device__ __forceinline__ void screen_exact_body(const ScreenExactArgs& a) {
         float sum = 0.0f;
         const u32 first_column = lane & (LANES - 1);
         const int n = n_turns(first_column, a.k, LANES);
-#pragma unroll 16
+#pragma unroll 32
         for (int turn = 0; turn < n; turn++) sum += x[turn * LANES + first_column] * as_float(head[turn * LANES + first_column]);
         sum = sum_lanes(sum);
         if ((lane & (LANES - 1)) == 0) out[winner] = sum;

@@ -16,11 +16,12 @@ const N_TOKENS: usize = 700;
 /// So many that a block takes all splits of its token.
 const N_NEIGHBOURS: usize = 150;
 
-fn config(head_dim: usize) -> ModelConfig {
+fn config(head_dim: usize, activation_policy: ActivationPolicy) -> ModelConfig {
+    let in_groups = activation_policy == ActivationPolicy::Int8PerGroup;
     ModelConfig {
-        architecture: Architecture::Bitnet,
-        hidden_size: 256,
-        intermediate_size: 512,
+        architecture: if in_groups { Architecture::Qwen3 } else { Architecture::Bitnet },
+        hidden_size: 512,
+        intermediate_size: 1024,
         n_layers: 2,
         n_heads: 8,
         n_kv_heads: 2,
@@ -29,20 +30,24 @@ fn config(head_dim: usize) -> ModelConfig {
         context_length: 1024,
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        activation: Activation::Relu2,
-        sub_norms: true,
-        qk_norm: false,
+        activation: if in_groups { Activation::Silu } else { Activation::Relu2 },
+        sub_norms: !in_groups,
+        qk_norm: in_groups,
         projection_norms: false,
         projection_norm_eps: 1e-5,
         tied_head: true,
-        activation_policy: ActivationPolicy::Int8PerToken,
+        activation_policy,
         last_token_pooling: false,
     }
 }
 
-fn load<D: Device>(device: D, head_dim: usize) -> TransformerRunner<D> {
+fn load<D: Device>(device: D, config: ModelConfig) -> TransformerRunner<D> {
     let options = RunnerOptions { n_tokens_max: 1024, n_cached_tokens: 16_384, kv_type: KvType::F16 };
-    TransformerRunner::load(device, &RandomWeights::new(config(head_dim), 9), options, &mut |_| {}).expect("a random model loads")
+    let weights = match config.activation_policy {
+        ActivationPolicy::Int8PerGroup => RandomWeights::grouped(config, 9, 128),
+        _ => RandomWeights::new(config, 9),
+    };
+    TransformerRunner::load(device, &weights, options, &mut |_| {}).expect("a random model loads")
 }
 
 fn token(position: usize) -> TokenId {
@@ -70,10 +75,11 @@ fn last_logits<D: Device>(runner: &mut TransformerRunner<D>, chunk: usize, n_alo
     runner.step(&Batch { token_ids, sequences }).expect("the batch is valid").values[..97].to_vec()
 }
 
-fn check(head_dim: usize) {
+/// Tokens alone are computed by one kernel for all layers from the second on (step.cu), prompts by a kernel for each operation.
+fn check(config: &ModelConfig) {
     let Some(device) = device() else { return };
-    let reference = last_logits(&mut load(ReferenceDevice, head_dim), N_TOKENS, 1, 0);
-    let mut runner = load(device, head_dim);
+    let reference = last_logits(&mut load(ReferenceDevice, config.clone()), N_TOKENS, 1, 0);
+    let mut runner = load(device, config.clone());
     let expected = last_logits(&mut runner, N_TOKENS, 1, 0);
     let largest = reference.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     assert!(reference.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 0.05 * largest), "{reference:?} {expected:?}");
@@ -86,10 +92,15 @@ fn check(head_dim: usize) {
 
 #[test]
 fn long_sequences_with_heads_of_64_do_not_depend_on_chunks_and_company() {
-    check(64);
+    check(&config(64, ActivationPolicy::Int8PerToken));
 }
 
 #[test]
 fn long_sequences_with_heads_of_128_do_not_depend_on_chunks_and_company() {
-    check(128);
+    check(&config(128, ActivationPolicy::Int8PerToken));
+}
+
+#[test]
+fn long_sequences_with_groups_of_activations_do_not_depend_on_chunks_and_company() {
+    check(&config(64, ActivationPolicy::Int8PerGroup));
 }
