@@ -114,7 +114,7 @@ struct Bench {
 
 /// What measures the roofs of the device that a model is on.
 enum Meter {
-    Cpu(CpuDevice, RoofMeter),
+    Cpu(Box<CpuDevice>, RoofMeter),
     Cuda(Box<CudaRoofMeter>),
     /// The reference has no roof to reach.
     None,
@@ -123,7 +123,7 @@ enum Meter {
 impl Meter {
     fn new(runner: &dyn Runner, cpu_options: CpuOptions) -> anyhow::Result<Self> {
         Ok(match runner.device().name {
-            "cpu" => Self::Cpu(CpuDevice::new(cpu_options)?, RoofMeter::new()?),
+            "cpu" => Self::Cpu(Box::new(CpuDevice::new(cpu_options)?), RoofMeter::new()?),
             "cuda" => Self::Cuda(Box::new(CudaRoofMeter::new(CudaDevice::new(FIRST_GPU)?)?)),
             _ => Self::None,
         })
