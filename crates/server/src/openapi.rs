@@ -20,6 +20,7 @@ pub(crate) struct Doc {
     request: Option<(&'static str, RefOr<Schema>)>,
     response: Option<(&'static str, RefOr<Schema>)>,
     streams: bool,
+    says_unready: bool,
     query: &'static [&'static str],
     schemas: Vec<(String, RefOr<Schema>)>,
 }
@@ -27,7 +28,7 @@ pub(crate) struct Doc {
 impl Doc {
     /// A route without body.
     pub(crate) fn new(tag: &'static str, summary: &'static str) -> Self {
-        Self { summary, tag, request: None, response: None, streams: false, query: &[], schemas: Vec::new() }
+        Self { summary, tag, request: None, response: None, streams: false, says_unready: false, query: &[], schemas: Vec::new() }
     }
 
     /// It reads JSON of this type.
@@ -51,6 +52,12 @@ impl Doc {
     /// With `"stream": true` it answers with server-sent events.
     pub(crate) fn streams(mut self) -> Self {
         self.streams = true;
+        self
+    }
+
+    /// Where the server is not ready it answers the same with status 503.
+    pub(crate) fn says_unready(mut self) -> Self {
+        self.says_unready = true;
         self
     }
 
@@ -117,6 +124,12 @@ impl Api {
         if doc.streams {
             let events = Object::with_type(SchemaType::Type(Type::String));
             success = success.content("text/event-stream", ContentBuilder::new().schema(Some(events)).build());
+        }
+        let success = success.build();
+        if doc.says_unready {
+            let mut unready = success.clone();
+            unready.description = "not ready".into();
+            operation = operation.response("503", unready);
         }
         let refusal = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
         let refusal = ResponseBuilder::new().description("refused or failed").content("application/json", refusal);

@@ -127,12 +127,12 @@ fn files(api: Api) -> Api {
 
 fn operations(api: Api) -> Api {
     let doc = |summary| Doc::new(OPERATIONS, summary);
-    api.route("/health", (Get, get(health::health)), doc("How the server is").writes::<health::Health>())
-        .route("/health/live", (Get, get(health::live)), doc("The process answers"))
-        .route("/health/ready", (Get, get(health::ready)), doc("Requests are welcome"))
-        .route("/v2/health/live", (Get, get(health::live)), doc("The process answers (KServe)"))
-        .route("/v2/health/ready", (Get, get(health::ready)), doc("Requests are welcome (KServe)"))
-        .route("/v2/models/{model}/ready", (Get, get(health::model_ready)), doc("A model can serve (KServe)"))
+    api.route("/health", (Get, get(health::health)), doc("How the server is").writes::<health::Health>().says_unready())
+        .route("/health/live", (Get, get(health::live)), doc("The process answers").writes::<health::Liveness>())
+        .route("/health/ready", (Get, get(health::ready)), doc("Requests are welcome").writes::<health::Readiness>().says_unready())
+        .route("/v2/health/live", (Get, get(health::live)), doc("The process answers (KServe)").writes::<health::Liveness>())
+        .route("/v2/health/ready", (Get, get(health::ready)), doc("Requests are welcome (KServe)").writes::<health::Readiness>().says_unready())
+        .route("/v2/models/{model}/ready", (Get, get(health::model_ready)), doc("A model can serve (KServe)").writes::<health::ModelReadiness>().says_unready())
         .route("/metrics", (Get, get(metrics::exposition)), doc("Counters for Prometheus").writes_text("text/plain"))
         .route("/docs", (Get, get(pages::docs)), doc("This description, to read").writes_text("text/html"))
 }

@@ -30,16 +30,16 @@ use server::RunningServer;
 #[derive(Args, Default)]
 pub(crate) struct ClientsArgs {
     /// Only journeys whose name holds one of these.
-    only: Vec<String>,
+    pub(crate) only: Vec<String>,
     /// Leave out the journeys of components that are neither there nor can be installed, and say so.
     #[arg(long)]
     pub(crate) allow_missing: bool,
     /// Let schemathesis try many more requests (some ten minutes).
     #[arg(long)]
-    long: bool,
+    pub(crate) long: bool,
     /// Test the release binary, and build it first.
     #[arg(long)]
-    release: bool,
+    pub(crate) release: bool,
 }
 
 /// Runs all journeys, and hands each line that they print to `on_line`.
