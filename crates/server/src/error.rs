@@ -98,8 +98,8 @@ pub enum ServerError {
     /// The server is about to end.
     #[error("the server is shutting down; try again in {} s", retry_after_seconds(*retry_after))]
     Draining { retry_after: Duration },
-    /// The prompt and what is to be written do not fit the model's context.
-    #[error("this model's context is {limit} tokens, but the prompt has {got}")]
+    /// The prompt and what is to be written do not fit the model's context. Clients tell this by OpenAI's wording, which is kept.
+    #[error("this model's maximum context length is {limit} tokens, but the prompt has {got}")]
     PromptTooLong { got: usize, limit: usize, param: &'static str },
     /// The prompt could not become tokens.
     #[error("`{param}`: {source}")]

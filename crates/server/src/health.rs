@@ -6,10 +6,10 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::error::ServerError;
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -22,16 +22,35 @@ pub(crate) struct Health {
     pub requests: usize,
 }
 
+/// Whether the process answers and its engines are alive.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Liveness {
+    pub live: bool,
+}
+
+/// Whether requests are welcome.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Readiness {
+    pub ready: bool,
+}
+
+/// Whether one model can serve.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ModelReadiness {
+    pub name: String,
+    pub ready: bool,
+}
+
 /// The process answers, and its engines are alive: where one has broken down, only a new process helps.
 pub(crate) async fn live(State(app): State<App>) -> Response {
     let live = !app.is_broken();
-    (status(live), Json(json!({ "live": live }))).into_response()
+    (status(live), Json(Liveness { live })).into_response()
 }
 
 /// Requests are welcome.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let ready = app.is_ready();
-    (status(ready), Json(json!({ "ready": ready }))).into_response()
+    (status(ready), Json(Readiness { ready })).into_response()
 }
 
 /// The same, with what there is to know.
@@ -47,9 +66,10 @@ pub(crate) async fn health(State(app): State<App>) -> Response {
 }
 
 /// Whether one model can serve.
-pub(crate) async fn model_ready(State(app): State<App>, Path(name): Path<String>) -> Response {
-    let ready = app.is_ready() && app.models().get(&name).is_ok();
-    (status(ready), Json(json!({ "name": name, "ready": ready }))).into_response()
+pub(crate) async fn model_ready(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ServerError> {
+    app.models().get(&name)?;
+    let ready = app.is_ready();
+    Ok((status(ready), Json(ModelReadiness { name, ready })).into_response())
 }
 
 fn status(ready: bool) -> StatusCode {

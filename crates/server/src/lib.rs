@@ -21,6 +21,7 @@ mod ids;
 mod layers;
 mod lifecycle;
 pub mod limits;
+mod listing;
 mod metrics;
 mod models;
 mod one_or_many;

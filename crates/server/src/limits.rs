@@ -20,6 +20,8 @@ pub const BATCH_LINE_BYTES_MAX: usize = BODY_BYTES_MAX;
 pub const N_BATCH_LINES_AT_ONCE: usize = 32;
 /// Files kept.
 pub const N_FILES_MAX: usize = 10_000;
+/// Objects of one page of a list.
+pub const N_LISTED_MAX: usize = 10_000;
 /// Batches remembered; beyond it the oldest that has ended is forgotten.
 pub const N_BATCHES_MAX: usize = 1_000;
 /// Batches at work at once, each of which holds a thread; others wait.

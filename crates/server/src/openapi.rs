@@ -11,6 +11,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApiBuilder, Ref, RefOr, Required, Schema};
 
 use crate::app::App;
+use crate::limits;
 
 /// What a route is for and what goes in and out.
 pub(crate) struct Doc {
@@ -19,13 +20,15 @@ pub(crate) struct Doc {
     request: Option<(&'static str, RefOr<Schema>)>,
     response: Option<(&'static str, RefOr<Schema>)>,
     streams: bool,
+    says_unready: bool,
+    query: &'static [&'static str],
     schemas: Vec<(String, RefOr<Schema>)>,
 }
 
 impl Doc {
     /// A route without body.
     pub(crate) fn new(tag: &'static str, summary: &'static str) -> Self {
-        Self { summary, tag, request: None, response: None, streams: false, schemas: Vec::new() }
+        Self { summary, tag, request: None, response: None, streams: false, says_unready: false, query: &[], schemas: Vec::new() }
     }
 
     /// It reads JSON of this type.
@@ -52,11 +55,23 @@ impl Doc {
         self
     }
 
+    /// Where the server is not ready it answers the same with status 503.
+    pub(crate) fn says_unready(mut self) -> Self {
+        self.says_unready = true;
+        self
+    }
+
     /// It reads a form with a file.
     pub(crate) fn reads_form(mut self, fields: &[&str]) -> Self {
         let text = || Object::with_type(SchemaType::Type(Type::String));
         let form = fields.iter().fold(ObjectBuilder::new(), |form, field| form.property(*field, text()).required(*field));
         self.request = Some(("multipart/form-data", form.into()));
+        self
+    }
+
+    /// Its URL may hold these.
+    pub(crate) fn lists(mut self, query: &'static [&'static str]) -> Self {
+        self.query = query;
         self
     }
 
@@ -94,6 +109,10 @@ impl Api {
             let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True).schema(Some(text));
             operation = operation.parameter(parameter);
         }
+        for name in doc.query {
+            let parameter = ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query).required(Required::False);
+            operation = operation.parameter(parameter.schema(Some(query_schema(name))));
+        }
         if let Some((content_type, schema)) = doc.request {
             let body = RequestBodyBuilder::new().content(content_type, ContentBuilder::new().schema(Some(schema)).build());
             operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
@@ -105,6 +124,12 @@ impl Api {
         if doc.streams {
             let events = Object::with_type(SchemaType::Type(Type::String));
             success = success.content("text/event-stream", ContentBuilder::new().schema(Some(events)).build());
+        }
+        let success = success.build();
+        if doc.says_unready {
+            let mut unready = success.clone();
+            unready.description = "not ready".into();
+            operation = operation.response("503", unready);
         }
         let refusal = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
         let refusal = ResponseBuilder::new().description("refused or failed").content("application/json", refusal);
@@ -133,6 +158,18 @@ fn method_name(method: &HttpMethod) -> &'static str {
         HttpMethod::Post => "post",
         HttpMethod::Delete => "delete",
         _ => "other",
+    }
+}
+
+/// What may stand in a list's URL.
+fn query_schema(name: &str) -> Schema {
+    match name {
+        "limit" => {
+            let number = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer));
+            number.minimum(Some(1)).maximum(Some(limits::N_LISTED_MAX)).into()
+        }
+        "order" => ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(Some(["asc", "desc"])).into(),
+        _ => Object::with_type(SchemaType::Type(Type::String)).into(),
     }
 }
 

@@ -12,6 +12,7 @@ use utoipa::openapi::path::HttpMethod::{Delete, Get, Post};
 use crate::anthropic::{messages, wire};
 use crate::app::App;
 use crate::config::Presence;
+use crate::listing::PAGE_QUERY;
 use crate::openai::{batches, chat, chat_request, completions, embeddings, file_routes, model_list, response_wire, responses};
 use crate::openapi::{Api, Doc};
 use crate::{health, layers, limits, metrics, pages, tokens};
@@ -79,7 +80,7 @@ fn text(api: Api) -> Api {
         (Delete, delete(responses::delete)),
         Doc::new(CHAT, "Forget a kept answer").writes::<response_wire::DeletedResponse>(),
     )
-    .route("/v1/responses/{id}/input_items", (Get, get(responses::input_items)), Doc::new(CHAT, "What a kept answer answers"))
+    .route("/v1/responses/{id}/input_items", (Get, get(responses::input_items)), Doc::new(CHAT, "What a kept answer answers").lists(PAGE_QUERY).writes::<response_wire::InputItemList>())
     .route(
         "/v1/messages",
         (Post, post(messages::create)),
@@ -110,7 +111,7 @@ fn files(api: Api) -> Api {
         (Post, post(file_routes::upload).layer(DefaultBodyLimit::max(limits::FILE_BYTES_MAX + limits::FORM_BYTES_MAX))),
         Doc::new(FILES, "Keep a file of batch lines").reads_form(&["file", "purpose"]).writes::<file_routes::FileObject>(),
     )
-    .route("/v1/files", (Get, get(file_routes::list)), Doc::new(FILES, "All files").writes::<file_routes::FileList>())
+    .route("/v1/files", (Get, get(file_routes::list)), Doc::new(FILES, "Files, newest first").lists(&["after", "limit", "order", "purpose"]).writes::<file_routes::FileList>())
     .route("/v1/files/{id}", (Get, get(file_routes::get)), Doc::new(FILES, "About a file").writes::<file_routes::FileObject>())
     .route("/v1/files/{id}", (Delete, delete(file_routes::delete)), Doc::new(FILES, "Forget a file").writes::<file_routes::DeletedFile>())
     .route("/v1/files/{id}/content", (Get, get(file_routes::content)), Doc::new(FILES, "A file").writes_text("application/jsonl"))
@@ -119,19 +120,19 @@ fn files(api: Api) -> Api {
         (Post, post(batches::create)),
         Doc::new(FILES, "Answer all lines of a file").reads::<batches::BatchRequest>().writes::<batches::BatchObject>(),
     )
-    .route("/v1/batches", (Get, get(batches::list)), Doc::new(FILES, "All batches").writes::<batches::BatchList>())
+    .route("/v1/batches", (Get, get(batches::list)), Doc::new(FILES, "Batches, newest first").lists(PAGE_QUERY).writes::<batches::BatchList>())
     .route("/v1/batches/{id}", (Get, get(batches::get)), Doc::new(FILES, "About a batch").writes::<batches::BatchObject>())
     .route("/v1/batches/{id}/cancel", (Post, post(batches::cancel)), Doc::new(FILES, "Stop a batch").writes::<batches::BatchObject>())
 }
 
 fn operations(api: Api) -> Api {
     let doc = |summary| Doc::new(OPERATIONS, summary);
-    api.route("/health", (Get, get(health::health)), doc("How the server is").writes::<health::Health>())
-        .route("/health/live", (Get, get(health::live)), doc("The process answers"))
-        .route("/health/ready", (Get, get(health::ready)), doc("Requests are welcome"))
-        .route("/v2/health/live", (Get, get(health::live)), doc("The process answers (KServe)"))
-        .route("/v2/health/ready", (Get, get(health::ready)), doc("Requests are welcome (KServe)"))
-        .route("/v2/models/{model}/ready", (Get, get(health::model_ready)), doc("A model can serve (KServe)"))
+    api.route("/health", (Get, get(health::health)), doc("How the server is").writes::<health::Health>().says_unready())
+        .route("/health/live", (Get, get(health::live)), doc("The process answers").writes::<health::Liveness>())
+        .route("/health/ready", (Get, get(health::ready)), doc("Requests are welcome").writes::<health::Readiness>().says_unready())
+        .route("/v2/health/live", (Get, get(health::live)), doc("The process answers (KServe)").writes::<health::Liveness>())
+        .route("/v2/health/ready", (Get, get(health::ready)), doc("Requests are welcome (KServe)").writes::<health::Readiness>().says_unready())
+        .route("/v2/models/{model}/ready", (Get, get(health::model_ready)), doc("A model can serve (KServe)").writes::<health::ModelReadiness>().says_unready())
         .route("/metrics", (Get, get(metrics::exposition)), doc("Counters for Prometheus").writes_text("text/plain"))
         .route("/docs", (Get, get(pages::docs)), doc("This description, to read").writes_text("text/html"))
 }

@@ -8,6 +8,9 @@ mod arm;
 mod clients;
 mod command;
 mod coverage;
+// The small model that the command line's tests embed with; journeys need one, too.
+#[path = "../../cli/tests/it/embedding_model.rs"]
+mod embedding_model;
 mod endure;
 mod fixtures;
 mod fuzz;

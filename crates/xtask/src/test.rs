@@ -82,7 +82,7 @@ impl Stages {
             run_tests(&mut tests, counts)
         })?;
         self.stage("clients", |counts| {
-            let clients = ClientsArgs { allow_missing: args.allow_missing };
+            let clients = ClientsArgs { allow_missing: args.allow_missing, ..ClientsArgs::default() };
             clients::run(&clients, &mut |line| {
                 println!("{line}");
                 counts.add_result_line(line);

@@ -8,7 +8,7 @@ use crate::embedding_model::{self, END_OF_TEXT, WIDTH};
 /// The model's folder.
 fn model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    embedding_model::write(folder.path());
+    embedding_model::write(folder.path(), &crate::fixture::model("tales-42m").join("tokenizer.json"));
     folder
 }
 

@@ -5,8 +5,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::fixture::model;
-
 /// Width of the vectors.
 pub(crate) const WIDTH: usize = 32;
 /// The token that ends every text.
@@ -25,8 +23,8 @@ const PROJECTIONS: [(&str, usize, usize); 7] = [
     ("mlp.down_proj", WIDTH, 64),
 ];
 
-/// Writes the model's files into `folder`.
-pub(crate) fn write(folder: &Path) {
+/// Writes the model's files into `folder`; `tokenizer` is that of the tales model.
+pub(crate) fn write(folder: &Path, tokenizer: &Path) {
     let config = json!({
         "architectures": ["Qwen3Model"], "model_type": "qwen3", "hidden_size": WIDTH, "intermediate_size": 64,
         "num_hidden_layers": N_LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": HEAD_DIM, "vocab_size": N_VOCAB,
@@ -34,13 +32,13 @@ pub(crate) fn write(folder: &Path) {
         "tie_word_embeddings": false, "eos_token_id": END_OF_TEXT,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
-    std::fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).expect("written");
+    std::fs::write(folder.join("tokenizer.json"), ending_tokenizer(tokenizer).to_string()).expect("written");
     std::fs::write(folder.join("model.safetensors"), tensors()).expect("written");
 }
 
 /// That of the tales model, but for what it puts around a text.
-fn tokenizer() -> Value {
-    let bytes = std::fs::read(model("tales-42m").join("tokenizer.json")).expect("a fixture");
+fn ending_tokenizer(tokenizer: &Path) -> Value {
+    let bytes = std::fs::read(tokenizer).expect("a fixture");
     let mut tokenizer: Value = serde_json::from_slice(&bytes).expect("JSON");
     tokenizer["post_processor"] = json!({
         "type": "TemplateProcessing",

@@ -7,7 +7,7 @@ use std::io::BufReader;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -18,6 +18,7 @@ use crate::error::ServerError;
 use crate::extract::{JsonBody, Needs, RequestBody};
 use crate::files::{FileStore, Shelf, unknown};
 use crate::limits;
+use crate::listing::{Listing, PAGE_QUERY, Page, QueryPairs};
 use crate::openai::batch_runner::{BATCH_URLS, BatchEnd, BatchRunner, LineResult, ResultFile};
 use crate::openai::file_routes::{FileObject, OwnedFile, own_file};
 use crate::openai::shared::{Metadata, check_metadata};
@@ -351,8 +352,13 @@ pub(crate) async fn cancel(State(app): State<App>, context: Context, Path(id): P
     Ok(Json(batch))
 }
 
-/// All of the caller's batches, newest first.
-pub(crate) async fn list(State(app): State<App>, context: Context) -> Result<Json<BatchList>, ServerError> {
+/// The caller's batches.
+pub(crate) async fn list(
+    State(app): State<App>,
+    context: Context,
+    Query(query): QueryPairs,
+) -> Result<Json<BatchList>, ServerError> {
+    let listing = Listing::read(query, PAGE_QUERY)?;
     let store = app.files()?.clone();
     let owner = context.caller.name;
     let listed = app.text_pool().run(move || {
@@ -361,7 +367,6 @@ pub(crate) async fn list(State(app): State<App>, context: Context) -> Result<Jso
     });
     let mut data = listed.await?;
     data.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
-    let id_of = |batch: Option<&BatchObject>| batch.map(|batch| batch.id.clone());
-    let (first_id, last_id) = (id_of(data.first()), id_of(data.last()));
-    Ok(Json(BatchList { object: "list", data, first_id, last_id, has_more: false }))
+    let Page { data, first_id, last_id, has_more } = listing.page(data, |batch| batch.id.clone())?;
+    Ok(Json(BatchList { object: "list", data, first_id, last_id, has_more }))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{Multipart, Path, State};
+use axum::extract::{Multipart, Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use crate::app::{App, Context};
 use crate::error::ServerError;
 use crate::files::{FileStore, Shelf, unknown};
 use crate::limits;
+use crate::listing::{Listing, Page, QueryPairs};
 
 /// A file, as it is told of.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -166,8 +167,13 @@ fn wrong_form(error: MultipartError) -> ServerError {
     }
 }
 
-/// All of the caller's files, newest first.
-pub(crate) async fn list(State(app): State<App>, context: Context) -> Result<Json<FileList>, ServerError> {
+/// The caller's files.
+pub(crate) async fn list(
+    State(app): State<App>,
+    context: Context,
+    Query(query): QueryPairs,
+) -> Result<Json<FileList>, ServerError> {
+    let listing = Listing::read(query, &["after", "limit", "order", "purpose"])?;
     let store = app.files()?.clone();
     let owner = context.caller.name;
     let listed = app.text_pool().run(move || {
@@ -176,9 +182,11 @@ pub(crate) async fn list(State(app): State<App>, context: Context) -> Result<Jso
     });
     let mut data = listed.await?;
     data.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
-    let id_of = |file: Option<&FileObject>| file.map(|file| file.id.clone());
-    let (first_id, last_id) = (id_of(data.first()), id_of(data.last()));
-    Ok(Json(FileList { object: "list", data, first_id, last_id, has_more: false }))
+    if let Some(purpose) = &listing.purpose {
+        data.retain(|file| file.purpose == *purpose);
+    }
+    let Page { data, first_id, last_id, has_more } = listing.page(data, |file| file.id.clone())?;
+    Ok(Json(FileList { object: "list", data, first_id, last_id, has_more }))
 }
 
 /// Tells of a file.

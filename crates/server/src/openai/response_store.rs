@@ -13,7 +13,7 @@ pub(crate) struct Kept {
     /// Who made it.
     pub(crate) owner: String,
     pub(crate) previous: Option<String>,
-    /// The object as it was given, and the list of the items that were its input: as JSON text, whose size is known.
+    /// The object as it was given, and the items that were its input: as JSON text, whose size is known.
     pub(crate) object: String,
     pub(crate) input_items: String,
     /// What its input and output add to the conversation.

@@ -276,6 +276,17 @@ impl From<bitnet_engine::Usage> for ResponseUsage {
     }
 }
 
+/// What a response answered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct InputItemList {
+    pub object: &'static str,
+    #[schema(value_type = Vec<Object>)]
+    pub data: Vec<Value>,
+    pub first_id: Option<String>,
+    pub last_id: Option<String>,
+    pub has_more: bool,
+}
+
 /// What is said of a response that is gone.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct DeletedResponse {

@@ -1,7 +1,7 @@
 //! `/v1/responses`: answers that are kept, so that the next request can go on from them.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -12,10 +12,11 @@ use crate::converse::{Talk, converse};
 use crate::error::ServerError;
 use crate::extract::JsonBody;
 use crate::ids::new_id;
+use crate::listing::{Listing, PAGE_QUERY, Page, QueryPairs};
 use crate::one_or_many::TextOrList;
 use crate::openai::response_progress::Progress;
 use crate::openai::response_store::Kept;
-use crate::openai::response_wire::{DeletedResponse, ResponseObject, ResponseRequest};
+use crate::openai::response_wire::{DeletedResponse, InputItemList, ResponseObject, ResponseRequest};
 use crate::openai::shared::{priority, service_tier};
 use crate::rate_headers;
 use crate::reply::ReplyEvent;
@@ -56,7 +57,22 @@ pub(crate) async fn create(
 }
 
 /// A kept response.
-pub(crate) async fn get(State(app): State<App>, context: Context, Path(id): Path<String>) -> Result<Response, ServerError> {
+pub(crate) async fn get(
+    State(app): State<App>,
+    context: Context,
+    Path(id): Path<String>,
+    Query(query): QueryPairs,
+) -> Result<Response, ServerError> {
+    for (name, value) in query {
+        match (name.as_str(), value.as_str()) {
+            ("stream" | "include_obfuscation", "false") => {}
+            ("stream" | "starting_after" | "include_obfuscation", _) => {
+                return Err(ServerError::unsupported(name, "a kept response is given whole"));
+            }
+            ("include" | "include[]", _) => return Err(ServerError::unsupported(name, "there is nothing to include")),
+            _ => return Err(ServerError::UnknownParameter { param: name.chars().take(100).collect() }),
+        }
+    }
     Ok(kept_json(app.responses().get(&id, &context.caller.name)?.object.clone()))
 }
 
@@ -71,8 +87,17 @@ pub(crate) async fn delete(State(app): State<App>, context: Context, Path(id): P
 }
 
 /// What it answered.
-pub(crate) async fn input_items(State(app): State<App>, context: Context, Path(id): Path<String>) -> Result<Response, ServerError> {
-    Ok(kept_json(app.responses().get(&id, &context.caller.name)?.input_items.clone()))
+pub(crate) async fn input_items(
+    State(app): State<App>,
+    context: Context,
+    Path(id): Path<String>,
+    Query(query): QueryPairs,
+) -> Result<Json<InputItemList>, ServerError> {
+    let listing = Listing::read(query, &[PAGE_QUERY, &["include", "include[]"]].concat())?;
+    let kept = app.responses().get(&id, &context.caller.name)?;
+    let items: Vec<Value> = serde_json::from_str(&kept.input_items).map_err(|error| ServerError::internal(error.to_string()))?;
+    let Page { data, first_id, last_id, has_more } = listing.page(items, |item| item["id"].as_str().unwrap_or_default().into())?;
+    Ok(Json(InputItemList { object: "list", data, first_id, last_id, has_more }))
 }
 
 fn empty_object(app: &App, request: &ResponseRequest, service_tier: &'static str, (temperature, top_p): (f32, f32)) -> ResponseObject {
@@ -142,15 +167,15 @@ impl Writer {
             owner: self.owner.clone(),
             previous: self.request.previous_response_id.clone(),
             object: json!(object).to_string(),
-            input_items: input_items_of(&self.request).to_string(),
+            input_items: json!(input_items_of(&self.request)).to_string(),
             turns,
         };
         self.app.responses().insert(object.id.clone(), kept);
     }
 }
 
-/// The input as a list of items with ids.
-fn input_items_of(request: &ResponseRequest) -> Value {
+/// The input as items with ids, newest first, as OpenAI lists them.
+fn input_items_of(request: &ResponseRequest) -> Vec<Value> {
     let mut items = match &request.input {
         TextOrList::Text(text) => {
             let content = json!([{ "type": "input_text", "text": text }]);
@@ -164,11 +189,8 @@ fn input_items_of(request: &ResponseRequest) -> Value {
             members.entry("status").or_insert_with(|| "completed".into());
         }
     }
-    // Newest first, as OpenAI lists them.
     items.reverse();
-    let id_of = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
-    let (first_id, last_id) = (id_of(items.first()), id_of(items.last()));
-    json!({ "object": "list", "data": items, "first_id": first_id, "last_id": last_id, "has_more": false })
+    items
 }
 
 impl Encoder for Writer {

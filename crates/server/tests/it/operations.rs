@@ -11,7 +11,7 @@ fn health_routes_say_how_the_server_is() {
     for url in ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/v2/models/sim/ready"] {
         assert_eq!(world.get(url).status, 200, "{url}");
     }
-    assert_eq!(world.get("/v2/models/none/ready").status, 503);
+    assert_eq!(world.get("/v2/models/none/ready").status, 404);
     world.app.models().remove("sim");
     world.app.models().remove("emb");
     assert_eq!((world.get("/health/ready").status, world.get("/health").json()["status"].clone()), (503, json!("starting")));
