@@ -113,7 +113,9 @@ mod tests {
 
     #[test]
     fn wrong_query_is_refused_by_name() {
-        for (query, name) in [("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=9", "after"), ("before=1", "before")] {
+        for (query, name) in
+            [("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=9", "after"), ("before=1", "before")]
+        {
             let refusal = page(query).expect_err(query);
             assert!(refusal.contains(&format!("`{name}`")), "{query}: {refusal}");
         }

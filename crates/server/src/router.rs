@@ -80,7 +80,11 @@ fn text(api: Api) -> Api {
         (Delete, delete(responses::delete)),
         Doc::new(CHAT, "Forget a kept answer").writes::<response_wire::DeletedResponse>(),
     )
-    .route("/v1/responses/{id}/input_items", (Get, get(responses::input_items)), Doc::new(CHAT, "What a kept answer answers").lists(PAGE_QUERY).writes::<response_wire::InputItemList>())
+    .route(
+        "/v1/responses/{id}/input_items",
+        (Get, get(responses::input_items)),
+        Doc::new(CHAT, "What a kept answer answers").lists(PAGE_QUERY).writes::<response_wire::InputItemList>(),
+    )
     .route(
         "/v1/messages",
         (Post, post(messages::create)),
@@ -111,7 +115,11 @@ fn files(api: Api) -> Api {
         (Post, post(file_routes::upload).layer(DefaultBodyLimit::max(limits::FILE_BYTES_MAX + limits::FORM_BYTES_MAX))),
         Doc::new(FILES, "Keep a file of batch lines").reads_form(&["file", "purpose"]).writes::<file_routes::FileObject>(),
     )
-    .route("/v1/files", (Get, get(file_routes::list)), Doc::new(FILES, "Files, newest first").lists(&["after", "limit", "order", "purpose"]).writes::<file_routes::FileList>())
+    .route(
+        "/v1/files",
+        (Get, get(file_routes::list)),
+        Doc::new(FILES, "Files, newest first").lists(&["after", "limit", "order", "purpose"]).writes::<file_routes::FileList>(),
+    )
     .route("/v1/files/{id}", (Get, get(file_routes::get)), Doc::new(FILES, "About a file").writes::<file_routes::FileObject>())
     .route("/v1/files/{id}", (Delete, delete(file_routes::delete)), Doc::new(FILES, "Forget a file").writes::<file_routes::DeletedFile>())
     .route("/v1/files/{id}/content", (Get, get(file_routes::content)), Doc::new(FILES, "A file").writes_text("application/jsonl"))
@@ -120,7 +128,11 @@ fn files(api: Api) -> Api {
         (Post, post(batches::create)),
         Doc::new(FILES, "Answer all lines of a file").reads::<batches::BatchRequest>().writes::<batches::BatchObject>(),
     )
-    .route("/v1/batches", (Get, get(batches::list)), Doc::new(FILES, "Batches, newest first").lists(PAGE_QUERY).writes::<batches::BatchList>())
+    .route(
+        "/v1/batches",
+        (Get, get(batches::list)),
+        Doc::new(FILES, "Batches, newest first").lists(PAGE_QUERY).writes::<batches::BatchList>(),
+    )
     .route("/v1/batches/{id}", (Get, get(batches::get)), Doc::new(FILES, "About a batch").writes::<batches::BatchObject>())
     .route("/v1/batches/{id}/cancel", (Post, post(batches::cancel)), Doc::new(FILES, "Stop a batch").writes::<batches::BatchObject>())
 }
@@ -131,8 +143,16 @@ fn operations(api: Api) -> Api {
         .route("/health/live", (Get, get(health::live)), doc("The process answers").writes::<health::Liveness>())
         .route("/health/ready", (Get, get(health::ready)), doc("Requests are welcome").writes::<health::Readiness>().says_unready())
         .route("/v2/health/live", (Get, get(health::live)), doc("The process answers (KServe)").writes::<health::Liveness>())
-        .route("/v2/health/ready", (Get, get(health::ready)), doc("Requests are welcome (KServe)").writes::<health::Readiness>().says_unready())
-        .route("/v2/models/{model}/ready", (Get, get(health::model_ready)), doc("A model can serve (KServe)").writes::<health::ModelReadiness>().says_unready())
+        .route(
+            "/v2/health/ready",
+            (Get, get(health::ready)),
+            doc("Requests are welcome (KServe)").writes::<health::Readiness>().says_unready(),
+        )
+        .route(
+            "/v2/models/{model}/ready",
+            (Get, get(health::model_ready)),
+            doc("A model can serve (KServe)").writes::<health::ModelReadiness>().says_unready(),
+        )
         .route("/metrics", (Get, get(metrics::exposition)), doc("Counters for Prometheus").writes_text("text/plain"))
         .route("/docs", (Get, get(pages::docs)), doc("This description, to read").writes_text("text/html"))
 }

@@ -353,11 +353,7 @@ pub(crate) async fn cancel(State(app): State<App>, context: Context, Path(id): P
 }
 
 /// The caller's batches.
-pub(crate) async fn list(
-    State(app): State<App>,
-    context: Context,
-    Query(query): QueryPairs,
-) -> Result<Json<BatchList>, ServerError> {
+pub(crate) async fn list(State(app): State<App>, context: Context, Query(query): QueryPairs) -> Result<Json<BatchList>, ServerError> {
     let listing = Listing::read(query, PAGE_QUERY)?;
     let store = app.files()?.clone();
     let owner = context.caller.name;

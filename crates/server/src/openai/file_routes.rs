@@ -168,11 +168,7 @@ fn wrong_form(error: MultipartError) -> ServerError {
 }
 
 /// The caller's files.
-pub(crate) async fn list(
-    State(app): State<App>,
-    context: Context,
-    Query(query): QueryPairs,
-) -> Result<Json<FileList>, ServerError> {
+pub(crate) async fn list(State(app): State<App>, context: Context, Query(query): QueryPairs) -> Result<Json<FileList>, ServerError> {
     let listing = Listing::read(query, &["after", "limit", "order", "purpose"])?;
     let store = app.files()?.clone();
     let owner = context.caller.name;

@@ -67,7 +67,8 @@ pub(crate) fn run(args: &ClientsArgs, on_line: &mut dyn FnMut(&str)) -> Result<(
     fs::create_dir_all(&vectors).with_context(|| format!("cannot make {}", vectors.display()))?;
     embedding_model::write(&vectors, &repository.root.join("fixtures/tales-42m/tokenizer.json"));
     let server = RunningServer::start(&binary(args, &repository)?, &sources, &build)?;
-    let setting = Setting { sources: &sources, build: &build, root: &repository.root, packages: &packages, url: &server.url, long: args.long };
+    let setting =
+        Setting { sources: &sources, build: &build, root: &repository.root, packages: &packages, url: &server.url, long: args.long };
     let mut failed = Vec::new();
     for journey in &possible {
         on_line(&format!("── {}", journey.name));
