@@ -41,8 +41,8 @@ pub use handle::EngineHandle;
 pub use model_pool::ModelPool;
 pub use options::{EngineOptions, PrefixCaching, Speculation};
 pub use request::{
-    Constraint, EndOfSequence, Event, FinishReason, Generate, Priority, Request, RequestId, Task, TenantSalt, TokenLogprob, Usage,
-    UsageSink,
+    Constraint, EndOfSequence, Event, FinishReason, Generate, Priority, Request, RequestEnd, RequestId, Task, TenantSalt, TokenLogprob,
+    Usage, UsageSink,
 };
 pub use simulated::{Fault, SimulatedPace, SimulatedRunner};
 pub use speculation::check_draft_vocabulary;

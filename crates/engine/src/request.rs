@@ -190,8 +190,20 @@ pub struct Usage {
     pub n_completion_tokens: usize,
 }
 
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum RequestEnd {
+    /// As it should.
+    #[default]
+    Complete,
+    /// Whoever read its stream left.
+    Cancelled,
+    /// It was given up.
+    Failed,
+}
+
 /// Hears what a request used. Billing must not depend on somebody reading the stream.
 pub trait UsageSink: Send {
     /// Called once, on the engine's thread, before the stream's last event can be seen. Must not block.
-    fn finished(self: Box<Self>, id: RequestId, usage: Usage);
+    fn finished(self: Box<Self>, id: RequestId, usage: Usage, end: RequestEnd);
 }

@@ -9,7 +9,7 @@ use crate::engine::EventSink;
 use crate::error::RequestError;
 use crate::limits;
 use crate::live::{Live, Turn, Work};
-use crate::request::{Event, RequestId, Usage};
+use crate::request::{Event, RequestEnd, RequestId, Usage};
 use crate::scheduler::{Demand, Readiness, Scheduler, Share};
 use crate::sequence::{CacheReading, SequenceId};
 use crate::speculation::{DraftRequest, Drafter};
@@ -55,7 +55,7 @@ impl EngineState {
     pub(crate) fn cancel(&mut self, id: RequestId, sink: &mut dyn EventSink) {
         if self.live.contains_key(&id) {
             self.stats.n_cancelled += 1;
-            self.end(id, sink);
+            self.end(id, RequestEnd::Cancelled, sink);
         }
     }
 
@@ -70,7 +70,7 @@ impl EngineState {
                 self.quarantine(id);
             }
             sink.send(id, Event::Failed(error));
-            self.end(id, sink);
+            self.end(id, RequestEnd::Failed, sink);
         }
     }
 
@@ -94,7 +94,7 @@ impl EngineState {
     }
 
     /// Forgets a request and reports what it used.
-    pub(crate) fn end(&mut self, id: RequestId, sink: &mut dyn EventSink) {
+    pub(crate) fn end(&mut self, id: RequestId, end: RequestEnd, sink: &mut dyn EventSink) {
         let Some(mut live) = self.live.remove(&id) else { return };
         // The first choice's sequence reads the prompt for all. One that never ran has used nothing.
         let reader = self.scheduler.sequence(SequenceId { request: id, choice: 0 });
@@ -113,7 +113,7 @@ impl EngineState {
         }
         if let Some(usage_sink) = live.usage_sink {
             // Whoever bills may be wrong; the stream must end all the same.
-            drop(caught(|| usage_sink.finished(id, live.usage)));
+            drop(caught(|| usage_sink.finished(id, live.usage, end)));
         }
         sink.send(id, Event::Finished(live.usage));
     }

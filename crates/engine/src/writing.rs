@@ -6,7 +6,7 @@ use crate::choice::{Drawn, LogitsRow};
 use crate::engine::EventSink;
 use crate::error::RequestError;
 use crate::live::{Progress, Work};
-use crate::request::{Event, FinishReason, RequestId};
+use crate::request::{Event, FinishReason, RequestEnd, RequestId};
 use crate::scheduler::Share;
 use crate::sequence::SequenceId;
 use crate::state::EngineState;
@@ -57,7 +57,7 @@ impl EngineState {
             sink.send(id, Event::Embedding(embedding));
         }
         self.stats.n_finished += 1;
-        self.end(id, sink);
+        self.end(id, RequestEnd::Complete, sink);
     }
 
     /// The prompt is read: every choice draws its first token from the same row and goes on by itself.
@@ -150,7 +150,7 @@ impl EngineState {
         writing.choices[id.choice as usize] = None;
         if writing.is_complete() {
             self.stats.n_finished += 1;
-            self.end(id.request, sink);
+            self.end(id.request, RequestEnd::Complete, sink);
         }
     }
 }

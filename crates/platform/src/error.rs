@@ -18,6 +18,12 @@ pub enum PlatformError {
     /// Another process has taken the ledger over: this one may not write any more.
     #[error("the ledger belongs to writer {owner} now, this is writer {own}")]
     Fenced { own: u64, owner: u64 },
+    /// The ledger takes nothing more: another process has taken it over, or its store refuses for good what it writes.
+    #[error("the ledger has ended: another process has taken it over, or the database refuses what it writes")]
+    Ended,
+    /// A backup goes into an empty database only.
+    #[error("the database is not empty: a backup is restored into a new one")]
+    NotEmpty,
     /// Something read back is not what was written.
     #[error("{what} cannot be read back: {reason}")]
     Corrupt { what: &'static str, reason: String },
@@ -33,6 +39,15 @@ pub enum PlatformError {
     /// The plan has no more of them.
     #[error("the plan allows {limit} {what}")]
     PlanLimit { what: &'static str, limit: u32 },
+    /// The file of the installation's secret.
+    #[error("the secret file {path} cannot be used: {reason}")]
+    SecretFile { path: String, reason: String },
+    /// A file that the platform reads or writes.
+    #[error("{path}: {reason}")]
+    File { path: String, reason: String },
+    /// The database was set up with another secret: no key would be recognised.
+    #[error("this is not the secret that the database was set up with: its fingerprint is {got}, expected {expected}")]
+    WrongSecret { expected: String, got: String },
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {reason}")]
     Randomness { reason: String },
@@ -44,8 +59,48 @@ impl PlatformError {
         move |source| Self::Database { doing, source }
     }
 
-    /// Whether the same again may succeed, without anybody doing anything but wait.
+    /// Whether the same again may succeed later: the database is away, busy, or its disk is full. A statement that it refuses is
+    /// refused for ever.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database { .. })
+        matches!(self, Self::Database { source, .. } if is_transient(source))
+    }
+}
+
+fn is_transient(error: &sqlx::Error) -> bool {
+    use sqlx::Error;
+    match error {
+        Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => true,
+        Error::Database(cause) => cause.code().is_some_and(|code| is_transient_code(&code)),
+        _ => false,
+    }
+}
+
+/// PostgreSQL's codes have five characters and SQLite's are numbers, whose lowest byte is what counts.
+fn is_transient_code(code: &str) -> bool {
+    /// Connection, rollback for concurrency, resources (a full disk among them), operator, system.
+    const POSTGRES_CLASSES: [&str; 5] = ["08", "40", "53", "57", "58"];
+    /// A read-only server, as one is that has just lost its role, and a lock that was not to be had.
+    const POSTGRES_CODES: [&str; 2] = ["25006", "55P03"];
+    /// Busy, locked, out of memory, read-only, input or output, full, cannot open, locking protocol.
+    const SQLITE: [u32; 8] = [5, 6, 7, 8, 10, 13, 14, 15];
+    if code.len() == 5 {
+        return POSTGRES_CODES.contains(&code) || POSTGRES_CLASSES.iter().any(|class| code.starts_with(class));
+    }
+    code.parse::<u32>().is_ok_and(|code| SQLITE.contains(&(code & 0xff)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passes_by_itself_is_tried_again() {
+        // Busy (recovery), a full disk, an I/O error of fsync; an administrator's shutdown, no more connections, a full disk.
+        assert!(["5", "261", "13", "1034", "57P01", "53300", "53100", "40001", "08006"].into_iter().all(is_transient_code));
+        // A table that is missing, a constraint, a file that is no database; a table that is missing, a unique key, a syntax error.
+        assert!(!["1", "1555", "26", "42P01", "23505", "42601"].into_iter().any(is_transient_code));
+        let failed = |source| PlatformError::Database { doing: "testing", source };
+        assert!(failed(sqlx::Error::PoolTimedOut).is_transient() && !failed(sqlx::Error::RowNotFound).is_transient());
+        assert!(!PlatformError::Fenced { own: 1, owner: 2 }.is_transient());
     }
 }

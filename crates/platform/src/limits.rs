@@ -21,6 +21,12 @@ pub const N_JOURNAL_ROWS_MAX: u64 = 100_000;
 pub const N_JOURNAL_ROWS_PER_PROJECTION: usize = 64;
 /// Bytes of journal after which one projection takes no further row.
 pub const PROJECTION_BYTES_MAX: usize = 256 << 10;
+/// How long the database may be away before requests are refused; those that were admitted wait for it.
+pub const STORE_AWAY_MAX: Duration = Duration::from_secs(5);
+/// How long a request waits for what it produced to be durable before it is given up.
+pub const DURABLE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a request holds what it set aside without a sign of life.
+pub const LEASE: Duration = Duration::from_secs(600);
 /// Requests that are reserved for at once.
 pub const N_HOLDS_MAX: usize = 1 << 20;
 /// Months whose counters are kept in memory, besides the present one: late events reach back into these.
@@ -41,6 +47,12 @@ pub const NAME_BYTES_MAX: usize = 256;
 /// Largest rate, in requests or tokens a minute: a bucket's level then fits an `i64`.
 pub const RATE_PER_MINUTE_MAX: u32 = 1_000_000_000;
 
+/// Longest licence file, in bytes.
+pub const LICENCE_BYTES_MAX: u64 = 64 << 10;
+/// Values of one filter of a question about usage.
+pub const N_FILTERS_MAX: usize = 100;
+/// Requests of an invoice's line that are told at once.
+pub const N_REQUESTS_PER_PAGE: i64 = 1000;
 /// Longest name of an account, project or key, in bytes.
 pub const LABEL_BYTES_MAX: usize = 128;
 /// Models or routes that one key is limited to.

@@ -3,8 +3,11 @@
 
 use std::fmt;
 use std::iter::Sum;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::PlatformError;
 
 /// Millionths of one unit of the currency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -95,6 +98,23 @@ impl TokenPrice {
     }
 }
 
+impl FromStr for Micros {
+    type Err = PlatformError;
+
+    /// An amount such as `12`, `12.5` or `-0.000001`.
+    fn from_str(text: &str) -> Result<Self, PlatformError> {
+        let wrong = || PlatformError::Invalid { field: "amount", reason: format!("expected one such as 12.50, got {text:?}") };
+        let (is_negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+        let (units, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(units) || !is_number(fraction) || fraction.len() > 6 {
+            return Err(wrong());
+        }
+        let micros = format!("{units}{fraction:0<6}").parse::<i64>().map_err(|_| wrong())?;
+        Ok(Self(if is_negative { -micros } else { micros }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,7 +139,21 @@ mod tests {
         assert_eq!(Micros::units(99).to_string(), "99.000000");
     }
 
+    #[test]
+    fn amount_that_is_none_is_refused() {
+        let read = |text: &str| text.parse::<Micros>().ok().map(|amount| amount.0);
+        assert_eq!(["12", "12.5", "0.000001", "-3.07"].map(read), [Some(12_000_000), Some(12_500_000), Some(1), Some(-3_070_000)]);
+        for wrong in ["", ".", "1.", ".5", "1e3", "1.0000001", "--1", "+1", "1 ", "99999999999999", "NaN"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn amount_as_text_reads_back(amount in -1i64 << 60..1 << 60) {
+            prop_assert_eq!(Micros(amount).to_string().parse::<Micros>().expect("its own text"), Micros(amount));
+        }
+
         #[test]
         fn charge_of_more_tokens_is_never_less(a in 0u64..1 << 40, b in 0u64..1 << 40, more in 0u64..1 << 20) {
             let charge = |n_input, n_cached| SMALL.charge(TokenCounts { n_input, n_cached, n_output: b });

@@ -89,8 +89,8 @@ fn rollup_query(grain: Grain) -> String {
     // Neither database's remainder is Euclid's, so a time before 1970 is lifted first; `start_of` agrees.
     let start = format!("(u.occurred_at - ((u.occurred_at % {micros}) + {micros}) % {micros})");
     format!(
-        "SELECT u.account_id AS account_id, '{}' AS grain, {start} AS bucket_start, u.project_id AS project_id, COALESCE(u.api_key_id, '') AS api_key_id, u.model AS model{} \
-         FROM usage_event u JOIN ledger_entry e ON e.seq = u.seq GROUP BY u.account_id, {start}, u.project_id, COALESCE(u.api_key_id, ''), u.model",
+        "SELECT u.account_id AS account_id, '{}' AS grain, {start} AS bucket_start, u.project_id AS project_id, COALESCE(u.api_key_id, '') AS api_key_id, u.model AS model, u.purpose AS purpose{} \
+         FROM usage_event u JOIN ledger_entry e ON e.seq = u.seq GROUP BY u.account_id, {start}, u.project_id, COALESCE(u.api_key_id, ''), u.model, u.purpose",
         grain.name(),
         sums(ROLLUP_SUMS)
     )
@@ -126,7 +126,7 @@ impl Store {
         for grain in Grain::ALL {
             let stored = "SELECT * FROM usage_rollup WHERE grain = ";
             let stored = format!("{stored}'{}'", grain.name());
-            let keys = ["account_id", "project_id", "api_key_id", "model"];
+            let keys = ["account_id", "project_id", "api_key_id", "model", "purpose"];
             self.compare(&mut report, (rollup_query(grain), stored), (&keys, "bucket_start"), ROLLUP_SUMS).await?;
         }
         for (kind, column) in SCOPES {

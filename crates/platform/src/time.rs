@@ -1,13 +1,20 @@
 //! Time as the ledger has it: microseconds since 1970, UTC, passed in by whoever calls; and the calendar months that quotas and caps
-//! count in. No clock is read here.
+//! count in. No clock is read here but by [`Timestamp::now`], which is what is passed in outside of tests.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::PlatformError;
+
 /// A point in time, in microseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Timestamp(pub i64);
+
+/// Tells the time.
+pub type Clock = fn() -> Timestamp;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
@@ -16,6 +23,11 @@ impl Timestamp {
     pub fn of_system(time: SystemTime) -> Self {
         let micros = time.duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_micros());
         Self(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    /// By the system's clock, now.
+    pub fn now() -> Self {
+        Self::of_system(SystemTime::now())
     }
 
     /// Later by that much.
@@ -35,6 +47,20 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// `2026-01-31T23:59:59.000000Z`.
+    pub fn to_rfc3339(self) -> String {
+        let (days, micros) = (self.0.div_euclid(MICROS_PER_DAY), self.0.rem_euclid(MICROS_PER_DAY));
+        let period = Period::of_days(days);
+        let (day, seconds) = (days - days_before_month(period.0) + 1, micros / 1_000_000);
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        format!("{period}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", micros % 1_000_000)
+    }
+
+    /// `2026-01-31`.
+    pub fn to_date(self) -> String {
+        self.to_rfc3339().chars().take_while(|c| *c != 'T').collect()
+    }
+
     /// The calendar month that it is in.
     pub fn period(self) -> Period {
         Period::of_days(self.0.div_euclid(MICROS_PER_DAY))
@@ -50,6 +76,12 @@ impl Period {
     #[must_use]
     pub const fn minus_months(self, n_months: u16) -> Self {
         Self(self.0.saturating_sub(n_months as i32))
+    }
+
+    /// The next one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 
     /// When it begins.
@@ -69,6 +101,30 @@ impl Period {
         let month = (5 * day_of_year + 2) / 153;
         // Months since March of year 0, and March is month 2 of its year.
         Self(i32::try_from((era * 400 + year_of_era) * 12 + month + 2).unwrap_or(i32::MAX))
+    }
+}
+
+/// `2026-01`.
+impl fmt::Display for Period {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:04}-{:02}", self.0.div_euclid(12), self.0.rem_euclid(12) + 1)
+    }
+}
+
+impl FromStr for Period {
+    type Err = PlatformError;
+
+    /// A month such as `2026-01`.
+    fn from_str(text: &str) -> Result<Self, PlatformError> {
+        let wrong = || PlatformError::Invalid { field: "month", reason: format!("expected one such as 2026-01, got {text:?}") };
+        let (year, month) = text.split_once('-').ok_or_else(wrong)?;
+        let number = |part: &str, len: usize| {
+            let is_number = part.len() == len && part.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| part.parse::<i32>().ok()).flatten()
+        };
+        let year = number(year, 4).ok_or_else(wrong)?;
+        let month = number(month, 2).filter(|month| (1..=12).contains(month)).ok_or_else(wrong)?;
+        Ok(Self(year * 12 + month - 1))
     }
 }
 
@@ -97,7 +153,17 @@ mod tests {
         assert_eq!(period(-1), month(1969, 12));
         assert_eq!((period(951_782_400 - 1), period(951_868_799), period(951_868_800)), (month(2000, 2), month(2000, 2), month(2000, 3)));
         assert_eq!((period(1_764_547_199), period(1_764_547_200)), (month(2025, 11), month(2025, 12)));
+        assert_eq!(Timestamp(951_868_799_123_456).to_rfc3339(), "2000-02-29T23:59:59.123456Z");
+        assert_eq!((Timestamp(-1).to_date(), month(2025, 12).to_string()), ("1969-12-31".into(), "2025-12".into()));
         assert_eq!(month(2025, 12).start(), Timestamp(1_764_547_200_000_000));
+    }
+
+    #[test]
+    fn text_that_is_no_month_is_refused() {
+        assert_eq!("2025-12".parse::<Period>().expect("a month"), month(2025, 12));
+        for wrong in ["", "2025", "2025-13", "2025-00", "25-01", "2025-1", "2025-+1", "2025-01-01"] {
+            assert!(wrong.parse::<Period>().is_err(), "{wrong}");
+        }
     }
 
     proptest! {

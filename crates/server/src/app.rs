@@ -4,13 +4,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, MatchedPath};
 use axum::http::request::Parts;
 use bitnet_engine::{Generate, Priority, Request, Task, TenantSalt, TokenStream};
 use bitnet_model::TokenId;
 use tracing::{Instrument, debug_span};
 
-use crate::admission::{Admission, Caller, Ceiling, Operation, RateLimits, Settlement};
+use crate::admission::{Admission, Caller, Ceiling, Operation, RateLimits, Recorder, Settlement};
 use crate::config::{Config, ConfigError};
 use crate::error::ServerError;
 use crate::files::FileStore;
@@ -85,15 +85,17 @@ pub(crate) struct Context {
     pub(crate) request_id: Arc<str>,
     pub(crate) origin: Origin,
     pub(crate) trace: RequestTrace,
+    pub(crate) route: Arc<str>,
 }
 
 impl FromRequestParts<App> for Context {
     type Rejection = ServerError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ServerError> {
+        let route: Arc<str> = parts.extensions.get::<MatchedPath>().map_or(parts.uri.path(), MatchedPath::as_str).into();
         let (caller, origin) = match parts.extensions.get::<InBatch>() {
             Some(InBatch(caller)) => (caller.clone(), Origin::Batch),
-            None => (app.0.admission.authenticate(&parts.headers).await?, Origin::Connection),
+            None => (app.0.admission.authenticate(&parts.headers, &route).await?, Origin::Connection),
         };
         let identity = parts.extensions.get::<RequestIdentity>();
         let trace = identity.map(|identity| identity.trace.clone()).unwrap_or_default();
@@ -102,7 +104,7 @@ impl FromRequestParts<App> for Context {
         parts.extensions.insert(CallerTenant(caller.tenant));
         let span = tracing::Span::current();
         span.record("caller", caller.name.as_str()).record("booked_as", &*request_id);
-        Ok(Self { caller, request_id, origin, trace })
+        Ok(Self { caller, request_id, origin, trace, route })
     }
 }
 
@@ -245,8 +247,8 @@ impl App {
         let start = Instant::now();
         let reservation = self.0.admission.admit(&context.caller, ceiling(context, job)).instrument(debug_span!("admit")).await?;
         context.trace.stage(Stage::Admission, (start, Instant::now()), &[]);
-        let rate_limits = reservation.rate_limits();
-        Ok(Admitted { in_flight, settlement: Settlement::new(reservation, context.trace.clone()), rate_limits })
+        let (rate_limits, recorder) = (reservation.rate_limits(), reservation.recorder());
+        Ok(Admitted { in_flight, settlement: Settlement::new(reservation, context.trace.clone()), rate_limits, recorder })
     }
 
     /// Submits an admitted job, or a part of one.
@@ -273,7 +275,8 @@ impl App {
         };
         let metrics = self.metrics().model(&model_name);
         let of = Of { in_flight: admitted.in_flight.clone(), metrics, trace: context.trace.clone() };
-        Ok(Generation::new(streams, n_choices, of, (n_prompt_tokens, admitted.rate_limits)))
+        let generation = Generation::new(streams, n_choices, of, (n_prompt_tokens, admitted.rate_limits));
+        Ok(generation.recorded_by(admitted.recorder.clone()))
     }
 }
 
@@ -282,6 +285,7 @@ pub(crate) struct Admitted {
     in_flight: Arc<InFlight>,
     settlement: Arc<Settlement>,
     rate_limits: Option<RateLimits>,
+    recorder: Option<Arc<dyn Recorder>>,
 }
 
 /// A job on its way to the engine.
@@ -316,6 +320,7 @@ fn ceiling(context: &Context, job: &Job) -> Ceiling {
     Ceiling {
         request_id: context.request_id.to_string(),
         operation: job.operation,
+        route: context.route.clone(),
         model: job.model.name.clone(),
         n_prompt_tokens,
         n_completion_tokens_max,

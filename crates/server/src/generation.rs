@@ -1,6 +1,7 @@
 //! A request's tokens as they come from the engine: several prompts' streams as one, with what the metrics want to know. Dropping
 //! it, which is what becomes of it when a client leaves, cancels the work within one step.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -9,9 +10,10 @@ use bitnet_engine::{Event, FinishReason, RequestError, TokenLogprob, TokenStream
 use bitnet_model::TokenId;
 use tracing::Span;
 
-use crate::admission::RateLimits;
+use crate::admission::{BoxFuture, Produced, RateLimits, Recorder};
 use crate::error::ServerError;
 use crate::lifecycle::InFlight;
+use crate::limits;
 use crate::metrics::ModelMetrics;
 use crate::traces::{RequestTrace, Stage};
 
@@ -19,7 +21,7 @@ use crate::traces::{RequestTrace, Stage};
 #[derive(Debug)]
 pub(crate) enum GenerationEvent {
     /// A prompt is read.
-    Started { prompt: usize, prompt_logprobs: Option<Vec<Option<TokenLogprob>>> },
+    Started { prompt: usize, n_cached_tokens: usize, prompt_logprobs: Option<Vec<Option<TokenLogprob>>> },
     /// A token.
     Token { choice: usize, token_id: TokenId, text: String, logprob: Option<TokenLogprob> },
     /// A choice is complete.
@@ -61,7 +63,19 @@ pub(crate) struct Generation {
     span: Span,
     metrics: Arc<ModelMetrics>,
     trace: RequestTrace,
+    gate: Option<Gate>,
     _in_flight: Arc<InFlight>,
+}
+
+/// Through which everything goes that is recorded before it is shown: what came while the last was recorded is recorded as one.
+struct Gate {
+    recorder: Arc<dyn Recorder>,
+    produced: Produced,
+    /// Not yet recorded.
+    held: VecDeque<GenerationEvent>,
+    recording: Option<BoxFuture<'static, Result<(), ServerError>>>,
+    /// Recorded.
+    shown: VecDeque<GenerationEvent>,
 }
 
 /// When things happened, for the histograms.
@@ -108,8 +122,17 @@ impl Generation {
             span: Span::current(),
             metrics,
             trace,
+            gate: None,
             _in_flight: in_flight,
         }
+    }
+
+    /// With a recorder, everything is recorded before it is shown.
+    pub(crate) fn recorded_by(mut self, recorder: Option<Arc<dyn Recorder>>) -> Self {
+        let gate =
+            |recorder| Gate { recorder, produced: Produced::default(), held: VecDeque::new(), recording: None, shown: VecDeque::new() };
+        self.gate = recorder.map(gate);
+        self
     }
 
     /// What the caller has left of its rate.
@@ -129,6 +152,14 @@ impl Generation {
 
     /// The next event; `None` after the last one.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
+        let Some(mut gate) = self.gate.take() else { return self.poll_sources(cx) };
+        let polled = gate.poll_next(self, cx);
+        self.gate = Some(gate);
+        polled
+    }
+
+    /// The next event, recorded or not.
+    fn poll_sources(&mut self, cx: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
         if self.is_over {
             return Poll::Ready(None);
         }
@@ -162,9 +193,9 @@ impl Generation {
     fn take(&mut self, prompt: usize, event: Option<Event>) -> Option<GenerationEvent> {
         let first_choice = prompt * self.n_choices;
         match event {
-            Some(Event::Started { prompt_logprobs, .. }) => {
+            Some(Event::Started { prompt_logprobs, n_cached_tokens }) => {
                 self.sources[prompt].started = Some(Instant::now());
-                Some(GenerationEvent::Started { prompt, prompt_logprobs })
+                Some(GenerationEvent::Started { prompt, n_cached_tokens, prompt_logprobs })
             }
             Some(Event::Token { choice, token_id, text, logprob }) => {
                 self.note_token();
@@ -225,6 +256,56 @@ impl Generation {
             }
             Some(before) => self.metrics.next_token(now - before),
         }
+    }
+}
+
+impl Gate {
+    fn poll_next(&mut self, generation: &mut Generation, cx: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
+        loop {
+            if let Some(event) = self.shown.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            if let Some(recording) = &mut self.recording {
+                let Poll::Ready(recorded) = recording.as_mut().poll(cx) else { return Poll::Pending };
+                self.recording = None;
+                match recorded {
+                    Ok(()) => std::mem::swap(&mut self.shown, &mut self.held),
+                    Err(error) => return Poll::Ready(Some(self.give_up(generation, error))),
+                }
+                continue;
+            }
+            match self.fill(generation, cx) {
+                _ if !self.held.is_empty() => self.recording = Some(self.recorder.record(self.produced)),
+                Poll::Ready(()) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Takes what there is; `Ready` if nothing more will come.
+    fn fill(&mut self, generation: &mut Generation, cx: &mut Context<'_>) -> Poll<()> {
+        while self.held.len() < limits::N_EVENTS_RECORDED_AT_ONCE {
+            let Poll::Ready(event) = generation.poll_sources(cx) else { return Poll::Pending };
+            let Some(event) = event else { return Poll::Ready(()) };
+            match &event {
+                GenerationEvent::Token { .. } => self.produced.n_completion_tokens += 1,
+                GenerationEvent::Started { n_cached_tokens, .. } => self.produced.n_cached_tokens += n_cached_tokens,
+                _ => {}
+            }
+            self.held.push_back(event);
+        }
+        Poll::Pending
+    }
+
+    /// What was not recorded is not shown, and nothing more is computed.
+    fn give_up(&mut self, generation: &mut Generation, error: ServerError) -> GenerationEvent {
+        self.held.clear();
+        if !generation.is_over {
+            generation.is_over = true;
+            generation.sources.clear();
+            generation.metrics.cancelled();
+        }
+        GenerationEvent::Failed(error)
     }
 }
 

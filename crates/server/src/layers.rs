@@ -65,7 +65,8 @@ pub(crate) async fn identify(State(app): State<App>, mut request: Request, next:
 
 /// A refusal of the framework's own (a URL or a form that it cannot read), which would be plain text, in the shape of all others.
 fn in_shape(response: Response) -> Response {
-    let is_foreign = response.status().is_client_error() && response.extensions().get::<Refused>().is_none();
+    let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"));
+    let is_foreign = response.status().is_client_error() && response.extensions().get::<Refused>().is_none() && !is_page;
     if is_foreign { ServerError::Unreadable.into_response() } else { response }
 }
 

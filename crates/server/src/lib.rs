@@ -46,5 +46,5 @@ pub use error::{Dialect, ServerError};
 pub use lifecycle::{InFlight, Lifecycle};
 pub use models::{ModelTask, Models, ServedModel};
 pub use openai::batch_runner::{BATCH_URLS, BatchEnd, BatchRunner, LineResult, ResultFile};
-pub use router::{openapi, router};
+pub use router::{openapi, router, router_with};
 pub use serve::Server;

@@ -38,6 +38,8 @@ pub const N_HTTP2_STREAMS_MAX: u32 = 256;
 pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Longest frame of server-sent events that is put together before it is handed to the connection, in bytes.
 pub const SSE_FRAME_BYTES_MAX: usize = 8 << 10;
+/// Events of a reply that are recorded as one before they are shown.
+pub const N_EVENTS_RECORDED_AT_ONCE: usize = 256;
 /// Prompts of one completion request.
 pub const N_PROMPTS_MAX: usize = 128;
 /// Inputs of one embedding request, as OpenAI bounds them.

@@ -23,9 +23,14 @@ const OPERATIONS: &str = "operations";
 
 /// The whole server as a service.
 pub fn router(app: App) -> Router {
+    router_with(app, Router::new())
+}
+
+/// The same, with routes that somebody else answers, behind the same layers.
+pub fn router_with(app: App, mounted: Router<App>) -> Router {
     let (routes, openapi) = described(app.config().chat_page);
     let routes = routes.route("/openapi.json", get(move || std::future::ready(Json(openapi.clone()))));
-    let routes = routes.fallback(layers::unknown_route).method_not_allowed_fallback(layers::unknown_method);
+    let routes = routes.merge(mounted).fallback(layers::unknown_route).method_not_allowed_fallback(layers::unknown_method);
     let routes = routes.layer(CatchPanicLayer::custom(layers::panicked));
     let routes = match layers::cors(&app.config().cors_origins) {
         Some(cors) => routes.layer(cors),

@@ -26,7 +26,7 @@ use tower::ServiceExt;
 use crate::app::App;
 use crate::connection::Guarded;
 use crate::limits;
-use crate::router::router;
+use crate::router::router_with;
 use crate::tls;
 use crate::traces::Traces;
 
@@ -44,6 +44,7 @@ pub struct Server {
     app: App,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    mounted: Router<App>,
 }
 
 impl Server {
@@ -52,7 +53,14 @@ impl Server {
         let tls = app.config().tls.as_ref().map(tls::acceptor).transpose()?;
         app.start_traces().map_err(io::Error::other)?;
         let listener = TcpListener::bind(app.config().listen).await?;
-        Ok(Self { app, listener, tls })
+        Ok(Self { app, listener, tls, mounted: Router::new() })
+    }
+
+    /// Routes that somebody else answers, beside the server's own.
+    #[must_use]
+    pub fn mount(mut self, routes: Router<App>) -> Self {
+        self.mounted = self.mounted.merge(routes);
+        self
     }
 
     /// Where it listens, which is news if the configuration left the port open.
@@ -62,8 +70,8 @@ impl Server {
 
     /// Serves until `end` is there, drains, and returns when the last connection is closed.
     pub async fn run(self, end: impl Future<Output = ()>) {
-        let Self { app, listener, tls } = self;
-        let service = router(app.clone());
+        let Self { app, listener, tls, mounted } = self;
+        let service = router_with(app.clone(), mounted);
         let (closing, closed) = watch::channel(false);
         let connections = Connections { app: app.clone(), service, tls, closed };
         let accepting = tokio::spawn(accept(listener, Arc::new(connections)));

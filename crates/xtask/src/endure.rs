@@ -7,7 +7,7 @@ use clap::Args;
 use crate::command;
 use crate::repository::Repository;
 
-/// Run the long version of the server's fault tests.
+/// Run the long version of the server's fault tests, and kill a metered server two hundred times.
 ///
 /// Optimised, one after another, with what they measured printed. Bounds of time are tight, so the machine should do nothing else; and
 /// there should be room for 20,000 open files.
@@ -19,9 +19,13 @@ pub(crate) struct EndureArgs {
 }
 
 pub(crate) fn run(args: &EndureArgs) -> Result<()> {
-    let mut cargo = command::cargo();
-    cargo.args(["test", "--locked", "--release", "-p", "bitnet-server", "--test", "it"]);
-    cargo.arg(format!("endurance::{}", args.filter)).args(["--", "--nocapture", "--test-threads", "1"]);
-    cargo.env("BITNET_ENDURE", "1").current_dir(&Repository::find()?.root);
-    command::run(&mut cargo)
+    let root = Repository::find()?.root;
+    for (package, tests) in [("bitnet-server", "endurance::"), ("bitnet-cli", "platform::server_killed")] {
+        let mut cargo = command::cargo();
+        cargo.args(["test", "--locked", "--release", "-p", package, "--test", "it"]);
+        cargo.arg(format!("{tests}{}", args.filter)).args(["--", "--nocapture", "--test-threads", "1"]);
+        cargo.env("BITNET_ENDURE", "1").current_dir(&root);
+        command::run(&mut cargo)?;
+    }
+    Ok(())
 }

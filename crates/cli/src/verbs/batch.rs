@@ -42,11 +42,11 @@ pub(crate) fn perform(arguments: &BatchArguments, global: &GlobalArguments, term
     if !done.is_empty() {
         terminal.note(&format!("{} of {n_lines} lines are answered already", done.len()));
     }
-    let app = app(Config::default())?;
+    let app = app(Config::default(), None)?;
     for model in arguments.served.load(global, terminal)? {
         app.models().insert(model);
     }
-    let caller = Caller { name: "batch".into(), tenant: TenantSalt([0; 32]), priority_best: Priority::Normal };
+    let caller = Caller { name: "batch".into(), tenant: TenantSalt([0; 32]), priority_best: Priority::Normal, api_key: None };
     let runner = BatchRunner { service: router(app), caller, url: None };
     let bar = terminal.steps_bar(n_lines as u64, "answering");
     bar.set_position(done.len() as u64);

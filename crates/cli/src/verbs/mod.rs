@@ -11,6 +11,7 @@ pub(crate) mod embed;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
+pub(crate) mod platform;
 pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -26,6 +27,12 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
         Verb::Chat(arguments) => chat::perform(arguments, global, terminal),
         Verb::Serve(arguments) => serve::perform(arguments, global, terminal),
         Verb::Batch(arguments) => batch::perform(arguments, global, terminal),
+        Verb::Accounts(arguments) => platform::accounts::perform(arguments, terminal),
+        Verb::Keys(arguments) => platform::keys::perform(arguments, terminal),
+        Verb::Db(arguments) => platform::db::perform(arguments, terminal),
+        Verb::Invoices(arguments) => platform::invoices::perform(arguments, terminal),
+        Verb::Licence(arguments) => platform::licence::perform(arguments, terminal),
+        Verb::Audit(arguments) => platform::audit::perform(arguments, terminal),
         Verb::Inspect(arguments) => inspect::perform(arguments, global, terminal),
         Verb::Convert(arguments) => convert::perform(arguments, global, terminal),
         Verb::Bench(arguments) => bench::perform(arguments, global, terminal),

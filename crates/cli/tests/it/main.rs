@@ -15,6 +15,8 @@ mod hub_server;
 mod inspect;
 mod logits;
 mod perplexity;
+#[cfg(unix)]
+mod platform;
 mod pull;
 mod run;
 mod serve;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bitnet_engine::{
-    EngineCore, EngineHandle, EngineOptions, Event, Fault, ModelPool, PoolError, RequestError, RequestId, SubmitError, Usage, UsageSink,
+    EngineCore, EngineHandle, EngineOptions, Event, Fault, ModelPool, PoolError, RequestEnd, RequestError, RequestId, SubmitError, Usage,
+    UsageSink,
 };
 use bitnet_model::{RunnerError, TokenId};
 
@@ -79,7 +80,7 @@ fn prompt_that_panicked_many_times_at_once_is_refused() {
 struct Bill(Arc<AtomicU64>);
 
 impl UsageSink for Bill {
-    fn finished(self: Box<Self>, _: RequestId, _: Usage) {
+    fn finished(self: Box<Self>, _: RequestId, _: Usage, _: RequestEnd) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{
     DraftPart, EngineCore, EngineModel, EngineOptions, EngineStats, Event, EventSink, Fault, FinishReason, Generate, PrefixCaching,
-    Priority, Request, RequestError, RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage, UsageSink,
+    Priority, Request, RequestEnd, RequestError, RequestId, SimulatedRunner, Speculation, StepOutcome, Task, TokenLogprob, Usage,
+    UsageSink,
 };
 use bitnet_model::batch::{Batch, BatchLimits};
 use bitnet_model::device::DeviceDescription;
@@ -73,7 +74,7 @@ impl EventSink for Clients {
 struct Bills(Arc<Mutex<BTreeMap<RequestId, Usage>>>);
 
 impl UsageSink for Bills {
-    fn finished(self: Box<Self>, id: RequestId, usage: Usage) {
+    fn finished(self: Box<Self>, id: RequestId, usage: Usage, _: RequestEnd) {
         assert!(self.0.lock().expect("whole").insert(id, usage).is_none(), "billed once");
     }
 }

@@ -1,6 +1,7 @@
 //! Who may call: a copy of all keys in memory, found by their hash without a question to the database, and kept up to date from the
 //! feed of changes, whoever made them. The ledger learns of terms and limits the same way.
 
+mod operation;
 mod records;
 mod secret;
 
@@ -8,22 +9,37 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::PlatformError;
-use crate::ids::{AccountId, ApiKeyId, ProjectId};
+use crate::ids::{AccountId, ApiKeyId, GrantId, ProjectId};
 use crate::ledger::scope::ScopeId;
 use crate::ledger::service::LedgerService;
 use crate::limits::CHANGE_POLL;
 use crate::store::Store;
 use crate::time::Timestamp;
 
-pub use records::{ApiKey, KeyScope, NewAccount, NewApiKey};
+pub use operation::{AccountRow, NewCredit, ProjectRow};
+pub use records::{ApiKey, KeyAccess, KeyScope, NewAccount, NewApiKey};
 pub use secret::{KeyHasher, KeyText};
+
+#[derive(Default)]
+struct Keys {
+    by_hash: HashMap<[u8; 32], records::SharedKey>,
+    by_id: HashMap<ApiKeyId, records::SharedKey>,
+}
+
+impl Keys {
+    fn insert(&mut self, key: ApiKey) {
+        let key = Arc::new(key);
+        self.by_hash.insert(*key.hash.as_bytes(), key.clone());
+        self.by_id.insert(key.id, key);
+    }
+}
 
 /// See the module.
 pub struct Directory {
     store: Arc<Store>,
     ledger: Arc<LedgerService>,
     hasher: KeyHasher,
-    keys: RwLock<HashMap<[u8; 32], records::SharedKey>>,
+    keys: RwLock<Keys>,
     /// The last change that is applied here. Held while changes are applied, so that they are in order.
     revision: tokio::sync::Mutex<u64>,
 }
@@ -33,7 +49,11 @@ impl Directory {
     pub async fn open(store: Arc<Store>, ledger: Arc<LedgerService>, hasher: KeyHasher) -> Result<Self, PlatformError> {
         // The revision first: a change while the keys are read is applied again, which does no harm.
         let revision = store.revision().await?;
-        let keys = store.api_keys().await?.into_iter().map(|key| (*key.hash.as_bytes(), Arc::new(key))).collect();
+        let mut keys = Keys::default();
+        store.api_keys(None).await?.into_iter().for_each(|key| keys.insert(key));
+        for credit in store.credits_to_grant().await? {
+            ledger.grant(credit);
+        }
         Ok(Self { store, ledger, hasher, keys: RwLock::new(keys), revision: tokio::sync::Mutex::new(revision) })
     }
 
@@ -43,7 +63,13 @@ impl Directory {
         let hash = self.hasher.hash(presented)?;
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         // `blake3::Hash` compares in constant time.
-        keys.get(hash.as_bytes()).filter(|key| key.hash == hash && key.is_valid_at(now)).cloned()
+        keys.by_hash.get(hash.as_bytes()).filter(|key| key.hash == hash && key.is_valid_at(now)).cloned()
+    }
+
+    /// A key by its id, if it opens anything now.
+    pub fn get(&self, id: ApiKeyId, now: Timestamp) -> Option<Arc<ApiKey>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.by_id.get(&id).filter(|key| key.is_valid_at(now)).cloned()
     }
 
     /// Applies what has changed since the last time, here or in another process; says how much.
@@ -80,7 +106,13 @@ impl Directory {
                 let id: ApiKeyId = change.id.parse()?;
                 if let Some(key) = self.store.api_key(id).await? {
                     self.ledger.ledger().set_limits(ScopeId::ApiKey(id), key.limits, now);
-                    self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(*key.hash.as_bytes(), Arc::new(key));
+                    self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(key);
+                }
+            }
+            "credit" => {
+                let id: GrantId = change.id.parse()?;
+                if let Some(credit) = self.store.credit(id).await? {
+                    self.ledger.grant(credit);
                 }
             }
             kind => return Err(PlatformError::Corrupt { what: "directory_change.kind", reason: kind.to_string() }),
@@ -90,11 +122,15 @@ impl Directory {
 
     /// Refreshes for ever. A database that is away leaves the copy as it is; what was revoked before stays revoked.
     pub async fn run(self: Arc<Self>, now: fn() -> Timestamp) {
+        let mut is_failing = false;
         loop {
             tokio::time::sleep(CHANGE_POLL).await;
-            if let Err(error) = self.refresh(now()).await {
-                tracing::warn!(%error, "the directory could not be refreshed");
+            match self.refresh(now()).await {
+                Ok(_) if is_failing => tracing::info!("the directory is up to date again"),
+                Err(error) if !is_failing => tracing::warn!(%error, "the directory cannot be refreshed"),
+                _ => continue,
             }
+            is_failing = !is_failing;
         }
     }
 }

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 
+use crate::audit::{By, Deed};
 use crate::directory::secret::{KeyHasher, KeyText};
 use crate::error::PlatformError;
 use crate::ids::{AccountId, ApiKeyId, ProjectId};
@@ -39,12 +41,34 @@ pub struct NewApiKey {
     pub project: ProjectId,
     /// For people.
     pub name: String,
+    /// What it opens.
+    pub access: KeyAccess,
     /// What it may be used for.
     pub scope: KeyScope,
     /// What bounds it.
     pub limits: ScopeLimits,
     /// From when on it is nothing.
     pub expires_at: Option<Timestamp>,
+}
+
+/// What a key opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyAccess {
+    /// Models.
+    #[default]
+    Inference,
+    /// The organisation's own API: usage, costs, keys. No model.
+    Admin,
+}
+
+impl KeyAccess {
+    /// As it is stored.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inference => "inference",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 /// Models and routes that a key is for; without a list, any.
@@ -57,10 +81,15 @@ pub struct KeyScope {
 }
 
 impl KeyScope {
+    /// Whether it covers a route, whatever the model.
+    pub fn allows_route(&self, route: &str) -> bool {
+        self.routes.as_ref().is_none_or(|routes| routes.iter().any(|other| other == route))
+    }
+
     /// Whether it covers a model on a route.
     pub fn allows(&self, model: &str, route: &str) -> bool {
-        let has = |names: &Option<Vec<String>>, name: &str| names.as_ref().is_none_or(|names| names.iter().any(|other| other == name));
-        has(&self.models, model) && has(&self.routes, route)
+        let is_model = |models: &Vec<String>| models.iter().any(|other| other == model);
+        self.models.as_ref().is_none_or(is_model) && self.allows_route(route)
     }
 }
 
@@ -75,6 +104,8 @@ pub struct ApiKey {
     pub name: String,
     /// Its beginning.
     pub prefix: String,
+    /// What it opens.
+    pub access: KeyAccess,
     /// What it may be used for.
     pub scope: KeyScope,
     /// What bounds it.
@@ -93,64 +124,65 @@ impl ApiKey {
     }
 }
 
-const INSERT_KEY: &str = "INSERT INTO api_key (id, account_id, project_id, name, prefix, hash, models, routes, spending_cap, requests_per_minute, tokens_per_minute, n_concurrent_max, created_at, expires_at, revoked_at, replaces) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, NULL, $15)";
+const INSERT_KEY: &str = "INSERT INTO api_key (id, account_id, project_id, name, prefix, hash, models, routes, spending_cap, requests_per_minute, tokens_per_minute, n_concurrent_max, created_at, expires_at, revoked_at, replaces, access) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, NULL, $15, $16)";
 
 impl Store {
     /// Makes an account.
-    pub async fn create_account(&self, account: NewAccount, now: Timestamp) -> Result<AccountId, PlatformError> {
+    pub async fn create_account(&self, account: NewAccount, by: &By) -> Result<AccountId, PlatformError> {
         check_label(&account.name)?;
-        if self.catalog().await?.plan_at(&account.plan, now).is_none() {
+        if self.catalog().await?.plan_at(&account.plan, by.at).is_none() {
             return Err(PlatformError::NotFound { what: "plan" });
         }
         if account.spending_cap < Micros::ZERO {
             return Err(PlatformError::Invalid { field: "spending_cap", reason: "it is negative".into() });
         }
         let id = AccountId::random()?;
+        let NewAccount { name, plan, overage, spending_cap } = &account;
+        let after = json!({ "name": name, "plan": plan, "overage": overage.name(), "spending_cap_micros": spending_cap.0 });
         let mut write = self.begin().await?;
         let failed = || PlatformError::database("creating an account");
-        let overage = if account.overage == Overage::Charge { "charge" } else { "refuse" };
+        let overage = account.overage.name();
         sqlx::query("INSERT INTO account (id, name, status, overage, spending_cap, created_at) VALUES ($1, $2, 'active', $3, $4, $5)")
             .bind(id.to_string())
             .bind(account.name)
             .bind(overage)
             .bind(account.spending_cap.0)
-            .bind(now.0)
+            .bind(by.at.0)
             .execute(&mut *write.transaction)
             .await
             .map_err(failed())?;
         sqlx::query("INSERT INTO account_plan (account_id, plan_id, valid_from, valid_until) VALUES ($1, $2, $3, NULL)")
             .bind(id.to_string())
             .bind(account.plan)
-            .bind(now.0)
+            .bind(by.at.0)
             .execute(&mut *write.transaction)
             .await
             .map_err(failed())?;
         note_change(&mut write, "account", &id.to_string()).await?;
+        let deed = Deed { action: "account.created", account: Some(id), target: id.to_string(), before: Value::Null, after };
+        self.audit(&mut write, by, deed).await?;
         write.commit("creating an account").await?;
         Ok(id)
     }
 
     /// Lets an account work, or not.
-    pub async fn set_account_status(&self, account: AccountId, status: AccountStatus) -> Result<(), PlatformError> {
+    pub async fn set_account_status(&self, account: AccountId, status: AccountStatus, by: &By) -> Result<(), PlatformError> {
+        let (before, after) = (json!({ "status": self.account(account, by.at).await?.status.name() }), json!({ "status": status.name() }));
         let mut write = self.begin().await?;
-        let status = if status == AccountStatus::Active { "active" } else { "suspended" };
+        let status = status.name();
         let query = sqlx::query("UPDATE account SET status = $1 WHERE id = $2").bind(status).bind(account.to_string());
         let updated = query.execute(&mut *write.transaction).await.map_err(PlatformError::database("updating an account"))?;
         if updated.rows_affected() == 0 {
             return Err(PlatformError::NotFound { what: "account" });
         }
         note_change(&mut write, "account", &account.to_string()).await?;
+        let deed = Deed { action: "account.status_changed", account: Some(account), target: account.to_string(), before, after };
+        self.audit(&mut write, by, deed).await?;
         write.commit("updating an account").await
     }
 
     /// Makes a project.
-    pub async fn create_project(
-        &self,
-        account: AccountId,
-        name: &str,
-        limits: ScopeLimits,
-        now: Timestamp,
-    ) -> Result<ProjectId, PlatformError> {
+    pub async fn create_project(&self, account: AccountId, name: &str, limits: ScopeLimits, by: &By) -> Result<ProjectId, PlatformError> {
         check_label(name)?;
         check_limits(&limits)?;
         if self.terms_of(account).await?.is_none() {
@@ -166,19 +198,22 @@ impl Store {
             .bind(limits.requests_per_minute.map(i64::from))
             .bind(limits.tokens_per_minute.map(i64::from))
             .bind(limits.n_concurrent_max.map(i64::from))
-            .bind(now.0)
+            .bind(by.at.0)
             .execute(&mut *write.transaction)
             .await
             .map_err(PlatformError::database("creating a project"))?;
         note_change(&mut write, "project", &id.to_string()).await?;
+        let after = json!({ "name": name, "limits": limits_json(&limits) });
+        let deed = Deed { action: "project.created", account: Some(account), target: id.to_string(), before: Value::Null, after };
+        self.audit(&mut write, by, deed).await?;
         write.commit("creating a project").await?;
         Ok(id)
     }
 
     /// Makes a key, whose text is nowhere but in the answer.
-    pub async fn create_api_key(&self, key: NewApiKey, hasher: &KeyHasher, now: Timestamp) -> Result<(ApiKeyId, KeyText), PlatformError> {
+    pub async fn create_api_key(&self, key: NewApiKey, hasher: &KeyHasher, by: &By) -> Result<(ApiKeyId, KeyText), PlatformError> {
         let mut write = self.begin().await?;
-        let made = self.insert_key(&mut write, (key, None), hasher, now).await?;
+        let made = self.insert_key(&mut write, (key, None), hasher, by).await?;
         write.commit("creating a key").await?;
         Ok(made)
     }
@@ -189,11 +224,13 @@ impl Store {
         (account, id): (AccountId, ApiKeyId),
         old_until: Timestamp,
         hasher: &KeyHasher,
-        now: Timestamp,
+        by: &By,
     ) -> Result<(ApiKeyId, KeyText), PlatformError> {
-        let old = self.api_key(id).await?.filter(|key| key.owner.account == account && key.is_valid_at(now));
+        let old = self.api_key(id).await?.filter(|key| key.owner.account == account && key.is_valid_at(by.at));
         let old = old.ok_or(PlatformError::NotFound { what: "API key" })?;
         let ends = old.expires_at.map_or(old_until, |expires_at| expires_at.min(old_until));
+        let (before, after) = (json!({ "expires_at": old.expires_at.map(|time| time.0) }), json!({ "expires_at": ends.0 }));
+        let rotated = Deed { action: "api_key.rotated", account: Some(account), target: id.to_string(), before, after };
         let mut write = self.begin().await?;
         let query = sqlx::query("UPDATE api_key SET expires_at = $1 WHERE id = $2 AND revoked_at IS NULL");
         let query = query.bind(ends.0).bind(id.to_string());
@@ -202,23 +239,27 @@ impl Store {
             return Err(PlatformError::NotFound { what: "API key" });
         }
         note_change(&mut write, "api_key", &id.to_string()).await?;
-        let ApiKey { owner, name, scope, limits, expires_at, .. } = old;
-        let key = NewApiKey { account, project: owner.project, name, scope, limits, expires_at };
-        let made = self.insert_key(&mut write, (key, Some(id)), hasher, now).await?;
+        self.audit(&mut write, by, rotated).await?;
+        let ApiKey { owner, name, access, scope, limits, expires_at, .. } = old;
+        let key = NewApiKey { account, project: owner.project, name, access, scope, limits, expires_at };
+        let made = self.insert_key(&mut write, (key, Some(id)), hasher, by).await?;
         write.commit("rotating a key").await?;
         Ok(made)
     }
 
     /// Ends a key now. Doing it again changes nothing.
-    pub async fn revoke_api_key(&self, account: AccountId, id: ApiKeyId, now: Timestamp) -> Result<(), PlatformError> {
+    pub async fn revoke_api_key(&self, account: AccountId, id: ApiKeyId, by: &By) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
         let query = sqlx::query("UPDATE api_key SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2 AND account_id = $3");
-        let query = query.bind(now.0).bind(id.to_string()).bind(account.to_string());
+        let query = query.bind(by.at.0).bind(id.to_string()).bind(account.to_string());
         let updated = query.execute(&mut *write.transaction).await.map_err(PlatformError::database("revoking a key"))?;
         if updated.rows_affected() == 0 {
             return Err(PlatformError::NotFound { what: "API key" });
         }
         note_change(&mut write, "api_key", &id.to_string()).await?;
+        let after = json!({ "revoked": true });
+        let deed = Deed { action: "api_key.revoked", account: Some(account), target: id.to_string(), before: Value::Null, after };
+        self.audit(&mut write, by, deed).await?;
         write.commit("revoking a key").await
     }
 
@@ -227,10 +268,12 @@ impl Store {
         write: &mut Write<'_>,
         (key, replaces): (NewApiKey, Option<ApiKeyId>),
         hasher: &KeyHasher,
-        now: Timestamp,
+        by: &By,
     ) -> Result<(ApiKeyId, KeyText), PlatformError> {
         check_key(&key)?;
-        self.check_room_for_key(write, &key, replaces.is_some(), now).await?;
+        self.check_room_for_key(write, &key, replaces.is_some(), by.at).await?;
+        let after = key_json(&key, replaces);
+        let account = key.account;
         let (id, text) = (ApiKeyId::random()?, KeyText::random()?);
         let hash =
             hasher.hash(text.reveal()).ok_or(PlatformError::Invalid { field: "key", reason: "it has not the form of one".into() })?;
@@ -248,13 +291,16 @@ impl Store {
             .bind(key.limits.requests_per_minute.map(i64::from))
             .bind(key.limits.tokens_per_minute.map(i64::from))
             .bind(key.limits.n_concurrent_max.map(i64::from))
-            .bind(now.0)
+            .bind(by.at.0)
             .bind(key.expires_at.map(|time| time.0))
             .bind(replaces.map(|id| id.to_string()))
+            .bind(key.access.name())
             .execute(&mut *write.transaction)
             .await
             .map_err(PlatformError::database("creating a key"))?;
         note_change(write, "api_key", &id.to_string()).await?;
+        let deed = Deed { action: "api_key.created", account: Some(account), target: id.to_string(), before: Value::Null, after };
+        self.audit(write, by, deed).await?;
         Ok((id, text))
     }
 
@@ -274,13 +320,17 @@ impl Store {
         if query.fetch_optional(&mut *write.transaction).await.map_err(failed())?.is_none() {
             return Err(PlatformError::NotFound { what: "project" });
         }
+        // Plans count keys for models; administration costs nothing.
+        if key.access == KeyAccess::Admin {
+            return Ok(());
+        }
         let query = sqlx::query(
             "SELECT p.n_api_keys_max AS most FROM account_plan a JOIN plan p ON p.id = a.plan_id WHERE a.account_id = $1 AND a.valid_from <= $2 AND (a.valid_until IS NULL OR a.valid_until > $2) AND p.valid_from <= $2 AND (p.valid_until IS NULL OR p.valid_until > $2)",
         );
         let row = query.bind(key.account.to_string()).bind(now.0).fetch_optional(&mut *write.transaction).await.map_err(failed())?;
         let Some(limit) = row.map(|row| crate::store::get_optional_u32(&row, "most")).transpose()?.flatten() else { return Ok(()) };
         let query = sqlx::query(
-            "SELECT COUNT(*) AS n FROM api_key WHERE account_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)",
+            "SELECT COUNT(*) AS n FROM api_key WHERE account_id = $1 AND access = 'inference' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)",
         );
         let row = query.bind(key.account.to_string()).bind(now.0).fetch_one(&mut *write.transaction).await.map_err(failed())?;
         // A key and the one that replaces it count once while both live.
@@ -298,9 +348,11 @@ impl Store {
         row.as_ref().map(read_key).transpose()
     }
 
-    /// All keys.
-    pub(crate) async fn api_keys(&self) -> Result<Vec<ApiKey>, PlatformError> {
-        let rows = sqlx::query("SELECT * FROM api_key").fetch_all(self.pool()).await.map_err(PlatformError::database("reading keys"))?;
+    /// The keys of an account, or all.
+    pub async fn api_keys(&self, account: Option<AccountId>) -> Result<Vec<ApiKey>, PlatformError> {
+        let query = sqlx::query("SELECT * FROM api_key WHERE account_id = $1 OR $1 = '' ORDER BY created_at, id");
+        let query = query.bind(account.map_or_else(String::new, |id| id.to_string()));
+        let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading keys"))?;
         rows.iter().map(read_key).collect()
     }
 
@@ -313,7 +365,7 @@ impl Store {
 }
 
 /// Notes a change; the row lock on the revision makes revisions commit in their order, so that no reader passes one over.
-async fn note_change(write: &mut Write<'_>, kind: &'static str, id: &str) -> Result<(), PlatformError> {
+pub(super) async fn note_change(write: &mut Write<'_>, kind: &'static str, id: &str) -> Result<(), PlatformError> {
     let failed = || PlatformError::database("noting a change");
     let update = sqlx::query("UPDATE directory_revision SET revision = revision + 1");
     update.execute(&mut *write.transaction).await.map_err(failed())?;
@@ -338,6 +390,7 @@ fn read_key(row: &AnyRow) -> Result<ApiKey, PlatformError> {
         owner: Owner { account: get_parsed(row, "account_id")?, project: get_parsed(row, "project_id")?, api_key: Some(id) },
         name: get(row, "name")?,
         prefix: get(row, "prefix")?,
+        access: if get::<String>(row, "access")? == "admin" { KeyAccess::Admin } else { KeyAccess::Inference },
         scope: KeyScope { models: list("models")?, routes: list("routes")? },
         limits: scope_limits(row)?,
         expires_at: get_optional_time(row, "expires_at")?,
@@ -346,7 +399,7 @@ fn read_key(row: &AnyRow) -> Result<ApiKey, PlatformError> {
     })
 }
 
-fn check_label(name: &str) -> Result<(), PlatformError> {
+pub(super) fn check_label(name: &str) -> Result<(), PlatformError> {
     let is_fine = !name.trim().is_empty() && name.len() <= LABEL_BYTES_MAX && !name.contains(char::is_control);
     let reason = || format!("expected 1 to {LABEL_BYTES_MAX} bytes without control characters, got {}", name.len());
     if is_fine { Ok(()) } else { Err(PlatformError::Invalid { field: "name", reason: reason() }) }
@@ -362,6 +415,28 @@ fn check_limits(limits: &ScopeLimits) -> Result<(), PlatformError> {
         }
     }
     Ok(())
+}
+
+fn limits_json(limits: &ScopeLimits) -> Value {
+    json!({
+        "spending_cap_micros": limits.spending_cap.map(|cap| cap.0),
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
+        "n_concurrent_max": limits.n_concurrent_max,
+    })
+}
+
+fn key_json(key: &NewApiKey, replaces: Option<ApiKeyId>) -> Value {
+    json!({
+        "project": key.project.to_string(),
+        "name": key.name,
+        "access": key.access.name(),
+        "models": key.scope.models,
+        "routes": key.scope.routes,
+        "limits": limits_json(&key.limits),
+        "expires_at": key.expires_at.map(|time| time.0),
+        "replaces": replaces.map(|id| id.to_string()),
+    })
 }
 
 fn check_key(key: &NewApiKey) -> Result<(), PlatformError> {

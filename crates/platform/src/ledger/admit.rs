@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use thiserror::Error;
+
 use crate::catalog::{Meter, Plan};
 use crate::ledger::event::{Funding, HoldId, OpenRequest, Owner, Produced, Purpose, Record};
 use crate::ledger::outbox::Position;
 use crate::ledger::scope::{Bound, Held, ScopeId, ScopeLimits};
-use crate::ledger::settle::NotOpen;
 use crate::ledger::{AccountStatus, Hold, Ledger, Overage, has_included, room};
 use crate::limits::N_HOLDS_MAX;
 use crate::money::Micros;
@@ -44,6 +45,17 @@ pub struct Admitted {
     pub funding: Funding,
     /// The account's limit, rest and time to refill of requests a minute, if it is limited.
     pub request_rate: Option<(u32, u32, Duration)>,
+}
+
+/// Why what a request produced may not be shown. It is settled with what it used, as always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NotRecorded {
+    /// It is not in flight.
+    #[error("the request is not in flight")]
+    NotOpen,
+    /// Its lease ran out, and others have taken what it had set aside.
+    #[error("the request's lease ran out, and nothing is left to pay for the rest of it")]
+    Exhausted,
 }
 
 /// Why a request is not admitted. Nothing has changed.
@@ -118,7 +130,10 @@ impl Ledger {
             funding,
             produced: Produced::default(),
         };
-        self.holds.insert(id, Hold { request, price, held, lease_until, lease_entry: lease_until, is_opened: false, is_released: false });
+        self.holds.insert(
+            id,
+            Hold { request, price, ceiling: held, held, lease_until, lease_entry: lease_until, is_opened: false, is_released: false },
+        );
         Ok(Admitted { id, funding, request_rate })
     }
 
@@ -156,9 +171,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Notes what a request has produced in all, which may be shown to its client once the position is durable.
-    pub fn record(&mut self, id: HoldId, produced: Produced, (now, lease): (Timestamp, Duration)) -> Result<Position, NotOpen> {
-        let hold = self.holds.get_mut(&id).ok_or(NotOpen)?;
+    /// Notes what a request has produced in all, which may be shown to its client once the position is durable. One whose lease ran
+    /// out holds nothing for what is still to come: it sets it aside again, or must end, so that it passes a cap by this step at most.
+    pub fn record(&mut self, id: HoldId, produced: Produced, (now, lease): (Timestamp, Duration)) -> Result<Position, NotRecorded> {
+        self.expire(now);
+        self.hold_again(id, now.plus(lease))?;
+        let hold = self.holds.get_mut(&id).ok_or(NotRecorded::NotOpen)?;
         hold.lease_until = hold.lease_until.max(now.plus(lease));
         let before = hold.request.produced;
         let produced = Produced { n_cached: produced.n_cached.max(before.n_cached), n_output: produced.n_output.max(before.n_output) };
@@ -172,5 +190,44 @@ impl Ledger {
         hold.is_opened = true;
         let record = Record::Opened(Box::new(hold.request.clone()));
         Ok(self.outbox.push(&record))
+    }
+
+    /// Sets aside again what a lease that ran out gave back, if there is still room for it.
+    fn hold_again(&mut self, id: HoldId, lease_until: Timestamp) -> Result<(), NotRecorded> {
+        let hold = self.holds.get(&id).ok_or(NotRecorded::NotOpen)?;
+        if !hold.is_released {
+            return Ok(());
+        }
+        // The rate was paid when it was admitted.
+        let missing = Held { n_tokens: 0, ..hold.ceiling.without(hold.held) };
+        let (owner, began) = (hold.request.owner, hold.request.occurred_at);
+        if !self.has_room_again(hold, missing, began) {
+            return Err(NotRecorded::Exhausted);
+        }
+        for scope in ScopeId::of_owner(&owner) {
+            self.scopes.entry(scope).or_default().hold_again(missing);
+        }
+        self.leases.insert((lease_until, id));
+        if let Some(hold) = self.holds.get_mut(&id) {
+            hold.held = Held { n_tokens: 0, ..hold.ceiling };
+            (hold.is_released, hold.lease_until, hold.lease_entry) = (false, lease_until, lease_until);
+        }
+        Ok(())
+    }
+
+    fn has_room_again(&self, hold: &Hold, missing: Held, began: Timestamp) -> bool {
+        let owner = &hold.request.owner;
+        let (Some(account), Some(scope)) = (self.accounts.get(&owner.account), self.scopes.get(&ScopeId::Account(owner.account))) else {
+            return false;
+        };
+        let period = began.period();
+        let is_paid = match hold.request.funding {
+            Funding::Included => {
+                self.plan_at(owner.account, began).is_some_and(|plan| has_included(&plan, scope, period, missing.n_operations))
+            }
+            Funding::Metered | Funding::Waived => missing.money <= room(account, scope, (period, began)),
+        };
+        let affords = |id| self.scopes.get(&id).is_none_or(|scope| scope.affords(missing.money, period));
+        is_paid && ScopeId::of_owner(owner).all(affords)
     }
 }

@@ -17,7 +17,7 @@ mod settle;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, ClassPrice, Plan, Validity};
+use crate::catalog::{Catalog, ClassPrice, Plan, Validity, operations_of};
 use crate::ids::{AccountId, GrantId};
 use crate::ledger::event::{EventKey, Funding, Grant, HoldId, OpenRequest, PayloadHash, Record};
 use crate::ledger::outbox::Outbox;
@@ -26,7 +26,7 @@ use crate::limits::OUTBOX_BYTES_MAX;
 use crate::money::Micros;
 use crate::time::{Period, Timestamp};
 
-pub use admit::{Admitted, Ask, Refusal};
+pub use admit::{Admitted, Ask, NotRecorded, Refusal};
 pub use ingest::Ingested;
 pub use outbox::{Position, Row};
 pub use settle::{Measured, NotOpen};
@@ -40,6 +40,16 @@ pub enum AccountStatus {
     Suspended,
 }
 
+impl AccountStatus {
+    /// As it is stored.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+        }
+    }
+}
+
 /// What happens when the operations of a plan are used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overage {
@@ -47,6 +57,16 @@ pub enum Overage {
     Refuse,
     /// Their tokens are charged, up to the spending cap.
     Charge,
+}
+
+impl Overage {
+    /// As it is stored.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Charge => "charge",
+        }
+    }
 }
 
 /// What the ledger has to know of an account.
@@ -102,13 +122,16 @@ struct AccountState {
 struct Hold {
     request: OpenRequest,
     price: Arc<ClassPrice>,
+    /// What it set aside when it was admitted.
+    ceiling: Held,
+    /// What it holds now: the ceiling, or after its lease ran out, what it is known to have used.
     held: Held,
     lease_until: Timestamp,
     /// Where `leases` has it: renewing a lease does not move it there, running out does.
     lease_entry: Timestamp,
     /// Whether the journal knows of it.
     is_opened: bool,
-    /// Its lease ran out: it holds nothing, but what it used is still to come.
+    /// Its lease ran out: it holds what it is known to have used, and asks again before it shows more.
     is_released: bool,
 }
 
@@ -276,7 +299,7 @@ impl Ledger {
         }
     }
 
-    /// Gives back what requests hold whose lease has run out. They are settled when they end, as all are.
+    /// Gives back what requests hold whose lease has run out, but for what they are known to have used. They are settled when they end, as all are.
     pub fn expire(&mut self, now: Timestamp) {
         while let Some(&(time, id)) = self.leases.first()
             && time <= now
@@ -289,8 +312,11 @@ impl Ledger {
                 continue;
             }
             hold.is_released = true;
-            let (held, owner) = (hold.held, hold.request.owner);
-            self.release(ScopeId::of_owner(&owner), held, held.n_tokens);
+            let (kept, n_tokens_used) = hold.known_use();
+            let given_back = hold.held.without(kept);
+            hold.held = kept;
+            let owner = hold.request.owner;
+            self.release(ScopeId::of_owner(&owner), given_back, given_back.n_tokens.saturating_sub(n_tokens_used));
         }
     }
 
@@ -300,6 +326,19 @@ impl Ledger {
                 scope.release(held, n_tokens_unused);
             }
         }
+    }
+}
+
+impl Hold {
+    /// What it has used as far as it was recorded, as something to hold; and how many tokens that were.
+    fn known_use(&self) -> (Held, u64) {
+        if !self.is_opened {
+            return (Held::default(), 0);
+        }
+        let tokens = settle::recorded(&self.request).tokens;
+        let money = charge(self.request.funding, &self.price, tokens).min(self.ceiling.money);
+        let n_operations = operations_of(tokens.total()).min(self.ceiling.n_operations);
+        (Held { n_requests: 0, n_operations, n_tokens: 0, money }, tokens.total())
     }
 }
 

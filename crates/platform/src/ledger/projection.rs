@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::PlatformError;
 use crate::ids::AccountId;
 use crate::ids::{ApiKeyId, ProjectId};
-use crate::ledger::event::{Entry, Grant, HoldId, OpenRequest, Produced, Record, read_row};
+use crate::ledger::event::{Entry, Grant, HoldId, OpenRequest, Produced, Purpose, Record, read_row};
 use crate::ledger::scope::{PeriodUse, ScopeId};
 use crate::money::{Micros, TokenCounts};
 use crate::time::{Period, Timestamp};
@@ -66,6 +66,8 @@ pub struct Bucket {
     pub api_key: Option<ApiKeyId>,
     /// Of which model.
     pub model: String,
+    /// What for.
+    pub purpose: Purpose,
 }
 
 /// What a bucket counts.
@@ -180,7 +182,8 @@ impl Projection {
         for grain in Grain::ALL {
             let start = grain.start_of(event.occurred_at);
             let (account, project, api_key, model) = (owner.account, owner.project, owner.api_key, event.model.to_string());
-            self.rollups.entry(Bucket { grain, start, account, project, api_key, model }).or_default().add(entry);
+            let purpose = event.purpose;
+            self.rollups.entry(Bucket { grain, start, account, project, api_key, model, purpose }).or_default().add(entry);
         }
     }
 }

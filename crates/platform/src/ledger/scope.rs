@@ -92,6 +92,19 @@ pub struct Held {
     pub money: Micros,
 }
 
+impl Held {
+    /// What is left of it without another, which is part of it.
+    #[must_use]
+    pub(crate) fn without(self, part: Self) -> Self {
+        Self {
+            n_requests: self.n_requests - part.n_requests,
+            n_operations: self.n_operations - part.n_operations,
+            n_tokens: self.n_tokens - part.n_tokens,
+            money: self.money.minus(part.money),
+        }
+    }
+}
+
 /// Which limit of a scope is in the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
@@ -159,6 +172,11 @@ impl Scope {
         if let Some(bucket) = &mut self.tokens {
             bucket.take(held.n_tokens, now);
         }
+        self.hold_again(held);
+    }
+
+    /// Sets aside what was set aside before, without taking of any rate again.
+    pub(crate) fn hold_again(&mut self, held: Held) {
         self.held.n_requests += held.n_requests;
         self.held.n_operations += held.n_operations;
         self.held.n_tokens += held.n_tokens;

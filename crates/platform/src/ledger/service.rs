@@ -6,7 +6,7 @@
 //! new requests are refused. A store that another writer has taken over ends this one's.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tokio::sync::{Notify, watch};
 use crate::error::PlatformError;
 use crate::ledger::event::{EventKey, Grant, HoldId, Outcome, PayloadHash, Produced, UsageEvent};
 use crate::ledger::projection::Projection;
-use crate::ledger::{Admitted, Ask, Ingested, Ledger, Measured, NotOpen, Opening, Position, Refusal, Row};
-use crate::limits::{N_EVENTS_PER_BATCH, N_JOURNAL_ROWS_MAX};
+use crate::ledger::{Admitted, Ask, Ingested, Ledger, Measured, NotOpen, NotRecorded, Opening, Position, Refusal, Row};
+use crate::limits::{N_EVENTS_PER_BATCH, N_JOURNAL_ROWS_MAX, STORE_AWAY_MAX};
 use crate::store::BoxFuture;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 /// Where a writer goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,10 @@ pub struct LedgerService {
     ingesting: tokio::sync::Mutex<()>,
     /// The last row that was committed, and the last that is in the tables, to be looked at without the locks.
     rows: [AtomicU64; 2],
-    is_fenced: AtomicBool,
+    /// Nothing can be written any more.
+    has_ended: AtomicBool,
+    /// Since when the store has been asked for something without success, in microseconds since 1970; 0 if it is not.
+    at_work_since: AtomicI64,
     durable: watch::Sender<Position>,
     work: Notify,
 }
@@ -94,7 +97,8 @@ impl LedgerService {
             projected_row: tokio::sync::Mutex::new(projected_row),
             ingesting: tokio::sync::Mutex::new(()),
             rows: [AtomicU64::new(takeover.journal_row), AtomicU64::new(projected_row)],
-            is_fenced: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
+            at_work_since: AtomicI64::new(0),
             durable: watch::Sender::new(Position::default()),
             work: Notify::new(),
         })
@@ -108,14 +112,14 @@ impl LedgerService {
 
     /// See [`Ledger::admit`].
     pub fn admit(&self, ask: Ask, now: Timestamp) -> Result<Admitted, Refusal> {
-        if self.n_rows_behind() > N_JOURNAL_ROWS_MAX || self.is_fenced.load(Ordering::Relaxed) {
+        if self.n_rows_behind() > N_JOURNAL_ROWS_MAX || self.has_ended() || self.is_away(now) {
             return Err(Refusal::Unavailable);
         }
         self.ledger().admit(ask, now)
     }
 
     /// See [`Ledger::record`].
-    pub fn record(&self, id: HoldId, produced: Produced, (now, lease): (Timestamp, Duration)) -> Result<Position, NotOpen> {
+    pub fn record(&self, id: HoldId, produced: Produced, (now, lease): (Timestamp, Duration)) -> Result<Position, NotRecorded> {
         let position = self.ledger().record(id, produced, (now, lease))?;
         self.work.notify_one();
         Ok(position)
@@ -163,10 +167,10 @@ impl LedgerService {
     /// Waits until everything up to a position is durable.
     pub async fn until_durable(&self, position: Position) -> Result<(), PlatformError> {
         let mut durable = self.durable.subscribe();
-        let reached = durable.wait_for(|durable| *durable >= position || self.is_fenced.load(Ordering::Relaxed)).await;
+        let reached = durable.wait_for(|durable| *durable >= position || self.has_ended()).await;
         match reached {
             Ok(durable) if *durable >= position => Ok(()),
-            _ => Err(PlatformError::Fenced { own: self.epoch, owner: self.epoch + 1 }),
+            _ => Err(PlatformError::Ended),
         }
     }
 
@@ -184,7 +188,9 @@ impl LedgerService {
         let Some(row) = &writing.row else { return Ok(None) };
         let (number, upto) = (writing.last_row + 1, row.upto);
         if let Err(error) = self.store.append(self.epoch, number, &row.bytes).await {
-            self.note_fence(&error);
+            if !error.is_transient() {
+                self.end();
+            }
             return Err(error);
         }
         writing.last_row = number;
@@ -217,31 +223,50 @@ impl LedgerService {
         self.rows[0].load(Ordering::Relaxed).saturating_sub(self.rows[1].load(Ordering::Relaxed))
     }
 
-    fn note_fence(&self, error: &PlatformError) {
-        if matches!(error, PlatformError::Fenced { .. }) {
-            self.is_fenced.store(true, Ordering::Relaxed);
-            self.durable.send_modify(|_| {});
-        }
+    /// Nothing more can be written: whoever waits learns of it.
+    fn end(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+        self.durable.send_modify(|_| {});
     }
 
-    /// Whether another writer has taken over: nothing can be admitted any more.
-    pub fn is_fenced(&self) -> bool {
-        self.is_fenced.load(Ordering::Relaxed)
+    /// Whether nothing can be admitted any more: another writer has taken over, or the store refuses for good what it is given.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
     }
 
-    /// Commits and projects for ever, or until another writer takes over. `now` tells the time, for leases.
-    pub async fn run(self: Arc<Self>, now: fn() -> Timestamp) -> PlatformError {
-        let mut pause = RETRY_MIN;
+    /// Whether the store has failed for longer than anybody should be let in.
+    fn is_away(&self, now: Timestamp) -> bool {
+        let since = self.at_work_since.load(Ordering::Relaxed);
+        since != 0 && now.since(Timestamp(since)) > STORE_AWAY_MAX
+    }
+
+    /// Commits and projects until another writer takes over, or the store refuses what it is given; a store that is away is asked
+    /// again for ever. `now` tells the time, for leases.
+    pub async fn run(self: Arc<Self>, now: Clock) -> PlatformError {
+        let (mut pause, mut is_failing) = (RETRY_MIN, false);
         loop {
             self.ledger().expire(now());
+            // A store that does not answer is as far away as one that fails.
+            let _ = self.at_work_since.compare_exchange(0, now().0, Ordering::Relaxed, Ordering::Relaxed);
             match self.turn().await {
-                Ok(()) => pause = RETRY_MIN,
+                Ok(()) => {
+                    self.at_work_since.store(0, Ordering::Relaxed);
+                    if std::mem::take(&mut is_failing) {
+                        tracing::info!("the ledger's store is there again");
+                    }
+                    pause = RETRY_MIN;
+                }
                 Err(error) if error.is_transient() => {
-                    tracing::warn!(%error, retry_ms = pause.as_millis() as u64, "the ledger's store failed; what is to be written waits");
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "the ledger's store failed: what is to be written waits");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }
-                Err(error) => return error,
+                Err(error) => {
+                    self.end();
+                    return error;
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::ledger::event::{Draw, Entry, GATEWAY, HoldId, OpenRequest, Outcome, Record, UsageEvent};
 use crate::ledger::outbox::Position;
-use crate::ledger::scope::ScopeId;
+use crate::ledger::scope::{Held, ScopeId};
 use crate::ledger::{Hold, Ledger, charge};
 use crate::money::{Micros, TokenCounts};
 use crate::time::Timestamp;
@@ -57,10 +57,8 @@ impl Ledger {
     }
 
     fn give_back(&mut self, hold: &Hold, n_tokens_used: u64) {
-        if !hold.is_released {
-            let n_unused = hold.held.n_tokens.saturating_sub(n_tokens_used);
-            self.release(ScopeId::of_owner(&hold.request.owner), hold.held, n_unused);
-        }
+        let n_unused = hold.held.n_tokens.saturating_sub(n_tokens_used);
+        self.release(ScopeId::of_owner(&hold.request.owner), hold.held, n_unused);
     }
 
     fn close(&mut self, hold: &Hold) -> Position {
@@ -138,7 +136,8 @@ impl Ledger {
         let hold = Hold {
             request,
             price,
-            held: crate::ledger::scope::Held::default(),
+            ceiling: Held::default(),
+            held: Held::default(),
             lease_until: now,
             lease_entry: now,
             is_opened: true,
@@ -149,7 +148,7 @@ impl Ledger {
 }
 
 /// What a request has used as far as the journal knows. It is no operation: it did not come to its end.
-fn recorded(request: &OpenRequest) -> Measured {
+pub(super) fn recorded(request: &OpenRequest) -> Measured {
     let n_cached = request.produced.n_cached.min(request.n_prompt);
     let tokens = TokenCounts { n_input: request.n_prompt - n_cached, n_cached, n_output: request.produced.n_output };
     let n_operations = 0;

@@ -55,9 +55,9 @@ const USED: Bulk = Bulk {
     tail: " ON CONFLICT (scope_kind, scope_id, period) DO UPDATE SET n_events = period_use.n_events + excluded.n_events, n_operations = period_use.n_operations + excluded.n_operations, n_included = period_use.n_included + excluded.n_included, charge = period_use.charge + excluded.charge, due = period_use.due + excluded.due",
 };
 const ROLLUPS: Bulk = Bulk {
-    head: "INSERT INTO usage_rollup (account_id, grain, bucket_start, project_id, api_key_id, model, n_events, n_operations, n_input, n_cached, n_output, charge, due) VALUES ",
-    casts: &[""; 13],
-    tail: " ON CONFLICT (account_id, grain, bucket_start, project_id, api_key_id, model) DO UPDATE SET n_events = usage_rollup.n_events + excluded.n_events, n_operations = usage_rollup.n_operations + excluded.n_operations, n_input = usage_rollup.n_input + excluded.n_input, n_cached = usage_rollup.n_cached + excluded.n_cached, n_output = usage_rollup.n_output + excluded.n_output, charge = usage_rollup.charge + excluded.charge, due = usage_rollup.due + excluded.due",
+    head: "INSERT INTO usage_rollup (account_id, grain, bucket_start, project_id, api_key_id, model, purpose, n_events, n_operations, n_input, n_cached, n_output, charge, due) VALUES ",
+    casts: &[""; 14],
+    tail: " ON CONFLICT (account_id, grain, bucket_start, project_id, api_key_id, model, purpose) DO UPDATE SET n_events = usage_rollup.n_events + excluded.n_events, n_operations = usage_rollup.n_operations + excluded.n_operations, n_input = usage_rollup.n_input + excluded.n_input, n_cached = usage_rollup.n_cached + excluded.n_cached, n_output = usage_rollup.n_output + excluded.n_output, charge = usage_rollup.charge + excluded.charge, due = usage_rollup.due + excluded.due",
 };
 const KNOWN: Bulk = Bulk {
     head: "SELECT account_id, source, event_id, payload_hash FROM usage_event WHERE (account_id, source, event_id) IN (VALUES ",
@@ -325,6 +325,7 @@ fn rollup_row((bucket, counts): (&crate::ledger::projection::Bucket, &crate::led
         Cell::Text(bucket.project.to_string()),
         Cell::Text(bucket.api_key.map_or_else(String::new, |key| key.to_string())),
         Cell::Text(bucket.model.clone()),
+        Cell::Text(bucket.purpose.name().to_string()),
         count(counts.n_events),
         count(counts.n_operations),
         count(counts.tokens.n_input),

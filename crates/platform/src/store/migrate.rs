@@ -34,6 +34,9 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(1, "ledger", both!("0001_ledger.sql")),
     migration(2, "directory", both!("0002_directory.sql")),
     migration(3, "rate cards", both!("0003_rate_cards.sql")),
+    migration(4, "operation", both!("0004_operation.sql")),
+    migration(5, "audit", both!("0005_audit.sql")),
+    migration(6, "usage by purpose", both!("0006_usage_by_purpose.sql")),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_migration (version BIGINT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, applied_at BIGINT NOT NULL)";

@@ -2,6 +2,7 @@
 //! the schema's spelling of types (two sets of migrations), how a connection is set up, and how placeholders of long lists are
 //! written; all of it is in this folder. Statements are constants or built of constants: values are always parameters.
 
+mod backup;
 mod bulk;
 pub(crate) mod catalog;
 mod ledger_store;
@@ -19,6 +20,7 @@ use crate::limits::{DATABASE_WAIT_MAX, N_CONNECTIONS_MAX};
 use crate::money::Micros;
 use crate::time::Timestamp;
 
+pub use backup::TABLES;
 pub use migrate::{MIGRATIONS, Migration};
 
 /// A boxed future of the platform, as traits that are objects need it.
@@ -103,6 +105,25 @@ impl Store {
         };
         let transaction = self.pool.begin_with(begin).await.map_err(PlatformError::database("beginning a transaction"))?;
         Ok(Write { transaction, _turn: turn })
+    }
+
+    /// Whether the database's own structures are whole, as far as it can tell: SQLite checks its file and its references.
+    pub async fn check_integrity(&self) -> Result<(), PlatformError> {
+        if self.dialect == Dialect::Postgres {
+            return Ok(());
+        }
+        let failed = || PlatformError::database("checking the file");
+        let rows =
+            sqlx::query("SELECT integrity_check AS found FROM pragma_integrity_check").fetch_all(&self.pool).await.map_err(failed())?;
+        let found = rows.iter().map(|row| get::<String>(row, "found")).collect::<Result<Vec<_>, _>>()?;
+        if found != ["ok"] {
+            return Err(PlatformError::Corrupt { what: "the database file", reason: found.join("; ") });
+        }
+        let query = sqlx::query("SELECT CAST(COUNT(*) AS BIGINT) AS n FROM pragma_foreign_key_check");
+        match get::<i64>(&query.fetch_one(&self.pool).await.map_err(failed())?, "n")? {
+            0 => Ok(()),
+            n => Err(PlatformError::Corrupt { what: "the database file", reason: format!("{n} rows refer to rows that are not there") }),
+        }
     }
 
     /// Closes all connections, waiting for those at work.

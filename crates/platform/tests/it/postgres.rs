@@ -11,25 +11,51 @@ const ALLOW_MISSING: &str = "BITNET_ALLOW_MISSING_POSTGRES";
 /// Names the socket's file; nothing listens on a port.
 const PORT: &str = "5432";
 
-struct Server {
+/// A cluster of the tests' own.
+pub(crate) struct Server {
     folder: PathBuf,
     user: String,
+}
+
+impl Server {
+    /// Runs it, and waits until it answers.
+    pub(crate) fn start(&self) -> Child {
+        let postgres = bin("postgres").expect("it was there");
+        let mut server = as_user(&self.user, &postgres);
+        server.arg("-D").arg(self.folder.join("data")).arg("-k").arg(&self.folder);
+        server.args(["-p", PORT, "-c", "listen_addresses=", "-c", "max_connections=200"]);
+        let mut child = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("postgres starts");
+        wait_until_ready(&self.user, &self.folder, &mut child);
+        child
+    }
+
+    /// Makes a database; returns its URL.
+    pub(crate) fn create(&self, name: &str) -> String {
+        let folder = self.folder.to_str().expect("a plain path");
+        let createdb = bin("createdb").expect("it comes with postgres");
+        let created = as_user(&self.user, &createdb).args(["-h", folder, "-p", PORT, "-U", &self.user, name]).status();
+        assert!(created.is_ok_and(|status| status.success()), "createdb failed");
+        format!("postgres://{}@localhost:{PORT}/{name}?host={}", self.user, folder.replace('/', "%2F"))
+    }
 }
 
 /// A fresh database's URL; `None` where tests of PostgreSQL may be left out.
 pub(crate) fn fresh_database() -> Option<String> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     static N_DATABASES: AtomicU32 = AtomicU32::new(0);
-    let server = SERVER.get_or_init(start).as_ref()?;
-    let name = format!("test_{}", N_DATABASES.fetch_add(1, Ordering::Relaxed));
-    let folder = server.folder.to_str().expect("a plain path");
-    let created = as_user(&server.user, &bin("createdb")?).args(["-h", folder, "-p", PORT, "-U", &server.user, &name]).status();
-    assert!(created.is_ok_and(|status| status.success()), "createdb failed");
-    Some(format!("postgres://{}@localhost:{PORT}/{name}?host={}", server.user, folder.replace('/', "%2F")))
+    let server = SERVER.get_or_init(|| {
+        let server = make()?;
+        // It ends with this process, whoever holds it.
+        let _child: &'static mut Child = Box::leak(Box::new(server.start()));
+        Some(server)
+    });
+    let number = N_DATABASES.fetch_add(1, Ordering::Relaxed);
+    server.as_ref().map(|server| server.create(&format!("test_{number}")))
 }
 
-fn start() -> Option<Server> {
-    let (Some(initdb), Some(postgres)) = (bin("initdb"), bin("postgres")) else {
+/// Makes a cluster; `None` where tests of PostgreSQL may be left out.
+pub(crate) fn make() -> Option<Server> {
+    let (Some(initdb), Some(_)) = (bin("initdb"), bin("postgres")) else {
         assert!(
             std::env::var_os(ALLOW_MISSING).is_some(),
             "no PostgreSQL: install Debian's package postgresql (`cargo xtask test` does, as root), or set {ALLOW_MISSING}=1 to leave its tests out"
@@ -45,19 +71,15 @@ fn start() -> Option<Server> {
     let mut made = as_user(&user, &initdb);
     made.arg("-D").arg(&data).args(["-U", &user, "-A", "trust", "-E", "UTF8", "--no-sync"]).stdout(Stdio::null());
     assert!(made.status().is_ok_and(|status| status.success()), "initdb failed");
-    let mut server = as_user(&user, &postgres);
-    server.arg("-D").arg(&data).arg("-k").arg(&folder).args(["-p", PORT, "-c", "listen_addresses=", "-c", "max_connections=200"]);
-    let mut child = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("postgres starts");
-    watch_over(&child, &folder);
-    wait_until_ready(&user, &folder, &mut child);
+    watch_over(&folder);
     Some(Server { folder, user })
 }
 
 /// A shell that outlives this process by a moment: it ends the server and removes its folder, whatever way the tests end.
-fn watch_over(child: &Child, folder: &Path) {
-    let script = "while kill -0 \"$1\" 2>/dev/null; do sleep 1; done; kill -INT \"$2\"; while kill -0 \"$2\" 2>/dev/null; do sleep 1; done; rm -rf \"$3\"";
+fn watch_over(folder: &Path) {
+    let script = "while kill -0 \"$1\" 2>/dev/null; do sleep 1; done; pid=$(head -n 1 \"$2/data/postmaster.pid\" 2>/dev/null); [ -z \"$pid\" ] || kill -INT \"$pid\"; while [ -n \"$pid\" ] && kill -0 \"$pid\" 2>/dev/null; do sleep 1; done; rm -rf \"$2\"";
     let mut shell = Command::new("sh");
-    shell.args(["-c", script, "watch", &std::process::id().to_string(), &child.id().to_string()]).arg(folder);
+    shell.args(["-c", script, "watch", &std::process::id().to_string()]).arg(folder);
     // Nobody waits for it: it ends after this process, whose parent then reaps it.
     let _watcher: &'static mut Child =
         Box::leak(Box::new(shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sh starts")));

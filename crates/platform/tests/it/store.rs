@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitnet_platform::PlatformError;
-use bitnet_platform::directory::{Directory, KeyHasher, KeyScope, NewAccount, NewApiKey};
+use bitnet_platform::audit::By;
+use bitnet_platform::directory::{Directory, KeyAccess, KeyHasher, KeyScope, NewAccount, NewApiKey};
 use bitnet_platform::ids::{AccountId, GrantId, ProjectId};
 use bitnet_platform::ledger::event::{Grant, Outcome, Owner, Produced, Purpose, UsageEvent};
 use bitnet_platform::ledger::scope::ScopeLimits;
@@ -15,15 +16,20 @@ use bitnet_platform::money::{Micros, TokenCounts};
 use bitnet_platform::store::{MIGRATIONS, Store};
 use bitnet_platform::time::Timestamp;
 
-const NOW: Timestamp = Timestamp(1_767_225_600_000_000);
+pub(crate) const NOW: Timestamp = Timestamp(1_767_225_600_000_000);
 const LEASE: Duration = Duration::from_secs(60);
 
-fn later(seconds: u64) -> Timestamp {
+pub(crate) fn later(seconds: u64) -> Timestamp {
     NOW.plus(Duration::from_secs(seconds))
 }
 
+/// Who does things in tests.
+pub(crate) fn by(at: Timestamp) -> By {
+    By::operator("tester", at)
+}
+
 /// Runs a test on both databases, each fresh and empty.
-fn on_both<F: Future<Output = ()>>(test: impl Fn(Arc<Store>, String) -> F) {
+pub(crate) fn on_both<F: Future<Output = ()>>(test: impl Fn(Arc<Store>, String) -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let folder = tempfile::tempdir().expect("a folder");
     let sqlite = format!("sqlite:{}", folder.path().join("platform.db").display());
@@ -38,14 +44,14 @@ fn on_both<F: Future<Output = ()>>(test: impl Fn(Arc<Store>, String) -> F) {
 }
 
 /// An account on a plan, with a project.
-async fn account(store: &Store, plan: &str) -> (AccountId, ProjectId) {
+pub(crate) async fn account(store: &Store, plan: &str) -> (AccountId, ProjectId) {
     let new = NewAccount { name: "Ann".into(), plan: plan.into(), overage: Overage::Refuse, spending_cap: Micros(5_000) };
-    let account = store.create_account(new, NOW).await.expect("created");
-    let project = store.create_project(account, "default", ScopeLimits::default(), NOW).await.expect("created");
+    let account = store.create_account(new, &by(NOW)).await.expect("created");
+    let project = store.create_project(account, "default", ScopeLimits::default(), &by(NOW)).await.expect("created");
     (account, project)
 }
 
-async fn open(store: &Arc<Store>, now: Timestamp) -> LedgerService {
+pub(crate) async fn open(store: &Arc<Store>, now: Timestamp) -> LedgerService {
     LedgerService::open(Box::new(store.clone()), now).await.expect("it opens")
 }
 
@@ -62,7 +68,7 @@ fn ask((account, project): (AccountId, ProjectId)) -> Ask {
     }
 }
 
-fn event((account, project): (AccountId, ProjectId), id: &str, n_output: u64) -> UsageEvent {
+pub(crate) fn event((account, project): (AccountId, ProjectId), id: &str, n_output: u64) -> UsageEvent {
     UsageEvent {
         owner: Owner { account, project, api_key: None },
         source: "worker' OR 1=1 --".into(),
@@ -265,11 +271,12 @@ fn key_works_until_revoked_expired_or_rotated_away() {
             account: own,
             project,
             name: "k".into(),
+            access: KeyAccess::Inference,
             scope: KeyScope { models: Some(vec!["m".into()]), routes: None },
             limits: ScopeLimits::default(),
             expires_at: Some(later(100)),
         };
-        let (id, text) = elsewhere.create_api_key(new.clone(), &hasher, NOW).await.expect("created");
+        let (id, text) = elsewhere.create_api_key(new.clone(), &hasher, &by(NOW)).await.expect("created");
         assert!(directory.find(text.reveal(), NOW).is_none(), "not yet heard of");
         directory.refresh(NOW).await.expect("it reads");
         let found = directory.find(text.reveal(), NOW).expect("a key");
@@ -279,23 +286,89 @@ fn key_works_until_revoked_expired_or_rotated_away() {
         for wrong in ["", "sk-bitnet-", "' OR 1=1 --", text.shown(), if almost == text.reveal() { "" } else { &almost }] {
             assert!(directory.find(wrong, NOW).is_none(), "{wrong}");
         }
-        let second = elsewhere.create_api_key(new.clone(), &hasher, NOW).await;
+        let second = elsewhere.create_api_key(new.clone(), &hasher, &by(NOW)).await;
         assert!(matches!(second, Err(PlatformError::PlanLimit { limit: 1, .. })), "the plan has one key");
         let stranger = NewApiKey { account: foreign, ..new };
-        assert!(matches!(elsewhere.create_api_key(stranger, &hasher, NOW).await, Err(PlatformError::NotFound { .. })), "not its project");
-        assert!(matches!(elsewhere.revoke_api_key(foreign, id, NOW).await, Err(PlatformError::NotFound { .. })), "not its key");
+        assert!(
+            matches!(elsewhere.create_api_key(stranger, &hasher, &by(NOW)).await, Err(PlatformError::NotFound { .. })),
+            "not its project"
+        );
+        assert!(matches!(elsewhere.revoke_api_key(foreign, id, &by(NOW)).await, Err(PlatformError::NotFound { .. })), "not its key");
 
-        let (newer, newer_text) = elsewhere.rotate_api_key((own, id), later(10), &hasher, NOW).await.expect("rotated");
+        let (newer, newer_text) = elsewhere.rotate_api_key((own, id), later(10), &hasher, &by(NOW)).await.expect("rotated");
         directory.refresh(NOW).await.expect("it reads");
         assert!(directory.find(text.reveal(), later(9)).is_some() && directory.find(text.reveal(), later(10)).is_none());
         assert!(directory.find(newer_text.reveal(), later(10)).is_some());
-        elsewhere.revoke_api_key(own, newer, later(20)).await.expect("revoked");
+        elsewhere.revoke_api_key(own, newer, &by(later(20))).await.expect("revoked");
         directory.refresh(NOW).await.expect("it reads");
         assert!(directory.find(newer_text.reveal(), later(20)).is_none());
         assert!(ledger.admit(ask((own, project)), NOW).is_ok());
-        elsewhere.set_account_status(own, AccountStatus::Suspended).await.expect("suspended");
+        elsewhere.set_account_status(own, AccountStatus::Suspended, &by(NOW)).await.expect("suspended");
         directory.refresh(NOW).await.expect("it reads");
         assert_eq!(ledger.admit(ask((own, project)), NOW), Err(Refusal::Suspended));
         elsewhere.close().await;
+    });
+}
+
+#[test]
+fn backup_of_either_database_fills_either() {
+    let backups = std::sync::Mutex::new(Vec::new());
+    on_both(|store, _| {
+        let backups = &backups;
+        async move {
+            store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+            let payg = account(&store, "payg").await;
+            let ledger = open(&store, NOW).await;
+            ledger.ingest((0..300).map(|id| event(payg, &id.to_string(), 3)).collect(), NOW).await.expect("booked");
+            ledger.commit().await.expect("durable");
+            ledger.project().await.expect("in the tables");
+            // Something that is in the journal only.
+            ledger.ingest(vec![event(payg, "late", 3)], NOW).await.expect("booked");
+            ledger.commit().await.expect("durable");
+            let mut file = Vec::new();
+            let n_rows = store.backup(&mut file, NOW).await.expect("written");
+            assert!(n_rows > 600, "{n_rows}");
+            let refused = store.restore(|| Ok(file.as_slice()), NOW).await;
+            assert!(matches!(refused, Err(PlatformError::NotEmpty)), "{refused:?}");
+            backups.lock().unwrap().push(file);
+        }
+    });
+    for file in backups.into_inner().unwrap() {
+        on_both(|store, _| {
+            let file = file.as_slice();
+            async move {
+                let mut changed = file.to_vec();
+                let place = changed.len() / 2;
+                changed[place] ^= 1;
+                assert!(store.restore(|| Ok(changed.as_slice()), NOW).await.is_err(), "it was changed");
+                assert!(store.restore(|| Ok(&file[..file.len() - 200]), NOW).await.is_err(), "it was cut");
+                store.restore(|| Ok(file), NOW).await.expect("restored");
+                let again = open(&store, NOW).await;
+                again.flush().await.expect("durable");
+                let report = store.reconcile().await.expect("it reads");
+                assert!(report.is_balanced() && report.n_events == 301, "{report:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn every_table_is_in_a_backup() {
+    on_both(|store, url| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let pool = sqlx::AnyPool::connect(&url).await.expect("it connects");
+        let text = if url.starts_with("sqlite") {
+            "SELECT name FROM sqlite_master WHERE type = 'table'"
+        } else {
+            "SELECT CAST(tablename AS TEXT) AS name FROM pg_tables WHERE schemaname = current_schema()"
+        };
+        let rows = sqlx::query(text).fetch_all(&pool).await.expect("it reads");
+        let mut there: Vec<String> = rows.iter().map(|row| sqlx::Row::get(row, "name")).collect();
+        there.retain(|name| name != "schema_migration");
+        there.sort();
+        let mut known = bitnet_platform::store::TABLES.to_vec();
+        known.sort_unstable();
+        assert_eq!(there, known);
+        pool.close().await;
     });
 }

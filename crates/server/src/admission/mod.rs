@@ -10,16 +10,17 @@ mod static_keys;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use bitnet_engine::{Priority, TenantSalt, Usage};
+use bitnet_engine::{Priority, RequestEnd, TenantSalt, Usage};
 
 use crate::error::ServerError;
 
 pub use crate::ids::new_secret;
 pub(crate) use settlement::Settlement;
-pub use static_keys::{ApiKey, ApiKeyDigest, StaticKeys};
+pub use static_keys::{ApiKey, ApiKeyDigest, StaticKeys, credential};
 
 /// A boxed future, as traits that are objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -31,8 +32,10 @@ pub struct Caller {
     pub name: String,
     /// Keeps cached prefixes of callers apart.
     pub tenant: TenantSalt,
-    /// The most urgent class that the caller may ask for.
+    /// The most urgent class that the caller may ask for; what the caller gets who asks for none, unless that is less urgent.
     pub priority_best: Priority,
+    /// Which of the caller's keys it is, where admission tells them apart.
+    pub api_key: Option<Arc<str>>,
 }
 
 /// What a request is for; a usage event names it.
@@ -53,6 +56,8 @@ pub struct Ceiling {
     pub request_id: String,
     /// What it is for.
     pub operation: Operation,
+    /// The route that it came by.
+    pub route: Arc<str>,
     /// The model's name.
     pub model: String,
     /// Tokens of all its prompts.
@@ -74,20 +79,50 @@ pub struct RateLimits {
     pub reset_requests: Duration,
 }
 
+/// What a request used, once it is over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Used {
+    /// All together.
+    pub usage: Usage,
+    /// Tokens of each of its prompts, with what was written to it.
+    pub item_tokens: Vec<usize>,
+    /// The worst end that one of them had.
+    pub end: RequestEnd,
+}
+
+/// What a request has produced so far, in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Produced {
+    /// Tokens of its prompts that the cache had.
+    pub n_cached_tokens: usize,
+    /// Tokens written.
+    pub n_completion_tokens: usize,
+}
+
+/// Record first: what a request has produced is durable before its client sees it, so that no crash loses what was delivered.
+pub trait Recorder: Send + Sync {
+    /// Notes what there is. Once the future is done it may be shown; an error ends the request.
+    fn record(&self, produced: Produced) -> BoxFuture<'static, Result<(), ServerError>>;
+}
+
 /// What was reserved for one request.
 pub trait Reservation: Send {
     /// Accounts for what was used. Runs on an engine's thread: it hands the work over and does not block.
-    fn settle(self: Box<Self>, usage: Usage);
+    fn settle(self: Box<Self>, used: Used);
     /// Nothing was computed: gives everything back. Must not block either.
     fn void(self: Box<Self>);
     /// What the caller has left, if it is limited.
     fn rate_limits(&self) -> Option<RateLimits>;
+    /// Through which the request's output goes; without one, it is shown as it comes.
+    fn recorder(&self) -> Option<Arc<dyn Recorder>> {
+        None
+    }
 }
 
 /// Decides about callers and requests.
 pub trait Admission: Send + Sync + 'static {
-    /// Who calls, by the headers of a request.
-    fn authenticate<'a>(&'a self, headers: &'a HeaderMap) -> BoxFuture<'a, Result<Caller, ServerError>>;
+    /// Who calls a route, by the headers of a request.
+    fn authenticate<'a>(&'a self, headers: &'a HeaderMap, route: &'a str) -> BoxFuture<'a, Result<Caller, ServerError>>;
     /// Reserves the most that a request can cost, or refuses it.
     fn admit<'a>(&'a self, caller: &'a Caller, ceiling: Ceiling) -> BoxFuture<'a, Result<Box<dyn Reservation>, ServerError>>;
 }

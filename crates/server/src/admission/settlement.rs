@@ -5,9 +5,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use bitnet_engine::{RequestId, Usage, UsageSink};
+use bitnet_engine::{RequestEnd, RequestId, Usage, UsageSink};
 
-use crate::admission::Reservation;
+use crate::admission::{Reservation, Used};
 use crate::traces::{RequestTrace, Stage};
 
 /// A reservation, until it is settled or voided.
@@ -15,7 +15,7 @@ pub(crate) struct Settlement(Mutex<Open>);
 
 struct Open {
     reservation: Option<Box<dyn Reservation>>,
-    usage: Usage,
+    used: Used,
     /// The client was refused, whatever had been begun by then.
     is_refused: bool,
     trace: RequestTrace,
@@ -24,7 +24,7 @@ struct Open {
 impl Settlement {
     /// Dropped without anything used, the reservation is voided.
     pub(crate) fn new(reservation: Box<dyn Reservation>, trace: RequestTrace) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), usage: Usage::default(), is_refused: false, trace })))
+        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), used: Used::default(), is_refused: false, trace })))
     }
 
     /// Nothing will be charged: the request was refused, and will be sent again.
@@ -41,11 +41,14 @@ impl Settlement {
 struct Share(Arc<Settlement>);
 
 impl UsageSink for Share {
-    fn finished(self: Box<Self>, _id: RequestId, usage: Usage) {
+    fn finished(self: Box<Self>, _id: RequestId, usage: Usage, end: RequestEnd) {
         let mut open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        open.usage.n_prompt_tokens += usage.n_prompt_tokens;
-        open.usage.n_cached_tokens += usage.n_cached_tokens;
-        open.usage.n_completion_tokens += usage.n_completion_tokens;
+        let used = &mut open.used;
+        used.usage.n_prompt_tokens += usage.n_prompt_tokens;
+        used.usage.n_cached_tokens += usage.n_cached_tokens;
+        used.usage.n_completion_tokens += usage.n_completion_tokens;
+        used.item_tokens.push(usage.n_prompt_tokens + usage.n_completion_tokens);
+        used.end = used.end.max(end);
     }
 }
 
@@ -53,12 +56,12 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         let open = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some(reservation) = open.reservation.take() else { return };
-        let is_void = open.is_refused || open.usage == Usage::default();
+        let is_void = open.is_refused || open.used.usage == Usage::default();
         let start = Instant::now();
         if is_void {
             reservation.void()
         } else {
-            reservation.settle(open.usage)
+            reservation.settle(std::mem::take(&mut open.used))
         }
         open.trace.stage(Stage::Settle, (start, Instant::now()), &[]);
     }
@@ -70,11 +73,11 @@ mod tests {
     use crate::admission::RateLimits;
 
     #[derive(Clone, Default)]
-    struct Book(Arc<Mutex<Vec<Option<usize>>>>);
+    struct Book(Arc<Mutex<Vec<Option<Used>>>>);
 
     impl Reservation for Book {
-        fn settle(self: Box<Self>, usage: Usage) {
-            self.0.lock().unwrap().push(Some(usage.n_completion_tokens));
+        fn settle(self: Box<Self>, used: Used) {
+            self.0.lock().unwrap().push(Some(used));
         }
 
         fn void(self: Box<Self>) {
@@ -96,10 +99,12 @@ mod tests {
         let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
         let (first, second) = (settlement.share(), settlement.share());
         drop(settlement);
-        first.finished(RequestId(1), used(3));
+        first.finished(RequestId(1), used(3), RequestEnd::Failed);
         assert!(book.0.lock().unwrap().is_empty(), "one is still at work");
-        second.finished(RequestId(2), used(4));
-        assert_eq!(*book.0.lock().unwrap(), [Some(7)]);
+        second.finished(RequestId(2), used(4), RequestEnd::Cancelled);
+        let usage = Usage { n_prompt_tokens: 2, n_cached_tokens: 0, n_completion_tokens: 7 };
+        let whole = Used { usage, item_tokens: vec![4, 5], end: RequestEnd::Failed };
+        assert_eq!(*book.0.lock().unwrap(), [Some(whole)], "and the worse end is the request's");
     }
 
     #[test]
@@ -107,7 +112,7 @@ mod tests {
         let book = Book::default();
         let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
         drop(settlement.share());
-        settlement.share().finished(RequestId(1), Usage::default());
+        settlement.share().finished(RequestId(1), Usage::default(), RequestEnd::Complete);
         drop(settlement);
         assert_eq!(*book.0.lock().unwrap(), [None]);
     }
@@ -116,7 +121,7 @@ mod tests {
     fn refused_request_is_voided_whatever_was_begun() {
         let book = Book::default();
         let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
-        settlement.share().finished(RequestId(1), used(0));
+        settlement.share().finished(RequestId(1), used(0), RequestEnd::Failed);
         settlement.refuse();
         drop(settlement);
         assert_eq!(*book.0.lock().unwrap(), [None]);

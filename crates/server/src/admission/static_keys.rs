@@ -8,9 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
-use bitnet_engine::{Priority, TenantSalt, Usage};
+use bitnet_engine::{Priority, TenantSalt};
 
-use crate::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation};
+use crate::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, Used};
 use crate::error::ServerError;
 use crate::limits;
 
@@ -73,7 +73,7 @@ impl StaticKeys {
     pub fn new(keys: Vec<ApiKey>, secret: [u8; 32]) -> Self {
         let caller = |name: &str| {
             let tenant = TenantSalt(*blake3::keyed_hash(&secret, name.as_bytes()).as_bytes());
-            Caller { name: name.to_string(), tenant, priority_best: Priority::Normal }
+            Caller { name: name.to_string(), tenant, priority_best: Priority::Normal, api_key: None }
         };
         let now = Instant::now();
         let entry = |key: ApiKey| {
@@ -119,7 +119,7 @@ impl StaticKeys {
 }
 
 /// The key of a request: `Authorization: Bearer KEY`, or Anthropic's `X-Api-Key: KEY`.
-fn credential(headers: &HeaderMap) -> Result<&str, ServerError> {
+pub fn credential(headers: &HeaderMap) -> Result<&str, ServerError> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     let key = bearer.map(|(_, key)| key.trim()).or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()));
@@ -134,7 +134,7 @@ fn credential(headers: &HeaderMap) -> Result<&str, ServerError> {
 struct Free(Option<RateLimits>);
 
 impl Reservation for Free {
-    fn settle(self: Box<Self>, _usage: Usage) {}
+    fn settle(self: Box<Self>, _used: Used) {}
 
     fn void(self: Box<Self>) {}
 
@@ -144,7 +144,7 @@ impl Reservation for Free {
 }
 
 impl Admission for StaticKeys {
-    fn authenticate<'a>(&'a self, headers: &'a HeaderMap) -> BoxFuture<'a, Result<Caller, ServerError>> {
+    fn authenticate<'a>(&'a self, headers: &'a HeaderMap, _: &'a str) -> BoxFuture<'a, Result<Caller, ServerError>> {
         Box::pin(std::future::ready(self.find(headers)))
     }
 

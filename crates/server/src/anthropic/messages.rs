@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use bitnet_engine::{FinishReason, Priority};
+use bitnet_engine::FinishReason;
 use serde_json::Value;
 
 use crate::anthropic::encoder::MessageEncoder;
@@ -31,7 +31,7 @@ pub(crate) async fn create(
     let conversation = conversation(counted)?;
     let name = model.name.clone();
     let params = JobParams { prompt: "messages", constraint: "tools" };
-    let talk = Talk { model, conversation, generate, priority: Priority::Normal, params };
+    let talk = Talk { model, conversation, generate, priority: context.caller.priority_best, params };
     let reply = converse(&app, &context, talk).await?;
     if streams {
         let encoder = MessageEncoder::new(new_id("msg_"), name, reply.n_prompt_tokens());

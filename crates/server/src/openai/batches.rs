@@ -87,6 +87,9 @@ struct OwnedBatch {
     owner: String,
     /// Keeps the owner's cached prefixes apart, as for a request of its own.
     tenant: [u8; 32],
+    /// The key that asked for it, whose limits and end are the batch's, too.
+    #[serde(default)]
+    api_key: Option<String>,
     batch: BatchObject,
 }
 
@@ -140,7 +143,9 @@ pub(crate) async fn create(
         request_counts: RequestCounts { total, completed: 0, failed: 0 },
         metadata: request.metadata,
     };
-    let owned = OwnedBatch { owner: context.caller.name, tenant: context.caller.tenant.0, batch: batch.clone() };
+    let Caller { name: owner, tenant, api_key, .. } = context.caller;
+    let api_key = api_key.map(|key| key.to_string());
+    let owned = OwnedBatch { owner, tenant: tenant.0, api_key, batch: batch.clone() };
     let put = owned.clone();
     let written = move || {
         make_room(&store)?;
@@ -243,6 +248,7 @@ impl Work {
             name: self.owned.owner.clone(),
             tenant: bitnet_engine::TenantSalt(self.owned.tenant),
             priority_best: bitnet_engine::Priority::Low,
+            api_key: self.owned.api_key.as_deref().map(Into::into),
         };
         let runner = BatchRunner { service: router(self.app.clone()), caller, url: Some(self.owned.batch.endpoint.clone()) };
         let done: HashSet<String> = output.done.union(&errors.done).cloned().collect();

@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitnet_engine::Priority;
 use serde::{Deserialize, Serialize};
 use std::future::poll_fn;
 use utoipa::ToSchema;
@@ -108,7 +107,7 @@ pub(crate) async fn create(
         operation: Operation::Embedding,
         prompts,
         generate: None,
-        priority: Priority::Normal,
+        priority: context.caller.priority_best,
         // Vectors are not constrained.
         params: JobParams { prompt: "input", constraint: "input" },
     };

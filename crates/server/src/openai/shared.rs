@@ -145,7 +145,8 @@ pub(crate) fn priority(service_tier: Option<&str>, context: &Context) -> Result<
         Some("priority") if context.origin == Origin::Batch => {
             Err(ServerError::unsupported("service_tier", "the lines of a batch are answered behind everybody who waits"))
         }
-        None | Some("auto" | "default") => Ok(Priority::Normal),
+        None | Some("auto") => Ok(context.caller.priority_best),
+        Some("default") => Ok(Priority::Normal.max(context.caller.priority_best)),
         Some("flex") => Ok(Priority::Low),
         Some("priority") if context.caller.priority_best == Priority::High => Ok(Priority::High),
         Some("priority") => Err(ServerError::unsupported("service_tier", "this key has no priority class")),

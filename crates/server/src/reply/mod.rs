@@ -105,7 +105,7 @@ impl Reply {
 
     fn read(&mut self, event: GenerationEvent) {
         match event {
-            GenerationEvent::Started { prompt, prompt_logprobs } => {
+            GenerationEvent::Started { prompt, prompt_logprobs, .. } => {
                 self.ready.push_back(ReplyEvent::Started { prompt, prompt_logprobs });
             }
             GenerationEvent::Token { choice, token_id, text, logprob } => {

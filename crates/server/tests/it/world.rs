@@ -15,7 +15,7 @@ use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
 use bitnet_model::random::small_config;
 use bitnet_model::text::{ChatTemplate, Tokenizer};
-use bitnet_server::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, StaticKeys};
+use bitnet_server::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, StaticKeys, Used};
 use bitnet_server::{App, Config, ModelTask, ServedModel, ServerError, router};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
@@ -255,8 +255,8 @@ impl Entry {
 }
 
 impl Reservation for Entry {
-    fn settle(self: Box<Self>, usage: Usage) {
-        self.write(Some(usage));
+    fn settle(self: Box<Self>, used: Used) {
+        self.write(Some(used.usage));
     }
 
     fn void(self: Box<Self>) {
@@ -272,9 +272,9 @@ impl Reservation for Entry {
 pub(crate) struct Bookkeeper(pub(crate) Book, pub(crate) Option<fn() -> ServerError>);
 
 impl Admission for Bookkeeper {
-    fn authenticate<'a>(&'a self, _: &'a HeaderMap) -> BoxFuture<'a, Result<Caller, ServerError>> {
+    fn authenticate<'a>(&'a self, _: &'a HeaderMap, _: &'a str) -> BoxFuture<'a, Result<Caller, ServerError>> {
         let tenant = bitnet_engine::TenantSalt([3; 32]);
-        let caller = Caller { name: "ann".into(), tenant, priority_best: bitnet_engine::Priority::High };
+        let caller = Caller { name: "ann".into(), tenant, priority_best: bitnet_engine::Priority::High, api_key: None };
         Box::pin(std::future::ready(Ok(caller)))
     }
 

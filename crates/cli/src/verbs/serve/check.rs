@@ -21,10 +21,17 @@ pub(super) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
     });
     let mut settings = arguments.settings.clone().over(file.unwrap_or_default());
     let served = arguments.served.clone().over(settings.served());
+    let platform = arguments.platform_of(&mut settings).unwrap_or_else(|fault| {
+        faults.push(fault);
+        None
+    });
     let (config, wrong) = settings.checked();
     faults.extend(wrong);
     faults.extend(config.file_faults().into_iter().map(anyhow::Error::from));
     let mut found = describe(&config);
+    if platform.is_some() {
+        found.push("every caller needs a key of the platform".into());
+    }
     match served.check(global, terminal) {
         Ok(models) => models.into_iter().for_each(|model| match model {
             Ok(said) => found.push(said),

@@ -2,6 +2,7 @@
 
 mod check;
 pub(crate) mod models;
+mod opened;
 mod random_model;
 mod settings;
 
@@ -9,13 +10,16 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use bitnet_server::admission::StaticKeys;
+use bitnet_server::admission::{Admission, StaticKeys};
 use bitnet_server::{App, Config, Server, telemetry};
 use clap::Args;
 
 use crate::arguments::GlobalArguments;
+use crate::failure::Misuse;
 use crate::terminal::Terminal;
+use crate::verbs::platform::{DEFAULT_URL, PlatformArguments, licence};
 use crate::verbs::serve::models::ServedArguments;
+use crate::verbs::serve::opened::Opened;
 use crate::verbs::serve::settings::Settings;
 
 /// Longest time that the runtime's threads may take to end once the server has.
@@ -24,7 +28,7 @@ const END_GRACE: Duration = Duration::from_secs(5);
 /// Serve models over HTTP, as OpenAI and Anthropic do
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bitnet serve\n  bitnet serve -m hf:microsoft/bitnet-b1.58-2B-4T-gguf --listen 0.0.0.0:8080 --api-key sk-secret\n  bitnet serve --config /etc/bitnet/serve.toml --check-config"
+    after_help = "Examples:\n  bitnet serve\n  bitnet serve -m hf:microsoft/bitnet-b1.58-2B-4T-gguf --listen 0.0.0.0:8080 --api-key sk-secret\n  bitnet serve --platform sqlite:bitnet.db\n  bitnet serve --config /etc/bitnet/serve.toml --check-config"
 )]
 pub(crate) struct ServeArguments {
     #[command(flatten)]
@@ -35,8 +39,41 @@ pub(crate) struct ServeArguments {
     /// Check all that a start needs and loads no weights: settings, certificate, models and whether they fit; then end
     #[arg(long, help_heading = "Server")]
     check_config: bool,
+    /// Serve accounts and their keys, metered: a database, sqlite:FILE or postgres://USER@HOST/NAME; by default sqlite:bitnet.db, which
+    /// is made if it is not there
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = DEFAULT_URL, env = "BITNET_PLATFORM", hide_env_values = true, help_heading = "Platform")]
+    platform: Option<String>,
+    /// The installation's secret, made if it is not there; by default a file beside the database
+    #[arg(long, value_name = "FILE", env = "BITNET_PLATFORM_SECRET", hide_env_values = true, help_heading = "Platform")]
+    platform_secret: Option<PathBuf>,
+    /// What this installation may use, as a signed file; see `bitnet licence`
+    #[arg(long, value_name = "FILE", env = "BITNET_LICENCE", hide_env_values = true, help_heading = "Platform")]
+    licence: Option<PathBuf>,
+    /// A key that may sign licences, in hexadecimal digits; may be given several times
+    #[arg(
+        long,
+        value_name = "HEX",
+        env = "BITNET_LICENCE_PUBLIC_KEYS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        hide_short_help = true,
+        help_heading = "Platform"
+    )]
+    licence_public_key: Vec<String>,
     #[command(flatten)]
     settings: Settings,
+}
+
+impl ServeArguments {
+    /// The platform, if there is one: then every caller needs a key of its database, and there are no others.
+    fn platform_of(&self, settings: &mut Settings) -> anyhow::Result<Option<PlatformArguments>> {
+        let Some(url) = &self.platform else { return Ok(None) };
+        if !settings.api_key.is_empty() || !settings.api_keys.is_empty() {
+            return Err(Misuse::new("keys of a platform stand in its database", "leave out --api-key, and see `bitnet keys`").into());
+        }
+        settings.allow_unauthenticated = Some(true);
+        Ok(Some(PlatformArguments::new(url.clone(), self.platform_secret.clone())))
+    }
 }
 
 /// Serves until it is told to end.
@@ -48,16 +85,26 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
     let mut settings = arguments.settings.clone().over(file);
     let served = arguments.served.clone().over(settings.served());
     let log = (settings.log().0, settings.log().1.to_string());
+    let platform = arguments.platform_of(&mut settings)?;
     let config = settings.config()?;
     telemetry::init(log.0, &log.1)?;
-    let app = app(config)?;
-    let runtime = runtime(app.config().n_io_threads)?;
+    if let Some(file) = &arguments.licence {
+        licence::serve_under(file, &arguments.licence_public_key, terminal)?;
+    }
+    let runtime = runtime(config.n_io_threads)?;
+    let platform = platform.map(|arguments| runtime.block_on(Opened::open(arguments, terminal))).transpose()?;
+    let app = app(config, platform.as_ref().map(|opened| opened.platform.admission()))?;
     let served = runtime.block_on(async {
+        let running = platform.as_ref().map(Opened::start).transpose()?;
         let server = Server::bind(app.clone()).await.with_context(|| format!("cannot listen on {}", app.config().listen))?;
+        let server = match &platform {
+            Some(opened) => server.mount(opened.platform.routes()),
+            None => server,
+        };
         let address = server.address()?;
         // The address is taken before models load, so that a supervisor sees a server that starts and not none.
         let end = end_of_service()?;
-        let running = tokio::spawn(server.run(end));
+        let serving = tokio::spawn(server.run(end));
         let loader = (global.clone(), *terminal);
         let models = tokio::task::spawn_blocking(move || served.load(&loader.0, &loader.1)).await.context("loading panicked")??;
         for model in models {
@@ -66,16 +113,21 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
         let scheme = if app.config().tls.is_some() { "https" } else { "http" };
         terminal.note(&format!("serving {} on {scheme}://{address}", names(&app)));
         app.resume_batches();
-        running.await.context("the server panicked")
+        let served = serving.await.context("the server panicked");
+        if let (Some(opened), Some(running)) = (platform, running) {
+            opened.platform.end(running).await;
+        }
+        served
     });
     runtime.shutdown_timeout(END_GRACE);
     served
 }
 
-/// A server's state with static keys.
-pub(crate) fn app(config: Config) -> anyhow::Result<App> {
-    let keys = StaticKeys::new(config.api_keys.clone(), bitnet_server::admission::new_secret());
-    Ok(App::new(config, Box::new(keys), SystemTime::now)?)
+/// A server's state, with static keys unless somebody else says who may do what.
+pub(crate) fn app(config: Config, admission: Option<Box<dyn Admission>>) -> anyhow::Result<App> {
+    let keys = || Box::new(StaticKeys::new(config.api_keys.clone(), bitnet_server::admission::new_secret()));
+    let admission = admission.unwrap_or_else(|| keys());
+    Ok(App::new(config, admission, SystemTime::now)?)
 }
 
 /// The threads that serve.

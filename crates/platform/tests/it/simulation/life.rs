@@ -12,7 +12,7 @@ use bitnet_platform::ids::GrantId;
 use bitnet_platform::ledger::event::{EventKey, Funding, Grant, HoldId, Outcome, Owner, Produced, Purpose, UsageEvent};
 use bitnet_platform::ledger::scope::ScopeId;
 use bitnet_platform::ledger::service::LedgerService;
-use bitnet_platform::ledger::{Ask, Balance, Ingested, Measured, Position, Refusal};
+use bitnet_platform::ledger::{Ask, Balance, Ingested, Measured, NotRecorded, Position, Refusal};
 use bitnet_platform::money::{Micros, TokenCounts};
 use bitnet_platform::time::Timestamp;
 
@@ -23,7 +23,7 @@ use super::seen::Seen;
 use super::world::{self, Dice, INCLUDED, KINDS, Kind, START};
 
 /// Tokens that one step of the engine may give a stream.
-const STEP_MAX: u64 = 4;
+pub(super) const STEP_MAX: u64 = 4;
 const LEASE: Duration = Duration::from_secs(600);
 
 /// Nothing here ever waits: the store answers at once.
@@ -36,46 +36,60 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 
 /// A request in flight, as its client and the engine see it.
 #[derive(Clone)]
-struct Live {
-    id: HoldId,
-    kind: Kind,
+pub(super) struct Live {
+    pub(super) id: HoldId,
+    pub(super) kind: Kind,
     /// What it may cost at most, and how many operations.
-    ceiling: (i64, u64),
-    n_prompt: u64,
-    n_cached: u64,
-    n_output_max: u64,
-    is_stream: bool,
+    pub(super) ceiling: (i64, u64),
+    /// Of the price version.
+    pub(super) tenths: [u64; 3],
+    pub(super) n_prompt: u64,
+    pub(super) n_cached: u64,
+    pub(super) n_output_max: u64,
+    pub(super) is_stream: bool,
     /// By the engine.
-    produced: u64,
+    pub(super) produced: u64,
     /// Handed to the ledger.
-    recorded: u64,
+    pub(super) recorded: u64,
     /// Seen by the client.
-    delivered: u64,
-    waiting: Option<Position>,
+    pub(super) delivered: u64,
+    pub(super) waiting: Option<Position>,
 }
 
 /// A request that is over.
-struct Over {
-    live: Live,
+pub(super) struct Over {
+    pub(super) live: Live,
     /// What was settled; `None` if the process died before that, `Some(None)` if voided.
-    settled: Option<Option<u64>>,
-    is_durable: bool,
-    position: Position,
+    pub(super) settled: Option<Option<u64>>,
+    pub(super) is_durable: bool,
+    pub(super) position: Position,
     /// It held nothing any more when it ended, so that others had taken its place.
-    outlived_lease: bool,
+    pub(super) outlived_lease: bool,
+}
+
+impl Live {
+    /// What it holds after its lease: the use that was recorded.
+    fn known_use(&self) -> (i64, u64) {
+        if self.recorded == 0 {
+            return (0, 0);
+        }
+        let [input, cached, output] = self.tenths;
+        let tenths = (self.n_prompt - self.n_cached) * input + self.n_cached * cached + self.recorded * output;
+        (self.ceiling.0.min(((tenths + 5) / 10) as i64), self.ceiling.1.min(1))
+    }
 }
 
 pub(crate) struct Life {
-    dice: Dice,
-    store: MemoryStore,
-    service: LedgerService,
-    time: i64,
-    live: Vec<Live>,
-    over: Vec<Over>,
+    pub(super) dice: Dice,
+    pub(super) store: MemoryStore,
+    pub(super) service: LedgerService,
+    pub(super) time: i64,
+    pub(super) live: Vec<Live>,
+    pub(super) over: Vec<Over>,
     /// Events that were sent, with what we know about their being durable.
-    sent: HashMap<EventKey, (UsageEvent, Option<Position>, bool)>,
-    is_fatal: bool,
-    n_grants: u64,
+    pub(super) sent: HashMap<EventKey, (UsageEvent, Option<Position>, bool)>,
+    pub(super) is_fatal: bool,
+    pub(super) n_grants: u64,
     pub(crate) seen: Seen,
 }
 
@@ -117,7 +131,7 @@ impl Life {
         self.store.0.lock().unwrap().n_writes
     }
 
-    fn now(&self) -> Timestamp {
+    pub(super) fn now(&self) -> Timestamp {
         Timestamp(self.time)
     }
 
@@ -177,6 +191,7 @@ impl Life {
             id: admitted.id,
             kind,
             ceiling: expected.map_or((0, 0), |(funding, money)| (money, if funding == Funding::Included { n_operations_max } else { 0 })),
+            tenths: oracle::TENTHS[usize::from(self.time >= oracle::PRICE_CHANGE)],
             n_prompt,
             n_cached,
             n_output_max,
@@ -193,9 +208,9 @@ impl Life {
         let mut ledger = self.service.ledger();
         ledger.expire(self.now());
         let balance = ledger.balance(world::account(kind), self.now());
-        let is_holding = |live: &&Live| live.kind == kind && ledger.lease_of(live.id).is_some();
-        let held_operations: u64 = self.live.iter().filter(is_holding).map(|live| live.ceiling.1).sum();
-        let held_money: i64 = self.live.iter().filter(is_holding).map(|live| live.ceiling.0).sum();
+        let of_kind = || self.live.iter().filter(|live| live.kind == kind);
+        let holding = of_kind().map(|live| if ledger.lease_of(live.id).is_some() { live.ceiling } else { live.known_use() });
+        let (held_money, held_operations) = holding.fold((0, 0), |(money, n), more| (money + more.0, n + more.1));
         assert_eq!((balance.held.n_operations, balance.held.money.0), (held_operations, held_money), "what is held is what is in flight");
         if kind != Kind::PayAsYouGo && balance.used.n_included + held_operations + ask.n_operations_max <= INCLUDED {
             return Ok((Funding::Included, 0));
@@ -227,6 +242,7 @@ impl Life {
     /// The engine computes a step; streams hand over what they have once what they handed over before was seen.
     fn step(&mut self) {
         let durable = *self.service.durable().borrow();
+        let mut exhausted = Vec::new();
         for live in &mut self.live {
             if self.dice.one_in(4) {
                 continue;
@@ -239,11 +255,23 @@ impl Life {
                 (live.delivered, live.waiting) = (live.recorded, None);
             }
             if live.is_stream && live.waiting.is_none() && live.recorded < live.produced {
-                live.recorded = live.produced.min(live.recorded + STEP_MAX);
-                let produced = Produced { n_cached: live.n_cached, n_output: live.recorded };
-                let position = self.service.record(live.id, produced, (Timestamp(self.time), LEASE));
-                live.waiting = Some(position.expect("it is in flight"));
+                let recorded = live.produced.min(live.recorded + STEP_MAX);
+                let produced = Produced { n_cached: live.n_cached, n_output: recorded };
+                match self.service.record(live.id, produced, (Timestamp(self.time), LEASE)) {
+                    Ok(position) => (live.recorded, live.waiting) = (recorded, Some(position)),
+                    Err(error) => {
+                        assert_eq!(error, NotRecorded::Exhausted, "it is in flight");
+                        exhausted.push(live.id);
+                    }
+                }
             }
+        }
+        // The server ends them, and bills what they used.
+        for id in exhausted {
+            self.seen.note("exhausted");
+            let index = self.live.iter().position(|live| live.id == id).expect("it was there");
+            let live = self.live.swap_remove(index);
+            self.end_request(live, "disconnected");
         }
     }
 
@@ -422,116 +450,6 @@ impl Life {
         let before = self.balances();
         self.rerun();
         assert_eq!(self.balances(), before, "a restart changes no balance");
-    }
-
-    fn check_requests(&self) {
-        let tables = &self.store.0.lock().unwrap().tables;
-        for over in &self.over {
-            let event_id = over.live.id.event_id();
-            let mut entries = tables.entries.iter().filter(|entry| entry.event.event_id == event_id && &*entry.event.source == "gateway");
-            let booked = entries.next().map(|entry| entry.event.tokens.n_output);
-            assert!(entries.next().is_none(), "{event_id} is booked once");
-            let Live { delivered, produced, .. } = over.live;
-            match over.settled {
-                Some(Some(settled)) if over.is_durable => assert_eq!(booked, Some(settled), "what was settled is booked"),
-                Some(None) if over.is_durable => assert_eq!(booked, None, "what was voided is not"),
-                _ => {
-                    let booked = booked.unwrap_or(0);
-                    assert!(delivered <= booked, "{booked} tokens booked, {delivered} seen");
-                    let most = if over.settled.is_some() { produced } else { delivered + STEP_MAX };
-                    assert!(booked <= most, "{booked} tokens booked, at most one step more than {delivered}");
-                }
-            }
-        }
-        for (key, (event, ..)) in &self.sent {
-            let booked = tables.entries.iter().filter(|entry| entry.event.key() == *key).collect::<Vec<_>>();
-            assert!(booked.len() == 1 && booked[0].event == *event, "{key:?} is booked once, as it was first sent");
-        }
-        let n_external = tables.entries.iter().filter(|entry| &*entry.event.source != "gateway").count();
-        assert_eq!(n_external, self.sent.len(), "nothing is booked that nobody sent");
-    }
-
-    fn check_money(&mut self) {
-        let tables = &self.store.0.lock().unwrap().tables;
-        let mut included: HashMap<_, u64> = HashMap::new();
-        for entry in &tables.entries {
-            assert_eq!(entry.charge.0, oracle::charge(entry), "entry {}", entry.seq);
-            match entry.funding {
-                Funding::Waived => self.seen.note("waived"),
-                Funding::Included => {
-                    *included.entry((entry.event.owner.account, entry.event.occurred_at.period())).or_default() += entry.event.n_operations;
-                }
-                Funding::Metered => {}
-            }
-            if !entry.draws.is_empty() {
-                self.seen.note("drawn");
-            }
-            if entry.event.outcome == Outcome::Interrupted {
-                self.seen.note("interrupted");
-            }
-        }
-        // Whoever outlives a lease is billed all the same, and others may have what it had set aside.
-        let late = self.over.iter().filter(|over| over.outlived_lease);
-        let (n_late, late_money) = late.fold((0, 0), |(n, money), over| (n + 1, money + over.live.ceiling.0));
-        assert!(included.values().all(|n| *n <= INCLUDED + n_late), "a quota is never passed");
-        let seqs: Vec<u64> = tables.entries.iter().map(|entry| entry.seq).collect();
-        assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "entries are numbered without a gap");
-
-        let (left, due) = oracle::pay_all(&tables.applied, &tables.grants);
-        assert!(tables.grants.iter().all(|(id, balance)| balance.remaining.0 == left[id]), "grants have what they should");
-        let owed: i64 = tables.entries.iter().map(|entry| entry.due().0).sum();
-        assert_eq!(owed, due, "what is owed is what no grant paid");
-        // Each stream may pass its ceiling by less than one step; nothing else passes a cap.
-        let overshoot: u64 = self.over.iter().map(|over| over.live.produced.saturating_sub(over.live.n_output_max)).sum();
-        for ((scope, _), used) in &tables.used {
-            let cap = match scope {
-                ScopeId::Account(id) if *id == world::account(Kind::Overage) => world::OVERAGE_CAP,
-                ScopeId::Account(id) if *id == world::account(Kind::PayAsYouGo) => world::PAYG_CAP,
-                ScopeId::Account(_) => 0,
-                _ => continue,
-            };
-            // A grant that expired while requests were in flight, or died with the process, pays for less than was set aside.
-            let lost: i64 = tables.grants.values().map(|balance| balance.grant.amount.0).sum::<i64>() + 60 * self.n_grants as i64;
-            assert!(used.due.0 <= cap + 5 * overshoot as i64 + lost + late_money, "{scope:?} owes {} of {cap}", used.due);
-        }
-    }
-
-    fn check_derived(&self) {
-        let tables = &self.store.0.lock().unwrap().tables;
-        let mut anew = super::memory_store::Tables::default();
-        let all = tables.applied.clone();
-        for projection in &all {
-            anew.apply(projection).expect("it applied before");
-        }
-        assert_eq!((&anew.used, &anew.rollups), (&tables.used, &tables.rollups), "counters follow from the journal");
-        let mut by_minute = bitnet_platform::ledger::projection::RollupCounts::default();
-        let mut by_entry = by_minute;
-        tables.entries.iter().for_each(|entry| by_entry.add(entry));
-        for (bucket, counts) in
-            tables.rollups.iter().filter(|(bucket, _)| bucket.grain == bitnet_platform::ledger::projection::Grain::Minute)
-        {
-            assert_eq!(bucket.start.0 % 60_000_000, 0);
-            by_minute.n_events += counts.n_events;
-            by_minute.n_operations += counts.n_operations;
-            by_minute.tokens.n_input += counts.tokens.n_input;
-            by_minute.tokens.n_cached += counts.tokens.n_cached;
-            by_minute.tokens.n_output += counts.tokens.n_output;
-            by_minute.charge = by_minute.charge.plus(counts.charge);
-            by_minute.due = by_minute.due.plus(counts.due);
-        }
-        assert_eq!(by_minute, by_entry, "rollups add up to the entries");
-    }
-
-    fn check_idle(&self) {
-        let ledger = self.service.ledger();
-        assert_eq!(ledger.n_holding(), 0);
-        for kind in KINDS {
-            for scope in (0..2).flat_map(|project| ScopeId::of_owner(&world::owner(kind, project)).collect::<Vec<_>>()) {
-                assert_eq!(ledger.scope_balance(scope, self.now()).held, Default::default(), "nothing is held when nothing is in flight");
-            }
-        }
-        let tables = &self.store.0.lock().unwrap().tables;
-        assert!(tables.open.is_empty() && tables.journal.is_empty());
     }
 
     fn balances(&self) -> Vec<(Balance, BTreeMap<GrantId, Micros>)> {

@@ -2,6 +2,7 @@
 //! token, events that come twice, late, in disorder or forged, months and prices that change meanwhile, and a world that ends before
 //! or after any write. At the end of each life every token and every micro is accounted for (reliability: C, rows 9 and 10).
 
+mod books;
 mod life;
 mod memory_store;
 mod oracle;

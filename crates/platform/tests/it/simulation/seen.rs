@@ -27,6 +27,7 @@ const ALL: &[&str] = &[
     "write failed",
     "lease ran out",
     "overshot",
+    "exhausted",
     "drawn",
     "cached",
 ];

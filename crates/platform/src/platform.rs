@@ -1,0 +1,114 @@
+//! All of the platform as one thing that a server starts, mounts and ends: store, ledger, directory and what runs beside them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use bitnet_server::App;
+use bitnet_server::admission::Admission;
+use tokio::task::JoinSet;
+
+use crate::directory::{Directory, KeyHasher};
+use crate::error::PlatformError;
+use crate::gateway::Gateway;
+use crate::ledger::service::LedgerService;
+use crate::organization;
+use crate::secret_file::InstallationSecret;
+use crate::store::{MIGRATIONS, Store};
+use crate::time::{Clock, Timestamp};
+
+/// The currency of all amounts, as ISO 4217 has it, in small letters.
+pub const CURRENCY: &str = "usd";
+/// How long the last records may take to be written when the server ends.
+const END_MAX: Duration = Duration::from_secs(10);
+
+/// An open platform.
+#[derive(Clone)]
+pub struct Platform {
+    store: Arc<Store>,
+    ledger: Arc<LedgerService>,
+    directory: Arc<Directory>,
+    hasher: KeyHasher,
+    tenant_key: [u8; 32],
+    now: Clock,
+}
+
+impl Platform {
+    /// Opens a database, makes its schema up to date, and takes its ledger over: requests are admitted here from now on.
+    pub async fn open(url: &str, secret: &InstallationSecret, now: Clock) -> Result<Self, PlatformError> {
+        let store = Arc::new(Store::connect(url).await?);
+        store.migrate(MIGRATIONS, now()).await?;
+        store.check_secret(secret).await?;
+        let ledger = Arc::new(LedgerService::open(Box::new(store.clone()), now()).await?);
+        let hasher = secret.key_hasher();
+        let directory = Arc::new(Directory::open(store.clone(), ledger.clone(), hasher.clone()).await?);
+        let tenant_key = secret.derive("bitnet platform 2026 salts of cached prefixes");
+        Ok(Self { store, ledger, directory, hasher, tenant_key, now })
+    }
+
+    /// What runs beside the server: commits, projections, and the directory's following of changes. Dropping the set ends it.
+    pub fn start(&self) -> JoinSet<()> {
+        let mut running = JoinSet::new();
+        let (ledger, now) = (self.ledger.clone(), self.now);
+        running.spawn(async move {
+            let error = ledger.run(now).await;
+            tracing::error!(%error, "the ledger has ended: no request is admitted any more");
+        });
+        running.spawn(self.directory.clone().run(self.now));
+        running
+    }
+
+    /// Who may do what.
+    pub fn admission(&self) -> Box<dyn Admission> {
+        Box::new(Gateway::new(self.directory.clone(), self.ledger.clone(), self.tenant_key, self.now))
+    }
+
+    /// The routes that it answers.
+    pub fn routes(&self) -> Router<App> {
+        organization::routes(self.clone())
+    }
+
+    /// The time.
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    /// The database.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Arc<LedgerService> {
+        &self.ledger
+    }
+
+    /// The copy of keys.
+    pub fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Hashes keys.
+    pub fn hasher(&self) -> &KeyHasher {
+        &self.hasher
+    }
+
+    /// Writes what is left to be written and closes the database. What cannot be written in time is written by nobody: it was
+    /// shown to nobody.
+    pub async fn end(self, mut running: JoinSet<()>) {
+        running.shutdown().await;
+        match tokio::time::timeout(END_MAX, self.ledger.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the ledger's last records could not be written"),
+            Err(_) => tracing::error!("the ledger's last records could not be written in time"),
+        }
+        let _ = tokio::time::timeout(END_MAX, self.store.close()).await;
+    }
+}
+
+impl InstallationSecret {
+    /// Hashes API keys under this secret.
+    pub fn key_hasher(&self) -> KeyHasher {
+        KeyHasher::new(self.derive("bitnet platform 2026 hashes of api keys"))
+    }
+}
