@@ -1,7 +1,7 @@
 """Compares bitnet with what else runs a model of the same shape on this machine's processor: tokens a second, memory, size.
 
 One peer at a time, each in a process of its own (`measure.py`), in rounds, so that what else the machine does falls on all of
-them. Prints a Markdown table of medians and, with --json, writes everything that was measured. See README.md.
+them. Prints a Markdown table of the fastest and, with --json, writes everything that was measured. See README.md.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import pathlib
 import platform
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 
@@ -115,7 +114,7 @@ def measured(arguments):
             failures[peer] = str(error)
     for number in range(arguments.rounds):
         for peer in arguments.peers:
-            if peer in failures or is_slow(arguments, rounds[peer]):
+            if peer in failures or is_slow(arguments, rounds.get(peer, [])):
                 continue
             try:
                 found = one_round(arguments, peer)
@@ -130,24 +129,25 @@ def measured(arguments):
     return rounds, failures
 
 
-def median(rounds, key):
-    return statistics.median(found[key] for found in rounds)
+def best(rounds, key):
+    """The fastest round's figure: what else a machine does only ever slows a program down."""
+    return max(found[key] for found in rounds)
 
 
 def rate(rounds, key, ours):
-    value = median(rounds, key)
-    text = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-    return text if not ours or rounds is ours else f"{text} (1/{median(ours, key) / value:.1f})"
+    value = best(rounds, key)
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return text if not ours or rounds is ours else f"{text} ({value / best(ours, key):.2g})"
 
 
 def table(arguments, rounds):
-    """Medians; in brackets which part of bitnet's rate that is."""
+    """Fastest rounds, most memory; in brackets how many times bitnet's rate that is."""
     ours = rounds.get("bitnet")
     head = f"prompt of {arguments.n_prompt}, tokens/s | decode, tokens/s | peak memory, MB | size, MB"
     lines = [f"| peer | weights (head) | {head} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for peer, found in rounds.items():
         rates = [rate(found, f"{kind}_tokens_per_second", ours) for kind in ("prompt", "generate")]
-        sizes = [f"{median(found, key) / 1e6:,.0f}" for key in ("peak_memory_bytes", "size_bytes")]
+        sizes = [f"{best(found, key) / 1e6:,.0f}" for key in ("peak_memory_bytes", "size_bytes")]
         lines.append("| " + " | ".join([peer, found[0]["weights"], *rates, *sizes]) + " |")
     return "\n".join(lines)
 
@@ -161,7 +161,7 @@ def main():
     here = machine()
     print(table(arguments, rounds))
     sets = " ".join(here["instruction_sets"])
-    print(f"\n{arguments.shape}, {arguments.threads} threads, median of {arguments.rounds} rounds; {here['processor']} ({sets}); ", end="")
+    print(f"\n{arguments.shape}, {arguments.threads} threads, best of {arguments.rounds} rounds; {here['processor']} ({sets}); ", end="")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     if arguments.json:
         settings = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(arguments).items()}
