@@ -244,22 +244,22 @@ pub(crate) struct ResponseObject {
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct ResponseUsage {
     pub input_tokens: usize,
-    #[schema(value_type = Object)]
     pub input_tokens_details: CachedTokens,
     pub output_tokens: usize,
-    #[schema(value_type = Object)]
     pub output_tokens_details: ReasoningTokens,
     pub total_tokens: usize,
 }
 
 /// Of the input.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct CachedTokens {
     pub cached_tokens: usize,
+    /// Prefixes are remembered without being asked, and cost nothing.
+    pub cache_write_tokens: usize,
 }
 
 /// Of the output.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct ReasoningTokens {
     pub reasoning_tokens: usize,
 }
@@ -268,7 +268,7 @@ impl From<bitnet_engine::Usage> for ResponseUsage {
     fn from(usage: bitnet_engine::Usage) -> Self {
         Self {
             input_tokens: usage.n_prompt_tokens,
-            input_tokens_details: CachedTokens { cached_tokens: usage.n_cached_tokens },
+            input_tokens_details: CachedTokens { cached_tokens: usage.n_cached_tokens, cache_write_tokens: 0 },
             output_tokens: usage.n_completion_tokens,
             output_tokens_details: ReasoningTokens { reasoning_tokens: 0 },
             total_tokens: usage.n_prompt_tokens + usage.n_completion_tokens,
