@@ -95,7 +95,7 @@ impl Journey {
             Script::OpenAiTests => {
                 command.current_dir(setting.build.join("openai-source/openai"));
                 // One process: the embedded model takes both cores anyhow, and so the plugin counts for all.
-                command.args(["-m", "pytest", "-p", "openai_tests_plugin", "-p", "no:cacheprovider", "-p", "no:randomly", "-q", "-n", "0"]);
+                command.args(["-m", "pytest", "-p", "openai_tests_plugin", "-p", "no:cacheprovider", "-q", "-n", "0"]);
                 command.args(["--durations", "0", "--durations-min", "5"]);
                 command.args(OPENAI_TEST_FILES.iter().map(|file| format!("tests/api_resources/{file}")));
                 command.env("PYTHONPATH", setting.sources).env("TEST_API_BASE_URL", format!("{}/v1", setting.url))
