@@ -125,7 +125,7 @@ def batches():
     line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": MODEL, "prompt": "Once", "max_tokens": 2}}
     file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
-    while batch.status == "in_progress":
+    while batch.status in ("validating", "in_progress", "finalizing"):
         batch = client.batches.retrieve(batch.id)
     assert batch.status == "completed" and batch.request_counts.completed == 1, batch
     assert json.loads(client.files.content(batch.output_file_id).text)["custom_id"] == "a"
