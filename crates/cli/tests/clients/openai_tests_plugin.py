@@ -219,8 +219,13 @@ def prepare_query(url, query):
     if query.get("after") == "after":
         client = maker()
         real("batch_id")
-        lists = {"/files": client.files.list, "/batches": client.batches.list}
-        items = lists[url]() if url in lists else client.responses.input_items.list(real("response_id"))
+        if url == "/files":
+            # Results of batches are files, too, of another purpose.
+            items = client.files.list(purpose=query.get("purpose", openai.omit))
+        elif url == "/batches":
+            items = client.batches.list()
+        else:
+            items = client.responses.input_items.list(real("response_id"))
         query["after"] = items.data[0].id
     return query
 
