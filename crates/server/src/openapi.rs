@@ -122,8 +122,7 @@ impl Api {
             success = success.content(content_type, ContentBuilder::new().schema(Some(schema)).build());
         }
         if doc.streams {
-            let events = Object::with_type(SchemaType::Type(Type::String));
-            success = success.content("text/event-stream", ContentBuilder::new().schema(Some(events)).build());
+            success = success.content("text/event-stream", ContentBuilder::new().schema(Some(event_schema())).build());
         }
         let success = success.build();
         if doc.says_unready {
@@ -171,6 +170,15 @@ fn query_schema(name: &str) -> Schema {
         "order" => ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(Some(["asc", "desc"])).into(),
         _ => Object::with_type(SchemaType::Type(Type::String)).into(),
     }
+}
+
+/// One of the events of a stream.
+fn event_schema() -> Schema {
+    let text = |description: &str| ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).description(Some(description));
+    let event = ObjectBuilder::new()
+        .property("event", text("What kind it is, where kinds have names"))
+        .property("data", text("JSON, or at the end `[DONE]`"));
+    event.description(Some("One of the events")).into()
 }
 
 /// The body of a refusal, in OpenAI's notation.

@@ -39,7 +39,7 @@ const journeys = {
     await page.waitForFunction(() => document.querySelector('#model').options.length > 0);
     assert.equal(await page.locator('#model').inputValue(), 'tales');
     await page.keyboard.press('Escape');
-    await page.click('#new');
+    assert.equal(await page.locator('.turn').count(), 0, 'the error is gone');
     assert.ok(await page.locator('#empty').isVisible());
     await picture('empty');
   },
@@ -126,7 +126,11 @@ const journeys = {
     await page.keyboard.press('Escape');
     await page.setViewportSize({ width: 390, height: 780 });
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), 'nothing sticks out at the side');
+    await page.click('summary');
+    const panel = await page.locator('.panel').boundingBox();
+    assert.ok(panel.x >= 0 && panel.x + panel.width <= 390, 'the settings are on the screen');
     await picture('narrow');
+    await page.keyboard.press('Escape');
   },
   async descriptionIsReadable() {
     await page.goto(`${url}/docs`);

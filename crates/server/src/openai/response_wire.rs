@@ -229,7 +229,7 @@ pub(crate) struct ResponseObject {
     pub temperature: f64,
     #[schema(value_type = Object)]
     pub text: Value,
-    #[schema(value_type = Object)]
+    #[schema(value_type = ResponseToolChoice)]
     pub tool_choice: Value,
     #[schema(value_type = Vec<Object>)]
     pub tools: Vec<Value>,
@@ -385,6 +385,13 @@ fn merge_calls(turns: impl Iterator<Item = Turn>) -> Vec<Turn> {
 
 impl TextFormat {
     fn reply_format(&self) -> Result<ReplyFormat, ServerError> {
+        let has = |name: &str, is_there: bool| is_there.then(|| format!("text.format.{name}"));
+        let of_schema = has("schema", self.schema.is_some()).or_else(|| has("name", self.name.is_some()));
+        let of_schema =
+            of_schema.or_else(|| has("description", self.description.is_some())).or_else(|| has("strict", self.strict.is_some()));
+        if let Some(param) = of_schema.filter(|_| self.kind != FormatKind::JsonSchema) {
+            return Err(ServerError::invalid(param, "only with `type`: \"json_schema\""));
+        }
         match self.kind {
             FormatKind::Text => Ok(ReplyFormat::Text),
             FormatKind::JsonObject => Ok(ReplyFormat::JsonObject),

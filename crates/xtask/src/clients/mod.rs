@@ -34,7 +34,7 @@ pub(crate) struct ClientsArgs {
     /// Leave out the journeys of components that are neither there nor can be installed, and say so.
     #[arg(long)]
     pub(crate) allow_missing: bool,
-    /// Let schemathesis try many more requests (some ten minutes).
+    /// Let schemathesis try many more requests (some minutes).
     #[arg(long)]
     pub(crate) long: bool,
     /// Test the release binary, and build it first.
