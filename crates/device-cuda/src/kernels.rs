@@ -34,7 +34,16 @@ const FILES: [(&str, &str); 21] = [
     ("roof.cu", include_str!("kernels/roof.cu")),
     ("rope_append.cu", include_str!("kernels/rope_append.cu")),
     ("screen.cu", include_str!("kernels/screen.cu")),
-    ("step.cu", concat!(include_str!("kernels/attention_mma.cuh"), include_str!("kernels/step.cu"))),
+    (
+        "step.cu",
+        concat!(
+            include_str!("kernels/attention_mma.cuh"),
+            include_str!("kernels/step_list.cuh"),
+            include_str!("kernels/step_product.cuh"),
+            include_str!("kernels/step_attention.cuh"),
+            include_str!("kernels/step.cu"),
+        ),
+    ),
 ];
 
 /// The architecture whose own instructions (wgmma) one file uses.

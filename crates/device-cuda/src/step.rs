@@ -10,7 +10,7 @@ use crate::queue::Arguments;
 
 /// Oldest compute capability with bulk copies.
 pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
-/// As step.cu has them.
+/// As step_list.cuh has them.
 const THREADS: usize = 10 * 32;
 /// Warps that stream weights and keep house.
 const OTHER_THREADS: usize = 64;

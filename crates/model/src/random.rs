@@ -13,7 +13,7 @@ use half::{bf16, f16};
 
 use crate::weights::WeightSource;
 
-pub use vocabulary::vocabulary;
+pub use vocabulary::{bytes_and_end, vocabulary};
 
 /// Weights of a shape.
 #[derive(Debug, Clone, PartialEq)]

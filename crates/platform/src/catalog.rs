@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::PlatformError;
 use crate::money::{Micros, TokenCounts, TokenPrice};
 use crate::time::Timestamp;
 
@@ -135,6 +136,15 @@ impl Catalog {
     /// The version of a plan that holds then.
     pub fn plan_at(&self, id: &str, time: Timestamp) -> Option<&Arc<Plan>> {
         self.plans.get(id)?.iter().find(|plan| plan.validity.holds_at(time))
+    }
+
+    /// The same for a caller who named it: without it, an error that says which there are.
+    pub fn named_plan(&self, id: &str, time: Timestamp) -> Result<&Arc<Plan>, PlatformError> {
+        self.plan_at(id, time).ok_or_else(|| {
+            let mut known: Vec<&str> = self.plans.keys().map(|id| &**id).filter(|id| self.plan_at(id, time).is_some()).collect();
+            known.sort_unstable();
+            PlatformError::Invalid { field: "plan", reason: format!("there is no plan {id:?}; there are {}", known.join(", ")) }
+        })
     }
 
     /// What a model's tokens cost then.

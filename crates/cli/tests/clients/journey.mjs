@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import Anthropic from '@anthropic-ai/sdk';
 import OpenAI from 'openai';
+import { run } from './journeys.mjs';
 
 const { BITNET_URL: url, BITNET_KEY: apiKey, BITNET_SERVED: model } = process.env;
 const openai = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
@@ -49,15 +50,4 @@ const journeys = {
   },
 };
 
-let failed = 0;
-for (const [name, journey] of Object.entries(journeys)) {
-  try {
-    await journey();
-    console.log(`${name}: ok`);
-  } catch (error) {
-    failed += 1;
-    console.log(`${name}: FAILED: ${error.stack}`);
-  }
-}
-console.log(`test result: ${failed ? 'FAILED' : 'ok'}. ${Object.keys(journeys).length - failed} passed; ${failed} failed; journeys`);
-process.exit(failed ? 1 : 0);
+process.exit((await run(journeys, 'journeys')) ? 1 : 0);

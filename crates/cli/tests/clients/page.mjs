@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
+import { run } from './journeys.mjs';
 
 const { BITNET_URL: url, BITNET_KEY: key, BITNET_CHROMIUM: executablePath, BITNET_SCREENSHOTS: screenshots } = process.env;
 const profile = mkdtempSync(join(tmpdir(), 'bitnet-page-'));
@@ -144,17 +145,7 @@ const journeys = {
   },
 };
 
-let failed = 0;
-for (const [name, journey] of Object.entries(journeys)) {
-  try {
-    await journey();
-    console.log(`${name}: ok`);
-  } catch (error) {
-    failed += 1;
-    console.log(`${name}: FAILED: ${error.stack}`);
-  }
-}
+const failed = await run(journeys, 'chat page');
 await browser.close();
 rmSync(profile, { recursive: true, force: true });
-console.log(`test result: ${failed ? 'FAILED' : 'ok'}. ${Object.keys(journeys).length - failed} passed; ${failed} failed; chat page`);
 process.exit(failed ? 1 : 0);

@@ -12,15 +12,27 @@ const N_BYTES: u32 = 256;
 /// # Errors
 /// A vocabulary beyond the limits of any tokenizer.
 pub fn vocabulary(n_vocab: u32) -> Result<Tokenizer, TextError> {
+    byte_level(n_vocab, json!([]))
+}
+
+/// A token for each byte and one, number 256, that ends a text: what a simulated model writes in tests.
+///
+/// # Errors
+/// None that is known.
+pub fn bytes_and_end() -> Result<Tokenizer, TextError> {
+    byte_level(N_BYTES, json!([{ "id": N_BYTES, "content": "<|end|>", "special": true }]))
+}
+
+fn byte_level(n_vocab: u32, added_tokens: Value) -> Result<Tokenizer, TextError> {
     let bytes = (0..=u8::MAX).map(|byte| (letter(byte).to_string(), u32::from(byte).into()));
     let words = (N_BYTES..n_vocab).map(|id| (word(id), id.into()));
     let vocabulary: Map<String, Value> = bytes.chain(words).collect();
-    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": false, "trim_offsets": false });
+    let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": false, "trim_offsets": false });
     let file = json!({
         "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "added_tokens": [],
+        "pre_tokenizer": level,
+        "decoder": level,
+        "added_tokens": added_tokens,
     });
     Tokenizer::from_json(file.to_string().as_bytes())
 }

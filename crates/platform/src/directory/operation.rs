@@ -127,7 +127,7 @@ impl Store {
         let now = by.at;
         let row = self.account(account, now).await?;
         let catalog = self.catalog().await?;
-        let wanted = catalog.plan_at(plan, now).ok_or(PlatformError::NotFound { what: "plan" })?;
+        let wanted = catalog.named_plan(plan, now)?;
         let present = row.plan.as_deref().and_then(|id| catalog.plan_at(id, now));
         let is_cheaper = present.is_some_and(|present| wanted.monthly_price < present.monthly_price);
         let from = if is_cheaper { now.period().next().start() } else { now };

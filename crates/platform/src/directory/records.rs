@@ -130,9 +130,7 @@ impl Store {
     /// Makes an account.
     pub async fn create_account(&self, account: NewAccount, by: &By) -> Result<AccountId, PlatformError> {
         check_label(&account.name)?;
-        if self.catalog().await?.plan_at(&account.plan, by.at).is_none() {
-            return Err(PlatformError::NotFound { what: "plan" });
-        }
+        self.catalog().await?.named_plan(&account.plan, by.at)?;
         if account.spending_cap < Micros::ZERO {
             return Err(PlatformError::Invalid { field: "spending_cap", reason: "it is negative".into() });
         }

@@ -9,8 +9,8 @@ use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, SimulatedPace, SimulatedRunner};
 use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
-use bitnet_model::random::small_config;
-use bitnet_model::text::{ChatTemplate, Tokenizer};
+use bitnet_model::random::{bytes_and_end, small_config};
+use bitnet_model::text::ChatTemplate;
 use bitnet_platform::directory::{KeyAccess, KeyScope, NewAccount, NewApiKey};
 use bitnet_platform::ids::{AccountId, ApiKeyId};
 use bitnet_platform::ledger::Overage;
@@ -20,7 +20,7 @@ use bitnet_platform::time::Timestamp;
 use bitnet_platform::{InstallationSecret, Platform};
 use bitnet_server::{App, Config, ModelTask, ServedModel, router_with};
 use http_body_util::BodyExt;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
@@ -30,33 +30,11 @@ const N_VOCAB: usize = 257;
 const TEMPLATE: &str =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 
-/// How the byte-level alphabet writes a byte (openai/gpt-2 `encoder.py`, `bytes_to_unicode`).
-fn letter(byte: u8) -> char {
-    let is_plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if is_plain(byte) {
-        return char::from(byte);
-    }
-    let n_before = (0..byte).filter(|&other| !is_plain(other)).count() as u32;
-    char::from_u32(256 + n_before).expect("below the surrogates")
-}
-
-fn tokenizer() -> Tokenizer {
-    let vocabulary: Map<String, Value> = (0..=255u8).map(|byte| (letter(byte).to_string(), u32::from(byte).into())).collect();
-    let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": false, "trim_offsets": false });
-    let file = json!({
-        "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
-        "pre_tokenizer": level,
-        "decoder": level,
-        "added_tokens": [{ "id": 256, "content": "<|end|>", "special": true }],
-    });
-    Tokenizer::from_json(file.to_string().as_bytes()).expect("a valid tokenizer")
-}
-
 fn model(name: &str, pace: SimulatedPace) -> ServedModel {
     let config = ModelConfig { n_vocab: N_VOCAB, context_length: 2048, ..small_config() };
     let limits = BatchLimits { n_tokens_max: 512, n_vocab: N_VOCAB, context_length: 2048, n_blocks: 1024 };
     let runner = Box::new(SimulatedRunner::new(config, limits).with_pace(pace));
-    let tokenizer = Arc::new(tokenizer());
+    let tokenizer = Arc::new(bytes_and_end().expect("a valid tokenizer"));
     let engine_model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![TokenId(256)] };
     let engine = EngineHandle::start(engine_model, EngineOptions::default()).expect("an engine");
     ServedModel {

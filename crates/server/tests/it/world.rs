@@ -13,12 +13,12 @@ use bitnet_checkpoint::ModelConfig;
 use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, Fault, SimulatedPace, SimulatedRunner, Usage};
 use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
-use bitnet_model::random::small_config;
-use bitnet_model::text::{ChatTemplate, Tokenizer};
+use bitnet_model::random::{bytes_and_end, small_config};
+use bitnet_model::text::ChatTemplate;
 use bitnet_server::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, StaticKeys, Used};
 use bitnet_server::{App, Config, ModelTask, ServedModel, ServerError, router};
 use http_body_util::BodyExt;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tower::ServiceExt;
 
 /// The token that ends a text.
@@ -32,27 +32,6 @@ pub(crate) const CONTEXT: usize = 2048;
 
 const TEMPLATE: &str =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-
-/// How the byte-level alphabet writes a byte (openai/gpt-2 `encoder.py`, `bytes_to_unicode`).
-fn letter(byte: u8) -> char {
-    let is_plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if is_plain(byte) {
-        return char::from(byte);
-    }
-    let n_before = (0..byte).filter(|&other| !is_plain(other)).count() as u32;
-    char::from_u32(256 + n_before).expect("below the surrogates")
-}
-
-fn tokenizer() -> Tokenizer {
-    let vocabulary: Map<String, Value> = (0..=255u8).map(|byte| (letter(byte).to_string(), u32::from(byte).into())).collect();
-    let file = json!({
-        "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "use_regex": false, "trim_offsets": false },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "use_regex": false, "trim_offsets": false },
-        "added_tokens": [{ "id": END.0, "content": "<|end|>", "special": true }],
-    });
-    Tokenizer::from_json(file.to_string().as_bytes()).expect("a valid tokenizer")
-}
 
 /// A model of one byte a token.
 pub(crate) fn model(name: &str, pace: SimulatedPace, options: EngineOptions) -> ServedModel {
@@ -83,7 +62,7 @@ pub(crate) fn poisoned_model(name: &str, pace: SimulatedPace) -> ServedModel {
 
 fn served_by(runner: SimulatedRunner, name: &str, options: EngineOptions, task: ModelTask) -> ServedModel {
     let runner = Box::new(runner);
-    let tokenizer = Arc::new(tokenizer());
+    let tokenizer = Arc::new(bytes_and_end().expect("a valid tokenizer"));
     let engine_model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![END] };
     let engine = EngineHandle::start(engine_model, options).expect("an engine");
     ServedModel {

@@ -102,7 +102,7 @@ pub(crate) fn perform(arguments: &KeysArguments, terminal: &Terminal) -> anyhow:
 
 fn show((id, text): (ApiKeyId, bitnet_platform::directory::KeyText), terminal: &Terminal) {
     println!("{}", text.reveal());
-    terminal.note(&format!("{id}: this is the only time that the key is shown"));
+    terminal.note(&format!("{id}: this is the only time that the key is shown; servers know it within a second"));
 }
 
 async fn make(session: &Session, create: &CreateArguments, terminal: &Terminal) -> anyhow::Result<()> {

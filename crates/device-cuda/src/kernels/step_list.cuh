@@ -1,0 +1,199 @@
+// The list of operations of step.cu, the mailboxes of their results and the ring of their weights.
+
+#define STEP_WARPS 10
+#define STEP_THREADS (STEP_WARPS * 32)
+#define STAGES_MAX 32
+#define MAILBOXES 4
+// Operations of the list that are in shared memory: the one that is worked on and those beside it.
+#define OPERATIONS_HELD 4
+// Fours of a row for each thread that are in registers at a time: all of a row with norms or one scale.
+#define FOURS 7
+
+// The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
+// row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.
+
+struct StepLinear {
+    const float* x;       // [k]
+    Norms norms;
+    const u8* words;      // pack_int8: [n, n_blocks, 64 bytes]
+    const float* scales;  // [1], [n] or [n, n_groups]
+    float* out;           // [n], of a gate [n / 2]
+    u32 n;
+    u32 k;
+    u32 n_blocks;         // blocks of 256 columns
+    u32 n_groups;         // weight scales of a row; 0: one for the matrix
+    u32 in_groups;        // activations have a scale for each 128 columns
+    u32 add;
+    u32 is_gate;
+    u32 activation;
+    u32 first_block;      // of the grid, that has the first tile
+    u32 receives;         // x comes by mail; otherwise it is in memory
+    u32 n_tiles_each;     // tiles that each block has
+    u32 n_tiles_over;     // blocks that have one more
+    u32 n_pieces;         // stages of a tile
+    u32 tiles_at_once;    // whose stages are freed together
+    float inverse_n_blocks;
+    u32 unused;
+};
+
+struct StepAttention {
+    AttentionMmaArgs of;  // keys and values are written, too
+    const float* q_norm;  // [DIM], or null
+    const float* k_norm;  // [DIM], or null
+    const float* cos;     // [DIM / 2]
+    const float* sin;     // [DIM / 2]
+    const u32* slots;     // [1]: block · BLOCK_TOKENS + row
+    float epsilon;
+    u32 dim;
+};
+
+#define STEP_LINEAR 0
+#define STEP_ATTENTION 1
+
+struct __align__(16) StepOperation {
+    u32 kind;
+    u32 unused[3];
+    union {
+        StepLinear linear;
+        StepAttention attention;
+        u64 words[22];
+    };
+};
+
+struct StepArgs {
+    const StepOperation* operations;
+    u32* mail;            // [MAILBOXES, mailbox_words]: results, then a word of each block that has read the mailbox before
+    u32* n_sent;          // operations that have sent to them, ever
+    u32 n_operations;
+    u32 n_stages;
+    u32 stage_blocks;     // blocks of 256 columns of a stage
+    u32 row_bytes;        // from one row of a stage to the next: neighbouring rows in different banks
+    u32 scale_bytes;      // likewise, of scales behind the rows
+    u32 stage_bytes;
+    u32 mailbox_words;
+    u32 n_results;        // of a mailbox, a multiple of four
+    u32 n_product_blocks; // blocks that have tiles of products
+    u32 first_attention;  // block that has the first heads: where they are few, heads have blocks of their own, whose code stays with them
+    float inverse_stage_blocks;
+    u32 attention_room;   // where in shared memory attention works: over the ring if its blocks have no products
+};
+
+#if __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0;" ::"n"(STEP_THREADS) : "memory"); }
+
+// What the housekeeping warp and the computing ones tell each other: the row has been read; a mailbox is set back, results may be sent.
+#define LOADED 3
+#define SET_BACK 4
+__device__ __forceinline__ void announce(int barrier) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(STEP_THREADS + 32) : "memory"); }
+__device__ __forceinline__ void hear(int barrier) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(STEP_THREADS + 32) : "memory"); }
+
+__device__ __forceinline__ uint4 look(const u32* mail) {
+    uint4 bits;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(mail) : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ u32 look_at_word(const u32* mail) {
+    u32 bits;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(mail) : "memory");
+    return bits;
+}
+
+__device__ __forceinline__ bool has_come(uint4 bits) { return bits.x != NOT_COME && bits.y != NOT_COME && bits.z != NOT_COME && bits.w != NOT_COME; }
+
+// The mailboxes of an operation. The last of a launch sends nothing: the first of the next has its number.
+struct Mail {
+    const u32* in;
+    float* out;  // or null
+    __device__ __forceinline__ Mail(const StepArgs& a, u32 number, bool is_last) {
+        in = a.mail + (u64)((number - 1) % MAILBOXES) * a.mailbox_words;
+        out = is_last ? nullptr : (float*)(a.mail + (u64)(number % MAILBOXES) * a.mailbox_words);
+    }
+};
+
+__device__ __forceinline__ void make_barrier(u32 barrier, u32 n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(n) : "memory"); }
+
+__device__ __forceinline__ void arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+
+__device__ __forceinline__ void expect(u32 barrier, u32 n_bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(n_bytes) : "memory");
+}
+
+__device__ __forceinline__ void await(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+
+// Weights are read once: they leave the cache first.
+__device__ __forceinline__ void fetch(u32 to, const void* from, u32 n_bytes, u32 barrier, u64 policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from),
+                 "r"(n_bytes), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(u32 from) {
+    uint4 bits;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "r"(from));
+    return bits;
+}
+
+// This block's tiles of a product: `first`, `first + n_blocks` and so on.
+struct MyTiles {
+    u32 first, n, log_rows, n_blocks;
+    __device__ __forceinline__ MyTiles(const StepArgs& a, const StepLinear& linear) {
+        log_rows = linear.is_gate ? 3 : 4;
+        n_blocks = a.n_product_blocks;
+        first = blockIdx.x - linear.first_block + (blockIdx.x < linear.first_block ? n_blocks : 0);
+        n = blockIdx.x >= n_blocks ? 0 : linear.n_tiles_each + (first < linear.n_tiles_over ? 1 : 0);
+    }
+    // Of output `index` of this block.
+    __device__ __forceinline__ u32 row(u32 index) const { return ((first + (index >> log_rows) * n_blocks) << log_rows) + (index & ((1 << log_rows) - 1)); }
+};
+
+// The ring of stages in shared memory.
+struct Ring {
+    u32 stages, full, empty, slot, parity;
+    // By at most once around.
+    __device__ __forceinline__ void advance(u32 n, u32 n_stages) {
+        slot += n;
+        if (slot >= n_stages) {
+            slot -= n_stages;
+            parity ^= 1;
+        }
+    }
+};
+
+// The streaming warp.
+__device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
+    const u32 lane = threadIdx.x & 31, line = lane & 15;
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    ring.parity = 1;
+    for (u32 index = 0; index < a.n_operations; index++) {
+        const StepOperation& operation = a.operations[index];
+        if (operation.kind != STEP_LINEAR) continue;
+        const StepLinear& linear = operation.linear;
+        const u32 n_blocks = linear.n_blocks, n_groups = linear.n_groups;
+        const MyTiles tiles(a, linear);
+        const bool has_scales = n_groups > 1;
+        for (u32 tile = 0; tile < tiles.n; tile++) {
+            const u32 row = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? (line & 7) + line / 8 * (linear.n / 2) : line);
+            for (u32 block = 0; block < n_blocks; block += a.stage_blocks) {
+                const u32 n = min(a.stage_blocks, n_blocks - block), to = ring.stages + ring.slot * a.stage_bytes, full = ring.full + ring.slot * 8;
+                await(ring.empty + ring.slot * 8, ring.parity);
+                if (lane == 0) expect(full, 16 * n * 64 + (has_scales ? 16 * n * 8 : 0));
+                __syncwarp();
+                if (lane < 16) {
+                    fetch(to + line * a.row_bytes, linear.words + ((u64)row * n_blocks + block) * 64, n * 64, full, policy);
+                } else if (has_scales) {
+                    fetch(to + 16 * a.row_bytes + line * a.scale_bytes, linear.scales + (u64)row * n_groups + block * 2, n * 8, full, policy);
+                }
+                ring.advance(1, a.n_stages);
+            }
+        }
+    }
+}
+
+#endif
