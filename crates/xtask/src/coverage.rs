@@ -72,11 +72,12 @@ pub(crate) fn run(args: &CoverageArgs) -> Result<()> {
         return Ok(());
     }
     let mut profiles = args.profiles.as_deref().map(profiles_in).transpose()?.unwrap_or_default();
-    build.run_tests(args.json)?;
+    let tested = build.run_tests(args.json);
     profiles.extend(profiles_in(&build.profiles())?);
     let lcov = build.export(&tools, &programs, &profiles)?;
     let files = count_lines(&build.repository, &lcov)?;
     let total = if args.json { print_json(&files) } else { print_table(&files, args.files) };
+    tested.context("the figures lack what the failed tests would have run")?;
     match args.at_least {
         Some(percent) if total.percent() < percent => bail!("{:.2}% of lines are covered, at least {percent}% asked for", total.percent()),
         _ => Ok(()),
@@ -124,6 +125,7 @@ impl Build {
             std::fs::remove_dir_all(self.profiles()).with_context(|| self.profiles().display().to_string())?;
         }
         let mut cargo = self.cargo_test();
+        cargo.arg("--no-fail-fast");
         if quiet { command::output(&mut cargo).map(drop) } else { command::run(cargo.arg("--quiet")) }
     }
 
