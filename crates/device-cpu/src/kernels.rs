@@ -155,11 +155,19 @@ impl Store {
     /// Stores as many neighbouring outputs of a row as there is room for, at most `ROWS`.
     #[inline(always)]
     pub(crate) fn store<const ROWS: usize>(self, out: &mut [f32], values: [f32; ROWS]) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = match self {
-                Self::Write => value,
-                Self::Add => *out + value,
-            };
+        // Room for all is the rule; of known length they stay in one register.
+        if let Some(out) = out.first_chunk_mut::<ROWS>() {
+            *out = std::array::from_fn(|index| self.stored(out[index], values[index]));
+        } else {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = self.stored(*out, value));
+        }
+    }
+
+    #[inline(always)]
+    fn stored(self, before: f32, value: f32) -> f32 {
+        match self {
+            Self::Write => value,
+            Self::Add => before + value,
         }
     }
 }

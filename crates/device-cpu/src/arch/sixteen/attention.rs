@@ -1,10 +1,10 @@
 //! Attention over the paged cache: a block of keys or values is read into L1 once for several tokens of a sequence and all
 //! query heads that share it.
 //!
-//! A tile of scores is a block's sixteen keys side by side × up to four query heads, summed column by column in the order of
-//! `numerics::dot` (the cache's keys lie in that order), so no register is ever added up across its lanes. Outputs are summed
-//! position by position, each column by itself, as `numerics::accumulate_block` does. Heads that are not whole rows are left
-//! to `portable`. Idea: FlashAttention's reuse of blocks (arXiv 2205.14135) without its rescaling, which would change the order
+//! A tile of scores is a block's sixteen keys side by side × up to four query heads of one token (two where there are registers for
+//! them), summed column by column in the order of `numerics::dot` (the cache's keys lie in that order), so no register is ever added up
+//! across its lanes. Outputs are summed position by position, each column by itself, as `numerics::accumulate_block` does. Heads that are
+//! not whole rows are left to `portable`. Idea: FlashAttention's reuse of blocks (arXiv 2205.14135) without its rescaling, which would change the order
 //! of summation.
 
 use std::ops::Range;
@@ -83,9 +83,20 @@ fn attend<I: Sixteen, R: LoadRow>(
     }
     for block in 0..n_blocks {
         let keys = step.keys(store, (unit.tokens.start, block, unit.kv_head));
-        let tokens = unit.tokens.clone().zip(queries.chunks_exact(n_heads * dim)).zip(scores.chunks_exact_mut(token_stride));
-        for ((_, queries), scores) in tokens.filter(|((token, _), _)| block * BLOCK_TOKENS < step.n_positions(*token)) {
-            score_block(isa, queries, &keys, (scores, stride, block * BLOCK_TOKENS));
+        let first = block * BLOCK_TOKENS;
+        let (mut token, mut queries, mut scores) = (unit.tokens.start, &queries[..], &mut scores[..]);
+        while token < unit.tokens.end {
+            let n_tokens = if I::HAS_ROOM { 2.min(unit.tokens.end - token) } else { 1 };
+            let (these, more) = queries.split_at(n_tokens * n_heads * dim);
+            let (these_scores, more_scores) = scores.split_at_mut(n_tokens * token_stride);
+            // A block that only the later token reaches: the other's scores are written and never read.
+            if (token..token + n_tokens).any(|token| first < step.n_positions(token)) {
+                match n_tokens {
+                    2 => score_block::<I, R, 2>(isa, these, &keys, (these_scores, stride, first)),
+                    _ => score_block::<I, R, 1>(isa, these, &keys, (these_scores, stride, first)),
+                }
+            }
+            (token, queries, scores) = (token + n_tokens, more, more_scores);
         }
     }
     let first_column = unit.heads.start * dim - out.range().start;
@@ -154,61 +165,74 @@ fn order_tile<const Q: usize>(queries: &[f32], ordered: &mut [[f32; Q]]) {
     }
 }
 
-/// Scores of the query heads of one token against a block of keys, positions past the last included (they are never read).
+/// Scores of the query heads of T tokens, `[T, heads, stride]`, against a block of keys, positions past the last included (they are
+/// never read). Queries are `[T, tiles of heads]`.
 #[inline(always)]
-fn score_block<I: Sixteen, R: LoadRow>(
+fn score_block<I: Sixteen, R: LoadRow, const T: usize>(
     isa: I,
     queries: &[f32],
     keys: &KvBlock<'_, R>,
     (scores, stride, first): (&mut [f32], usize, usize),
 ) {
-    let dim = keys.rows.len();
-    let (mut queries, mut scores) = (queries, scores);
-    while !queries.is_empty() {
-        let n_heads = tile_heads(queries.len() / dim);
-        let (tile, rest) = queries.split_at(n_heads * dim);
-        match n_heads {
-            4 => score_heads::<I, R, 4>(isa, tile, keys, (scores, stride, first)),
-            2 => score_heads::<I, R, 2>(isa, tile, keys, (scores, stride, first)),
-            _ => score_heads::<I, R, 1>(isa, tile, keys, (scores, stride, first)),
+    let (dim, token_queries, token_scores) = (keys.rows.len(), queries.len() / T, scores.len() / T);
+    let n_heads = token_queries / dim;
+    let mut head = 0;
+    while head < n_heads {
+        let of_tile = tile_heads(n_heads - head);
+        let tile = |token: usize| &queries[token * token_queries..][head * dim..(head + of_tile) * dim];
+        let to = |token: usize| token * token_scores + head * stride + first;
+        match of_tile {
+            4 => score_heads::<I, R, 4, T>(isa, tile, keys, (scores, stride, to)),
+            2 => score_heads::<I, R, 2, T>(isa, tile, keys, (scores, stride, to)),
+            _ => score_heads::<I, R, 1, T>(isa, tile, keys, (scores, stride, to)),
         }
-        (queries, scores) = (rest, &mut scores[n_heads * stride..]);
+        head += of_tile;
     }
 }
 
+/// Scores of one tile of Q heads of each token: its queries, and where its first head's scores are written.
 #[inline(always)]
-fn score_heads<I: Sixteen, R: LoadRow, const Q: usize>(
+fn score_heads<'a, I: Sixteen, R: LoadRow, const Q: usize, const T: usize>(
     isa: I,
-    queries: &[f32],
+    queries: impl Fn(usize) -> &'a [f32],
     keys: &KvBlock<'_, R>,
-    (scores, stride, first): (&mut [f32], usize, usize),
+    (scores, stride, to): (&mut [f32], usize, impl Fn(usize) -> usize),
 ) {
     let scale = isa.splat(1.0 / (keys.rows.len() as f32).sqrt());
-    let products = score_tile::<I, R, Q>(isa, queries.as_chunks().0, keys);
-    for (scores, products) in scores.chunks_exact_mut(stride).zip(products) {
-        if let Some(scores) = scores[first..].first_chunk_mut() {
-            isa.store(scores, isa.mul(products, scale));
+    let products = score_tile::<I, R, Q, T>(isa, std::array::from_fn(|token| queries(token).as_chunks().0), keys);
+    for (token, products) in products.into_iter().enumerate() {
+        for (head, products) in products.into_iter().enumerate() {
+            if let Some(scores) = scores[to(token) + head * stride..].first_chunk_mut() {
+                isa.store(scores, isa.mul(products, scale));
+            }
         }
     }
 }
 
-/// `numerics::dot` of Q queries with sixteen keys: each lane's sum in turn, and the tree as soon as two are there.
+/// `numerics::dot` of Q queries of T tokens with sixteen keys: each lane's sum in turn, and the tree as soon as two are there.
 #[inline(always)]
-fn score_tile<I: Sixteen, R: LoadRow, const Q: usize>(isa: I, queries: &[[f32; Q]], keys: &KvBlock<'_, R>) -> [I::Row; Q] {
+fn score_tile<I: Sixteen, R: LoadRow, const Q: usize, const T: usize>(
+    isa: I,
+    queries: [&[[f32; Q]]; T],
+    keys: &KvBlock<'_, R>,
+) -> [[I::Row; Q]; T] {
     let n_chunks = keys.rows.len() / LANES;
     let scales = isa.load(keys.scales);
-    let mut waiting = [[isa.splat(0.0); Q]; LEVELS];
-    for (lane, (queries, keys)) in queries.chunks_exact(n_chunks).zip(keys.rows.chunks_exact(n_chunks)).enumerate() {
-        let mut sums = [isa.splat(0.0); Q];
-        for (queries, key) in queries.iter().zip(keys) {
+    let mut waiting = [[[isa.splat(0.0); Q]; T]; LEVELS];
+    for (lane, keys) in keys.rows.chunks_exact(n_chunks).enumerate() {
+        let queries: [&[[f32; Q]]; T] = std::array::from_fn(|token| &queries[token][lane * n_chunks..(lane + 1) * n_chunks]);
+        let mut sums = [[isa.splat(0.0); Q]; T];
+        for (chunk, key) in keys.iter().enumerate() {
             let key = scaled::<I, R>(isa, key.load(isa), scales);
-            for (sum, &query) in sums.iter_mut().zip(queries) {
-                *sum = isa.add(*sum, isa.mul(isa.splat(query), key));
+            for (sums, queries) in sums.iter_mut().zip(queries) {
+                for (sum, query) in sums.iter_mut().zip(queries[chunk]) {
+                    *sum = isa.add(*sum, isa.mul(isa.splat(query), key));
+                }
             }
         }
         let n_merged = lane.trailing_ones() as usize;
         for waiting in &waiting[..n_merged] {
-            for (sum, &waiting) in sums.iter_mut().zip(waiting) {
+            for (sum, &waiting) in sums.as_flattened_mut().iter_mut().zip(waiting.as_flattened()) {
                 *sum = isa.add(waiting, *sum);
             }
         }
@@ -270,19 +294,42 @@ fn accumulate_heads<I: Sixteen, R: LoadRow, const Q: usize>(
     out: &mut [[f32; LANES]],
 ) {
     let n_chunks = out.len() / Q;
-    for chunk in 0..n_chunks {
-        let mut sums = [isa.splat(0.0); Q];
+    let in_pairs = if I::HAS_ROOM { n_chunks / 2 * 2 } else { 0 };
+    for chunk in (0..in_pairs).step_by(2) {
+        accumulate_chunks::<I, R, Q, 2>(isa, weights, values, (out, chunk));
+    }
+    for chunk in in_pairs..n_chunks {
+        accumulate_chunks::<I, R, Q, 1>(isa, weights, values, (out, chunk));
+    }
+}
+
+/// C neighbouring chunks of it.
+#[inline(always)]
+fn accumulate_chunks<I: Sixteen, R: LoadRow, const Q: usize, const C: usize>(
+    isa: I,
+    weights: [&[f32]; Q],
+    values: &KvBlock<'_, R>,
+    (out, chunk): (&mut [[f32; LANES]], usize),
+) {
+    let n_chunks = out.len() / Q;
+    let mut sums = [[isa.splat(0.0); Q]; C];
+    for (index, sums) in sums.iter_mut().enumerate() {
         for (sum, out) in sums.iter_mut().zip(out.chunks_exact(n_chunks)) {
-            *sum = isa.load(&out[chunk]);
+            *sum = isa.load(&out[chunk + index]);
         }
-        for ((position, row), &scale) in values.rows.chunks_exact(n_chunks).enumerate().zip(values.scales) {
-            let value = scaled::<I, R>(isa, row[chunk].load(isa), isa.splat(scale));
-            for (sum, weights) in sums.iter_mut().zip(weights) {
-                *sum = isa.add(*sum, isa.mul(isa.splat(weights[position]), value));
+    }
+    for ((position, row), &scale) in values.rows.chunks_exact(n_chunks).enumerate().zip(values.scales) {
+        let weights: [I::Row; Q] = std::array::from_fn(|head| isa.splat(weights[head][position]));
+        for (value, sums) in row[chunk..chunk + C].iter().zip(&mut sums) {
+            let value = scaled::<I, R>(isa, value.load(isa), isa.splat(scale));
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = isa.add(*sum, isa.mul(weight, value));
             }
         }
+    }
+    for (index, sums) in sums.into_iter().enumerate() {
         for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(n_chunks)) {
-            isa.store(&mut out[chunk], sum);
+            isa.store(&mut out[chunk + index], sum);
         }
     }
 }

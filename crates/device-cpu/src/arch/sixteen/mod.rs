@@ -17,6 +17,8 @@ use crate::attention::{HalfRow, KvRow};
 pub(super) trait Sixteen: Copy {
     /// The lanes.
     type Row: Copy;
+    /// Whether registers hold twice as many sums as one tile of four query heads has, so that twice as many additions are under way.
+    const HAS_ROOM: bool;
 
     /// All lanes the same.
     fn splat(self, value: f32) -> Self::Row;
@@ -33,6 +35,7 @@ pub(super) trait Sixteen: Copy {
 /// A pair of eights.
 impl<I: Eight> Sixteen for I {
     type Row = [I::Floats; 2];
+    const HAS_ROOM: bool = false;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::Row {

@@ -11,6 +11,7 @@ use crate::attention::HalfRow;
 
 impl Sixteen for Avx512Vnni {
     type Row = __m512;
+    const HAS_ROOM: bool = true;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

@@ -283,9 +283,9 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
         }
         for (token, sums) in tokens.clone().zip(sums.chunks_exact(TILES)) {
             let row = x.scales[token];
-            for (tile, totals) in (first_tile..end).zip(sums) {
-                let offset = tile * TILE_ROWS - columns.start;
-                store.store(&mut out.row_mut(token)[offset..], dequantised(*totals, row, weights.tile_inverse_scales(tile)));
+            let out = out.row_mut(token)[first_tile * TILE_ROWS - columns.start..].chunks_mut(TILE_ROWS);
+            for (out, (tile, totals)) in out.zip((first_tile..end).zip(sums)) {
+                store.store(out, dequantised(*totals, row, weights.tile_inverse_scales(tile)));
             }
         }
     }
@@ -294,11 +294,7 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
 /// `numerics::dequantise` of four rows.
 #[inline(always)]
 fn dequantised(totals: [i32; TILE_ROWS], row: RowScale, inverse_scales: &[f32; TILE_ROWS]) -> Outputs {
-    let mut y = [0.0; TILE_ROWS];
-    for ((y, total), inverse_scale) in y.iter_mut().zip(totals).zip(inverse_scales) {
-        *y = numerics::dequantise(total - row.sum, *inverse_scale, row.scale.inverse);
-    }
-    y
+    std::array::from_fn(|index| numerics::dequantise(totals[index] - row.sum, inverse_scales[index], row.scale.inverse))
 }
 
 /// Unpacks some blocks of `TILES` tiles, the last one again where there are fewer.
