@@ -7,6 +7,7 @@ mod bulk;
 pub(crate) mod catalog;
 mod ledger_store;
 mod migrate;
+mod rate_cards;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -105,6 +106,15 @@ impl Store {
         };
         let transaction = self.pool.begin_with(begin).await.map_err(PlatformError::database("beginning a transaction"))?;
         Ok(Write { transaction, _turn: turn })
+    }
+
+    /// Begins a transaction that reads: all its answers are of one moment.
+    pub(crate) async fn snapshot(&self) -> Result<Transaction<'static, Any>, PlatformError> {
+        let begin = match self.dialect {
+            Dialect::Sqlite => "BEGIN",
+            Dialect::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        self.pool.begin_with(begin).await.map_err(PlatformError::database("beginning a transaction"))
     }
 
     /// Whether the database's own structures are whole, as far as it can tell: SQLite checks its file and its references.
