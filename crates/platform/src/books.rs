@@ -27,4 +27,3 @@ pub(crate) async fn run(store: Arc<Store>, directory: Arc<Directory>, now: Clock
         tokio::time::sleep(BOOKS_EVERY).await;
     }
 }
-

@@ -248,9 +248,29 @@ mod tests {
     #[test]
     fn address_of_an_own_network_is_not_public() {
         for own in [
-            "127.0.0.1", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-            "255.255.255.255", "224.0.0.1", "192.0.2.1", "198.18.0.1", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
-            "64:ff9b::a00:1", "2002:a00:1::", "2001:db8::1", "2001::1", "::7f00:1",
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "224.0.0.1",
+            "192.0.2.1",
+            "198.18.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::a00:1",
+            "2002:a00:1::",
+            "2001:db8::1",
+            "2001::1",
+            "::7f00:1",
         ] {
             assert!(!is_public(own.parse().expect("an address")), "{own}");
         }
@@ -264,8 +284,14 @@ mod tests {
         let check = |url: &str| Outbound::new(Destinations::Public).check(&url.parse().expect("a URL"));
         assert!(check("https://example.com/hook?x=1").is_ok() && check("https://1.1.1.1:8443/").is_ok());
         for wrong in [
-            "http://example.com/", "https://localhost/", "https://127.0.0.1/", "https://[::1]:443/", "https://[fd00::1]/", "/relative",
-            "https://user:pass@example.com/", "ftp://example.com/",
+            "http://example.com/",
+            "https://localhost/",
+            "https://127.0.0.1/",
+            "https://[::1]:443/",
+            "https://[fd00::1]/",
+            "/relative",
+            "https://user:pass@example.com/",
+            "ftp://example.com/",
         ] {
             assert!(check(wrong).is_err(), "{wrong}");
         }

@@ -90,7 +90,9 @@ async fn write_counts(store: &Store, counts: &Counts) -> Result<(), PlatformErro
     let mut counts: Vec<_> = counts.iter().collect();
     counts.sort_unstable();
     for ((account, hour, outcome), n) in counts {
-        let insert = sqlx::query("INSERT INTO request_outcome (account_id, hour_start, outcome, n) VALUES ($1, $2, $3, $4) ON CONFLICT (account_id, hour_start, outcome) DO UPDATE SET n = request_outcome.n + excluded.n");
+        let insert = sqlx::query(
+            "INSERT INTO request_outcome (account_id, hour_start, outcome, n) VALUES ($1, $2, $3, $4) ON CONFLICT (account_id, hour_start, outcome) DO UPDATE SET n = request_outcome.n + excluded.n",
+        );
         let insert = insert.bind(account.to_string()).bind(hour.0).bind(outcome.clone()).bind(as_i64(*n));
         insert.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting outcomes"))?;
     }
@@ -214,7 +216,9 @@ async fn read_level(connection: &mut AnyConnection, (account, period): (AccountI
         }
         None => (None, Micros::ZERO),
     };
-    let query = sqlx::query("SELECT outcome, CAST(SUM(n) AS BIGINT) AS n FROM request_outcome WHERE account_id = $1 AND hour_start >= $2 AND hour_start < $3 GROUP BY outcome");
+    let query = sqlx::query(
+        "SELECT outcome, CAST(SUM(n) AS BIGINT) AS n FROM request_outcome WHERE account_id = $1 AND hour_start >= $2 AND hour_start < $3 GROUP BY outcome",
+    );
     let rows = query.bind(account.to_string()).bind(start.0).bind(end.0).fetch_all(&mut *connection).await.map_err(failed())?;
     let mut level = Level { objective, ..Level::default() };
     let limit = level.objective.as_ref().map_or(u32::MAX, |objective| objective.latency_ms_max);

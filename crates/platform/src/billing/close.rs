@@ -103,7 +103,8 @@ impl Store {
             Some(self.issue(&mut write, new, by).await?)
         };
         if let Some(id) = invoice {
-            let taken = sqlx::query("UPDATE invoice_item SET invoice_id = $1 WHERE account_id = $2 AND invoice_id IS NULL AND created_at <= $3");
+            let taken =
+                sqlx::query("UPDATE invoice_item SET invoice_id = $1 WHERE account_id = $2 AND invoice_id IS NULL AND created_at <= $3");
             let taken = taken.bind(id.to_string()).bind(account.to_string()).bind(by.at.0);
             taken.execute(&mut *write.transaction).await.map_err(failed())?;
             if carried < Micros::ZERO {
@@ -111,7 +112,8 @@ impl Store {
                 self.add_item(&mut write, account, (format!("carried:{id}"), text, carried), by.at).await?;
             }
         }
-        let insert = sqlx::query("INSERT INTO closed_period (account_id, period, upto_seq, closed_at, invoice_id) VALUES ($1, $2, $3, $4, $5)");
+        let insert =
+            sqlx::query("INSERT INTO closed_period (account_id, period, upto_seq, closed_at, invoice_id) VALUES ($1, $2, $3, $4, $5)");
         let insert = insert.bind(account.to_string()).bind(i64::from(period.0)).bind(bound(cover.upto)).bind(by.at.0);
         insert.bind(invoice.map(|id| id.to_string())).execute(&mut *write.transaction).await.map_err(failed())?;
         write.commit(DOING).await?;
@@ -135,7 +137,8 @@ impl Store {
         let total: Micros = lines.iter().map(|line| line.amount).sum();
         let due_at = by.at.plus(std::time::Duration::from_secs(u64::from(profile.net_days) * 86_400));
         let parties = Parties { issuer: issuer.party, customer: profile.party.clone() };
-        let parties = serde_json::to_string(&parties).map_err(|error| PlatformError::Corrupt { what: "parties", reason: error.to_string() })?;
+        let parties =
+            serde_json::to_string(&parties).map_err(|error| PlatformError::Corrupt { what: "parties", reason: error.to_string() })?;
         // What is nothing is paid; a credit note is nothing that its customer pays.
         let status = if total > Micros::ZERO { "open" } else { "paid" };
         sqlx::query("INSERT INTO invoice (id, issuer_id, kind, number, name, account_id, period, corrects, issued_at, due_at, currency, parties, total, collection, status, credited, paid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0)")
@@ -161,13 +164,20 @@ impl Store {
             insert_line(write, (id, index + 1), line).await?;
         }
         if profile.is_automatic && total > Micros::ZERO {
-            let insert = sqlx::query("INSERT INTO dunning (invoice_id, account_id, n_attempts, next_attempt_at, restricted_at) VALUES ($1, $2, 0, $3, NULL)");
+            let insert = sqlx::query(
+                "INSERT INTO dunning (invoice_id, account_id, n_attempts, next_attempt_at, restricted_at) VALUES ($1, $2, 0, $3, NULL)",
+            );
             let insert = insert.bind(id.to_string()).bind(account.to_string()).bind(by.at.0);
             insert.execute(&mut *write.transaction).await.map_err(failed())?;
         }
         let after = json!({ "number": issuer.name, "period": period.to_string(), "total_micros": total.0 });
         let action = if kind == DocumentKind::Invoice { "invoice.issued" } else { "credit_note.issued" };
-        let happened = Happened { account, source: format!("{action}:{id}"), kind: action, data: json!({ "id": id.to_string(), "number": issuer.name, "period": period.to_string(), "total_micros": total.0, "currency": CURRENCY }) };
+        let happened = Happened {
+            account,
+            source: format!("{action}:{id}"),
+            kind: action,
+            data: json!({ "id": id.to_string(), "number": issuer.name, "period": period.to_string(), "total_micros": total.0, "currency": CURRENCY }),
+        };
         self.note_happened(write, happened, by.at).await?;
         let deed = Deed { action, account: Some(account), target: id.to_string(), before: Value::Null, after };
         self.audit(write, by, deed).await?;
@@ -182,7 +192,9 @@ impl Store {
         (source, text, amount): (String, String, Micros),
         now: Timestamp,
     ) -> Result<bool, PlatformError> {
-        let insert = sqlx::query("INSERT INTO invoice_item (id, account_id, source, text, amount, created_at, invoice_id) VALUES ($1, $2, $3, $4, $5, $6, NULL) ON CONFLICT (source) DO NOTHING");
+        let insert = sqlx::query(
+            "INSERT INTO invoice_item (id, account_id, source, text, amount, created_at, invoice_id) VALUES ($1, $2, $3, $4, $5, $6, NULL) ON CONFLICT (source) DO NOTHING",
+        );
         let insert = insert.bind(ItemId::random()?.to_string()).bind(account.to_string()).bind(source);
         let insert = insert.bind(text).bind(amount.0).bind(now.0);
         let inserted = insert.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting an amount"))?;
@@ -232,7 +244,9 @@ async fn next_number(write: &mut Write<'_>, issuer: &str, kind: DocumentKind) ->
 
 async fn insert_line(write: &mut Write<'_>, (id, number): (InvoiceId, usize), line: &InvoiceLine) -> Result<(), PlatformError> {
     let detail = serde_json::to_string(&line.kind).map_err(|error| PlatformError::Corrupt { what: "a line", reason: error.to_string() })?;
-    let insert = sqlx::query("INSERT INTO invoice_line (invoice_id, line_number, line_id, text, detail, rounding, n_requests, amount) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)");
+    let insert = sqlx::query(
+        "INSERT INTO invoice_line (invoice_id, line_number, line_id, text, detail, rounding, n_requests, amount) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    );
     let insert = insert.bind(id.to_string()).bind(bound(number as u64)).bind(line.id.clone()).bind(line.text.clone()).bind(detail);
     let insert = insert.bind(line.rounding.name()).bind(bound(line.n_requests)).bind(line.amount.0);
     insert.execute(&mut *write.transaction).await.map_err(failed())?;

@@ -44,12 +44,7 @@ impl Store {
     }
 
     /// Takes an amount off an issued invoice. What was paid too much by that is on the next invoice.
-    pub async fn credit_invoice(
-        &self,
-        id: InvoiceId,
-        (amount, reason): (Micros, &str),
-        by: &By,
-    ) -> Result<InvoiceId, PlatformError> {
+    pub async fn credit_invoice(&self, id: InvoiceId, (amount, reason): (Micros, &str), by: &By) -> Result<InvoiceId, PlatformError> {
         check_label(reason)?;
         if amount <= Micros::ZERO || amount.0 % MICROS_PER_CENT != 0 {
             return Err(PlatformError::Invalid { field: "amount", reason: "expected whole cents, more than none".into() });
@@ -172,7 +167,8 @@ impl Store {
         let paid = issued.paid.plus(amount);
         let status = self.set_paid(write, (issued.id, total), (issued.credited, paid)).await?;
         if status == InvoiceStatus::Paid {
-            let data = json!({ "id": issued.id.to_string(), "number": issued.number, "total_micros": total.0, "currency": issued.currency });
+            let data =
+                json!({ "id": issued.id.to_string(), "number": issued.number, "total_micros": total.0, "currency": issued.currency });
             let (account, source) = (invoice.account, format!("invoice.paid:{}", issued.id));
             self.note_happened(write, crate::webhooks::Happened { account, source, kind: "invoice.paid", data }, by.at).await?;
         }
@@ -193,8 +189,7 @@ impl Store {
         let end = sqlx::query("UPDATE dunning SET next_attempt_at = NULL WHERE invoice_id = $1").bind(id.to_string());
         end.execute(&mut *write.transaction).await.map_err(PlatformError::database("giving an invoice up"))?;
         let after = json!({ "status": "uncollectible" });
-        let deed =
-            Deed { action: "invoice.given_up", account: Some(invoice.account), target: id.to_string(), before: Value::Null, after };
+        let deed = Deed { action: "invoice.given_up", account: Some(invoice.account), target: id.to_string(), before: Value::Null, after };
         self.audit(&mut write, by, deed).await?;
         write.commit("giving an invoice up").await
     }

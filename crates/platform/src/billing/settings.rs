@@ -94,7 +94,9 @@ fn check_country(country: &str) -> Result<(), PlatformError> {
 impl Store {
     /// To whom and how an account is billed; by default under its name, by hand, in 30 days.
     pub async fn billing_profile(&self, account: AccountId) -> Result<Profile, PlatformError> {
-        let query = sqlx::query("SELECT a.name AS account_name, p.* FROM account a LEFT JOIN billing_profile p ON p.account_id = a.id WHERE a.id = $1");
+        let query = sqlx::query(
+            "SELECT a.name AS account_name, p.* FROM account a LEFT JOIN billing_profile p ON p.account_id = a.id WHERE a.id = $1",
+        );
         let row = query.bind(account.to_string()).fetch_optional(self.pool()).await;
         let row = row.map_err(PlatformError::database("reading a billing profile"))?.ok_or(PlatformError::NotFound { what: "account" })?;
         if get::<Option<String>>(&row, "issuer_id")?.is_none() {
@@ -102,8 +104,12 @@ impl Store {
             let (region, email) = (String::new(), String::new());
             return Ok(Profile { issuer: "default".into(), party, region, email, is_automatic: false, net_days: 30 });
         }
-        let party =
-            Party { name: get(&row, "name")?, address: get(&row, "address")?, country: get(&row, "country")?, tax_id: get(&row, "tax_id")? };
+        let party = Party {
+            name: get(&row, "name")?,
+            address: get(&row, "address")?,
+            country: get(&row, "country")?,
+            tax_id: get(&row, "tax_id")?,
+        };
         Ok(Profile {
             issuer: get(&row, "issuer_id")?,
             party,
@@ -186,11 +192,14 @@ impl Store {
         }
         let mut write = self.begin().await?;
         let failed = || PlatformError::database("changing a tax");
-        let end = sqlx::query("UPDATE tax_rate SET valid_until = $1 WHERE country = $2 AND region = $3 AND name = $4 AND valid_until IS NULL");
+        let end =
+            sqlx::query("UPDATE tax_rate SET valid_until = $1 WHERE country = $2 AND region = $3 AND name = $4 AND valid_until IS NULL");
         let end = end.bind(by.at.0).bind(tax.country.clone()).bind(tax.region.clone()).bind(tax.name.clone());
         end.execute(&mut *write.transaction).await.map_err(failed())?;
         if tax.rate > 0 {
-            let insert = sqlx::query("INSERT INTO tax_rate (country, region, name, rate, reverse_charge, valid_from, valid_until) VALUES ($1, $2, $3, $4, $5, $6, NULL)");
+            let insert = sqlx::query(
+                "INSERT INTO tax_rate (country, region, name, rate, reverse_charge, valid_from, valid_until) VALUES ($1, $2, $3, $4, $5, $6, NULL)",
+            );
             let insert = insert.bind(tax.country.clone()).bind(tax.region.clone()).bind(tax.name.clone());
             let insert = insert.bind(i64::from(tax.rate)).bind(i64::from(tax.has_reverse_charge)).bind(by.at.0);
             insert.execute(&mut *write.transaction).await.map_err(failed())?;
@@ -210,9 +219,11 @@ impl Store {
         let mut write = self.begin().await?;
         let failed = || PlatformError::database("changing a commitment");
         let period = i64::from(from.0);
-        let delete = sqlx::query("DELETE FROM commitment WHERE account_id = $1 AND from_period >= $2").bind(account.to_string()).bind(period);
+        let delete =
+            sqlx::query("DELETE FROM commitment WHERE account_id = $1 AND from_period >= $2").bind(account.to_string()).bind(period);
         delete.execute(&mut *write.transaction).await.map_err(failed())?;
-        let end = sqlx::query("UPDATE commitment SET until_period = $1 WHERE account_id = $2 AND (until_period IS NULL OR until_period > $1)");
+        let end =
+            sqlx::query("UPDATE commitment SET until_period = $1 WHERE account_id = $2 AND (until_period IS NULL OR until_period > $1)");
         end.bind(period).bind(account.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
         if amount > Micros::ZERO {
             let insert = sqlx::query("INSERT INTO commitment (account_id, from_period, until_period, amount) VALUES ($1, $2, NULL, $3)");
@@ -251,7 +262,8 @@ impl Store {
         if inserted.rows_affected() == 0 {
             return Err(invalid("code", "there is such a coupon"));
         }
-        let after = json!({ "name": coupon.name, "part_off_ppm": coupon.part_off, "credit_micros": coupon.credit.map(|(amount, _)| amount.0) });
+        let after =
+            json!({ "name": coupon.name, "part_off_ppm": coupon.part_off, "credit_micros": coupon.credit.map(|(amount, _)| amount.0) });
         let deed = Deed { action: "coupon.created", account: None, target: coupon.code.clone(), before: Value::Null, after };
         self.audit(&mut write, by, deed).await?;
         write.commit(doing).await
@@ -266,7 +278,9 @@ impl Store {
         // Its row is locked, so that no two accounts are the last.
         let lock = sqlx::query("UPDATE coupon SET name = name WHERE code = $1").bind(code.to_string());
         lock.execute(&mut *write.transaction).await.map_err(failed())?;
-        let query = sqlx::query("SELECT c.*, (SELECT COUNT(*) FROM coupon_redemption r WHERE r.code = c.code) AS n_redeemed FROM coupon c WHERE c.code = $1");
+        let query = sqlx::query(
+            "SELECT c.*, (SELECT COUNT(*) FROM coupon_redemption r WHERE r.code = c.code) AS n_redeemed FROM coupon c WHERE c.code = $1",
+        );
         let row = query.bind(code.to_string()).fetch_optional(&mut *write.transaction).await.map_err(failed())?;
         let row = row.ok_or(PlatformError::NotFound { what: "coupon" })?;
         if get_optional_time(&row, "redeem_until")?.is_some_and(|until| by.at >= until) {
@@ -277,7 +291,9 @@ impl Store {
         }
         let from = by.at.period();
         let until = get::<Option<i64>>(&row, "n_months")?.map(|n| i64::from(from.0) + n);
-        let insert = sqlx::query("INSERT INTO coupon_redemption (code, account_id, redeemed_at, from_period, until_period) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (code, account_id) DO NOTHING");
+        let insert = sqlx::query(
+            "INSERT INTO coupon_redemption (code, account_id, redeemed_at, from_period, until_period) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (code, account_id) DO NOTHING",
+        );
         let insert = insert.bind(code.to_string()).bind(account.to_string()).bind(by.at.0).bind(i64::from(from.0)).bind(until);
         if insert.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 0 {
             return Err(invalid("code", "the account has redeemed it"));

@@ -40,12 +40,7 @@ struct Journal {
 }
 
 impl Held {
-    pub(super) fn new(
-        ledger: Arc<LedgerService>,
-        admitted: &Admitted,
-        (account, outcomes): (AccountId, Outcomes),
-        now: Clock,
-    ) -> Self {
+    pub(super) fn new(ledger: Arc<LedgerService>, admitted: &Admitted, (account, outcomes): (AccountId, Outcomes), now: Clock) -> Self {
         let limits = |(limit_requests, remaining_requests, reset_requests): (u32, u32, Duration)| RateLimits {
             limit_requests,
             remaining_requests,

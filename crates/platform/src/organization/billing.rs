@@ -106,11 +106,7 @@ pub(super) async fn set_method(
 }
 
 /// Pays an invoice now.
-pub(super) async fn pay(
-    State(platform): State<Platform>,
-    by: Administrator,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ServerError> {
+pub(super) async fn pay(State(platform): State<Platform>, by: Administrator, Path(id): Path<String>) -> Result<Json<Value>, ServerError> {
     let id = known("invoice", &id)?;
     platform.store().invoice(id, Some(by.account)).await.map_err(as_server_error)?;
     let charge = payments(&platform)?.collect(id, &by.acting(&platform)).await.map_err(as_server_error)?;

@@ -92,11 +92,7 @@ impl CloudEvent {
             Some(time) => Timestamp::from_rfc3339(time).ok_or_else(|| wrong("time", "expected a time as RFC 3339 has it"))?,
         };
         let project: ProjectId = self.data.project_id.parse().map_err(|_| wrong("project_id", "it is no id of a project"))?;
-        let tokens = TokenCounts {
-            n_input: self.data.input_tokens,
-            n_cached: self.data.cached_tokens,
-            n_output: self.data.output_tokens,
-        };
+        let tokens = TokenCounts { n_input: self.data.input_tokens, n_cached: self.data.cached_tokens, n_output: self.data.output_tokens };
         Ok(UsageEvent {
             owner: Owner { account, project, api_key: None },
             source: self.source.into(),

@@ -51,14 +51,22 @@ pub(super) async fn list(State(platform): State<Platform>, by: Administrator) ->
 }
 
 /// Removes one.
-pub(super) async fn remove(State(platform): State<Platform>, by: Administrator, Path(id): Path<String>) -> Result<Json<Value>, ServerError> {
+pub(super) async fn remove(
+    State(platform): State<Platform>,
+    by: Administrator,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ServerError> {
     let endpoint = known("webhook", &id)?;
     platform.store().remove_endpoint((by.account, endpoint), &by.acting(&platform)).await.map_err(as_server_error)?;
     Ok(Json(json!({ "object": "organization.webhook.deleted", "id": id, "deleted": true })))
 }
 
 /// Changes its secret.
-pub(super) async fn rotate(State(platform): State<Platform>, by: Administrator, Path(id): Path<String>) -> Result<Json<Value>, ServerError> {
+pub(super) async fn rotate(
+    State(platform): State<Platform>,
+    by: Administrator,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ServerError> {
     let endpoint = known("webhook", &id)?;
     let version = platform.store().rotate_endpoint((by.account, endpoint), &by.acting(&platform)).await.map_err(as_server_error)?;
     let secret = platform.webhooks().secrets().shown(endpoint, version);

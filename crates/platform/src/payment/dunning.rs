@@ -21,7 +21,8 @@ use crate::webhooks::Happened;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Pauses after attempts that failed; after the last of them the account is restricted.
-pub const ATTEMPT_PAUSES: [Duration; 3] = [Duration::from_secs(3 * DAY.as_secs()), Duration::from_secs(5 * DAY.as_secs()), Duration::from_secs(7 * DAY.as_secs())];
+pub const ATTEMPT_PAUSES: [Duration; 3] =
+    [Duration::from_secs(3 * DAY.as_secs()), Duration::from_secs(5 * DAY.as_secs()), Duration::from_secs(7 * DAY.as_secs())];
 /// When what was not answered is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -145,7 +146,9 @@ impl Store {
         if before == "succeeded" || before == status && status != "pending" {
             return Ok(());
         }
-        let update = sqlx::query("UPDATE payment SET status = $1, provider_ref = CASE WHEN $2 = '' THEN provider_ref ELSE $2 END, reason = $3, updated_at = $4 WHERE id = $5");
+        let update = sqlx::query(
+            "UPDATE payment SET status = $1, provider_ref = CASE WHEN $2 = '' THEN provider_ref ELSE $2 END, reason = $3, updated_at = $4 WHERE id = $5",
+        );
         let update = update.bind(status).bind(reference.to_string()).bind(reason.to_string()).bind(by.at.0).bind(payment.to_string());
         update.execute(&mut *write.transaction).await.map_err(failed())?;
         match status {
@@ -208,7 +211,9 @@ impl Store {
         // The lock of the account's row makes this follow or precede a restriction.
         let lock = sqlx::query("UPDATE account SET name = name WHERE id = $1").bind(account.to_string());
         lock.execute(&mut *write.transaction).await.map_err(failed())?;
-        let query = sqlx::query("SELECT i.status FROM dunning d JOIN invoice i ON i.id = d.invoice_id WHERE d.account_id = $1 AND d.restricted_at IS NOT NULL");
+        let query = sqlx::query(
+            "SELECT i.status FROM dunning d JOIN invoice i ON i.id = d.invoice_id WHERE d.account_id = $1 AND d.restricted_at IS NOT NULL",
+        );
         let rows = query.bind(account.to_string()).fetch_all(&mut *write.transaction).await.map_err(failed())?;
         let is_open = |row: &AnyRow| get::<String>(row, "status").is_ok_and(|status| status == "open");
         if rows.is_empty() || rows.iter().any(is_open) {

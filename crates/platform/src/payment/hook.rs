@@ -127,14 +127,18 @@ impl Payments {
     }
 
     async fn has_heard(&self, event: &str) -> Result<bool, PlatformError> {
-        let query = sqlx::query("SELECT received_at FROM provider_event WHERE provider = $1 AND event_id = $2").bind(STRIPE).bind(event.to_string());
+        let query = sqlx::query("SELECT received_at FROM provider_event WHERE provider = $1 AND event_id = $2")
+            .bind(STRIPE)
+            .bind(event.to_string());
         let row = query.fetch_optional(self.store.pool()).await.map_err(PlatformError::database("reading events of Stripe"))?;
         Ok(row.is_some())
     }
 
     async fn note_heard(&self, event: &str, now: Timestamp) -> Result<(), PlatformError> {
         let mut write = self.store.begin().await?;
-        let insert = sqlx::query("INSERT INTO provider_event (provider, event_id, received_at) VALUES ($1, $2, $3) ON CONFLICT (provider, event_id) DO NOTHING");
+        let insert = sqlx::query(
+            "INSERT INTO provider_event (provider, event_id, received_at) VALUES ($1, $2, $3) ON CONFLICT (provider, event_id) DO NOTHING",
+        );
         let insert = insert.bind(STRIPE).bind(event.to_string()).bind(now.0);
         insert.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting an event of Stripe"))?;
         write.commit("noting an event of Stripe").await

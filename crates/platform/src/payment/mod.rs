@@ -50,7 +50,9 @@ impl Payments {
         let customer = self.stripe.create_customer(account, (&profile.party.name, &profile.email)).await?;
         let mut write = self.store.begin().await?;
         let failed = || PlatformError::database("noting a customer");
-        let insert = sqlx::query("INSERT INTO payment_customer (account_id, provider, customer, payment_method) VALUES ($1, $2, $3, '') ON CONFLICT (account_id) DO NOTHING");
+        let insert = sqlx::query(
+            "INSERT INTO payment_customer (account_id, provider, customer, payment_method) VALUES ($1, $2, $3, '') ON CONFLICT (account_id) DO NOTHING",
+        );
         let insert = insert.bind(account.to_string()).bind(STRIPE).bind(customer);
         insert.execute(&mut *write.transaction).await.map_err(failed())?;
         // Somebody else may have been faster: theirs counts.
@@ -81,12 +83,7 @@ impl Payments {
 
 impl Store {
     /// Notes what a customer pays with, and that its invoices are collected by it at once.
-    pub(crate) async fn note_payment_method(
-        &self,
-        (provider, customer): (&str, &str),
-        method: &str,
-        by: &By,
-    ) -> Result<(), PlatformError> {
+    pub(crate) async fn note_payment_method(&self, (provider, customer): (&str, &str), method: &str, by: &By) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
         let failed = || PlatformError::database("noting how an account pays");
         let query = sqlx::query("SELECT account_id FROM payment_customer WHERE provider = $1 AND customer = $2");
@@ -95,7 +92,9 @@ impl Store {
         let account: AccountId = get_parsed(&row.ok_or(PlatformError::NotFound { what: "customer" })?, "account_id")?;
         let update = sqlx::query("UPDATE payment_customer SET payment_method = $1 WHERE account_id = $2");
         update.bind(method.to_string()).bind(account.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
-        let due = sqlx::query("UPDATE dunning SET next_attempt_at = $1 WHERE account_id = $2 AND invoice_id IN (SELECT i.id FROM invoice i WHERE i.account_id = $2 AND i.status = 'open')");
+        let due = sqlx::query(
+            "UPDATE dunning SET next_attempt_at = $1 WHERE account_id = $2 AND invoice_id IN (SELECT i.id FROM invoice i WHERE i.account_id = $2 AND i.status = 'open')",
+        );
         due.bind(by.at.0).bind(account.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
         let after = json!({ "provider": provider });
         let deed = Deed { action: "payment_method.changed", account: Some(account), target: customer.into(), before: Value::Null, after };
@@ -112,7 +111,9 @@ impl Store {
         now: Timestamp,
     ) -> Result<PaymentId, PlatformError> {
         let id = PaymentId::random()?;
-        let insert = sqlx::query("INSERT INTO payment (id, invoice_id, attempt, provider, provider_ref, amount, status, reason, created_at, updated_at) SELECT $1, $2, COALESCE(MAX(p.attempt), 0) + 1, $3, $4, $5, $6, '', $7, $7 FROM payment p WHERE p.invoice_id = $2");
+        let insert = sqlx::query(
+            "INSERT INTO payment (id, invoice_id, attempt, provider, provider_ref, amount, status, reason, created_at, updated_at) SELECT $1, $2, COALESCE(MAX(p.attempt), 0) + 1, $3, $4, $5, $6, '', $7, $7 FROM payment p WHERE p.invoice_id = $2",
+        );
         let insert = insert.bind(id.to_string()).bind(invoice.to_string()).bind(provider.to_string()).bind(reference.to_string());
         let insert = insert.bind(amount.0).bind(status).bind(now.0);
         insert.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting a payment"))?;

@@ -39,7 +39,9 @@ impl Store {
         let end = sqlx::query("UPDATE token_price SET valid_until = $1 WHERE class = $2 AND (valid_until IS NULL OR valid_until > $3)");
         let end = end.bind(from.0).bind(class.to_string()).bind(by.at.0);
         end.execute(&mut *write.transaction).await.map_err(failed())?;
-        let insert = sqlx::query("INSERT INTO token_price (class, valid_from, valid_until, input_per_million, cached_per_million, output_per_million) VALUES ($1, $2, NULL, $3, $4, $5)");
+        let insert = sqlx::query(
+            "INSERT INTO token_price (class, valid_from, valid_until, input_per_million, cached_per_million, output_per_million) VALUES ($1, $2, NULL, $3, $4, $5)",
+        );
         let insert = insert.bind(class.to_string()).bind(from.0).bind(price.input_per_million.0);
         let insert = insert.bind(price.cached_per_million.0).bind(price.output_per_million.0);
         insert.execute(&mut *write.transaction).await.map_err(failed())?;
@@ -71,7 +73,9 @@ impl Store {
         let end = end.bind(from.0).bind(plan.to_string()).bind(by.at.0);
         end.execute(&mut *write.transaction).await.map_err(failed())?;
         // All but price and quota as the present version has it.
-        let insert = sqlx::query("INSERT INTO plan (id, valid_from, valid_until, name, monthly_price, meter, included_operations, requests_per_minute, tokens_per_minute, n_concurrent_max, n_api_keys_max, n_members_max, priority) SELECT id, $1, NULL, name, $2, meter, $3, requests_per_minute, tokens_per_minute, n_concurrent_max, n_api_keys_max, n_members_max, priority FROM plan WHERE id = $4 AND valid_from = $5");
+        let insert = sqlx::query(
+            "INSERT INTO plan (id, valid_from, valid_until, name, monthly_price, meter, included_operations, requests_per_minute, tokens_per_minute, n_concurrent_max, n_api_keys_max, n_members_max, priority) SELECT id, $1, NULL, name, $2, meter, $3, requests_per_minute, tokens_per_minute, n_concurrent_max, n_api_keys_max, n_members_max, priority FROM plan WHERE id = $4 AND valid_from = $5",
+        );
         let included = included.filter(|_| present.meter == Meter::Operations).map(super::as_i64);
         let insert = insert.bind(from.0).bind(monthly_price.0).bind(included).bind(plan.to_string()).bind(present.validity.from.0);
         insert.execute(&mut *write.transaction).await.map_err(failed())?;

@@ -119,8 +119,9 @@ impl Webhooks {
     /// Takes a delivery, unless somebody else has meanwhile.
     async fn claim(&self, due: &Due, now: Timestamp) -> Result<bool, PlatformError> {
         let mut write = self.store.begin().await?;
-        let update =
-            sqlx::query("UPDATE webhook_delivery SET next_attempt_at = $1 WHERE message_id = $2 AND endpoint_id = $3 AND next_attempt_at = $4");
+        let update = sqlx::query(
+            "UPDATE webhook_delivery SET next_attempt_at = $1 WHERE message_id = $2 AND endpoint_id = $3 AND next_attempt_at = $4",
+        );
         let update = update.bind(now.plus(CLAIM).0).bind(due.message.to_string()).bind(due.endpoint.to_string());
         let update = update.bind(due.next_attempt_at.0);
         let updated = update.execute(&mut *write.transaction).await.map_err(PlatformError::database("claiming a delivery"))?;
@@ -161,7 +162,9 @@ impl Webhooks {
         let next = pause.filter(|_| !is_taken && !is_gone).map(|pause| now.plus(*pause));
         let said = outcome.map_or_else(|reason| reason, |status| status.as_u16().to_string());
         let mut write = self.store.begin().await?;
-        let update = sqlx::query("UPDATE webhook_delivery SET n_attempts = n_attempts + 1, next_attempt_at = $1, delivered_at = $2, outcome = $3 WHERE message_id = $4 AND endpoint_id = $5");
+        let update = sqlx::query(
+            "UPDATE webhook_delivery SET n_attempts = n_attempts + 1, next_attempt_at = $1, delivered_at = $2, outcome = $3 WHERE message_id = $4 AND endpoint_id = $5",
+        );
         let update = update.bind(next.map(|time| time.0)).bind(is_taken.then_some(now.0)).bind(said);
         let update = update.bind(due.message.to_string()).bind(due.endpoint.to_string());
         update.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting a delivery"))?;

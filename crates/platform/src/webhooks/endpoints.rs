@@ -69,7 +69,9 @@ impl Store {
         if get::<i64>(&row, "n")? >= i64::from(N_ENDPOINTS_MAX) {
             return Err(PlatformError::PlanLimit { what: "webhooks", limit: N_ENDPOINTS_MAX });
         }
-        let insert = sqlx::query("INSERT INTO webhook_endpoint (id, account_id, url, kinds, secret_version, secret_since, created_at, removed_at) VALUES ($1, $2, $3, $4, 1, $5, $5, NULL)");
+        let insert = sqlx::query(
+            "INSERT INTO webhook_endpoint (id, account_id, url, kinds, secret_version, secret_since, created_at, removed_at) VALUES ($1, $2, $3, $4, 1, $5, $5, NULL)",
+        );
         let insert = insert.bind(id.to_string()).bind(new.account.to_string()).bind(new.url.clone());
         let insert = insert.bind(json!(new.kinds).to_string()).bind(by.at.0);
         insert.execute(&mut *write.transaction).await.map_err(failed())?;
@@ -104,7 +106,9 @@ impl Store {
     /// Gives one a new secret; for a day the old one signs, too. Returns its version.
     pub async fn rotate_endpoint(&self, (account, id): (AccountId, EndpointId), by: &By) -> Result<u64, PlatformError> {
         let mut write = self.begin().await?;
-        let update = sqlx::query("UPDATE webhook_endpoint SET secret_version = secret_version + 1, secret_since = $1 WHERE id = $2 AND account_id = $3 AND removed_at IS NULL");
+        let update = sqlx::query(
+            "UPDATE webhook_endpoint SET secret_version = secret_version + 1, secret_since = $1 WHERE id = $2 AND account_id = $3 AND removed_at IS NULL",
+        );
         let update = update.bind(by.at.0).bind(id.to_string()).bind(account.to_string());
         if update.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 0 {
             return Err(PlatformError::NotFound { what: "webhook" });
@@ -128,7 +132,9 @@ impl Store {
 
     /// What was and will be sent to an endpoint, the newest first.
     pub async fn deliveries(&self, account: AccountId, id: EndpointId) -> Result<Vec<Delivery>, PlatformError> {
-        let query = sqlx::query("SELECT d.*, m.kind, m.payload, m.created_at FROM webhook_delivery d JOIN webhook_message m ON m.id = d.message_id WHERE d.endpoint_id = $1 AND m.account_id = $2 ORDER BY m.created_at DESC, m.id LIMIT $3");
+        let query = sqlx::query(
+            "SELECT d.*, m.kind, m.payload, m.created_at FROM webhook_delivery d JOIN webhook_message m ON m.id = d.message_id WHERE d.endpoint_id = $1 AND m.account_id = $2 ORDER BY m.created_at DESC, m.id LIMIT $3",
+        );
         let query = query.bind(id.to_string()).bind(account.to_string()).bind(N_MESSAGES_PER_PAGE);
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading webhooks"))?;
         let read = |row: &AnyRow| {
@@ -160,7 +166,9 @@ impl Store {
             return Err(PlatformError::NotFound { what: "webhook" });
         }
         let mut write = self.begin().await?;
-        let update = sqlx::query("UPDATE webhook_delivery SET next_attempt_at = $1, n_attempts = 0, delivered_at = NULL WHERE endpoint_id = $2 AND (message_id = $3 OR ($3 = '' AND message_id IN (SELECT m.id FROM webhook_message m WHERE m.account_id = $4 AND m.created_at >= $5)))");
+        let update = sqlx::query(
+            "UPDATE webhook_delivery SET next_attempt_at = $1, n_attempts = 0, delivered_at = NULL WHERE endpoint_id = $2 AND (message_id = $3 OR ($3 = '' AND message_id IN (SELECT m.id FROM webhook_message m WHERE m.account_id = $4 AND m.created_at >= $5)))",
+        );
         let update = update.bind(now.0).bind(id.to_string()).bind(message.map_or_else(String::new, |id| id.to_string()));
         let update = update.bind(account.to_string()).bind(since.0);
         let updated = update.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected();

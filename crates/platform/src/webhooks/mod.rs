@@ -51,7 +51,9 @@ impl Store {
         let failed = || PlatformError::database("noting what happened");
         let (id, account) = (MessageId::random()?, happened.account.to_string());
         let payload = json!({ "type": happened.kind, "timestamp": now.to_rfc3339(), "data": happened.data }).to_string();
-        let insert = sqlx::query("INSERT INTO webhook_message (id, account_id, source, kind, payload, created_at) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (source) DO NOTHING");
+        let insert = sqlx::query(
+            "INSERT INTO webhook_message (id, account_id, source, kind, payload, created_at) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (source) DO NOTHING",
+        );
         let insert = insert.bind(id.to_string()).bind(account.clone()).bind(happened.source).bind(happened.kind).bind(payload).bind(now.0);
         if insert.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 0 {
             return Ok(false);
@@ -62,7 +64,9 @@ impl Store {
             if !kinds.is_empty() && !kinds.iter().any(|kind| kind == happened.kind) {
                 continue;
             }
-            let insert = sqlx::query("INSERT INTO webhook_delivery (message_id, endpoint_id, n_attempts, next_attempt_at, delivered_at, outcome) VALUES ($1, $2, 0, $3, NULL, '')");
+            let insert = sqlx::query(
+                "INSERT INTO webhook_delivery (message_id, endpoint_id, n_attempts, next_attempt_at, delivered_at, outcome) VALUES ($1, $2, 0, $3, NULL, '')",
+            );
             let insert = insert.bind(id.to_string()).bind(get::<String>(&row, "id")?).bind(now.0);
             insert.execute(&mut *write.transaction).await.map_err(failed())?;
         }
