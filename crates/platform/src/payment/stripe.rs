@@ -18,16 +18,16 @@ const API_VERSION: &str = "2024-06-20";
 #[derive(Debug, Error)]
 pub enum StripeError {
     /// It was not reached, or its answer is not known.
-    #[error("Stripe was not reached: {0}")]
+    #[error("no answer of Stripe: {0}")]
     Outbound(#[from] OutboundError),
     /// It is not well at the moment, or wants less.
-    #[error("Stripe answered {status}")]
+    #[error("answer {status} of Stripe")]
     Busy { status: u16 },
     /// It refuses.
-    #[error("Stripe refused with {status}: {code}: {message}")]
+    #[error("refused by Stripe with {status}: {code}: {message}")]
     Refused { status: u16, code: String, message: String },
     /// It says something that is not understood.
-    #[error("Stripe's answer cannot be read: {reason}")]
+    #[error("an answer of Stripe cannot be read: {reason}")]
     Answer { reason: String },
     /// It has another address than one of the web.
     #[error("expected a URL of Stripe such as https://api.stripe.com, got {got:?}")]
