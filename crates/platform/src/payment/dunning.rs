@@ -15,7 +15,7 @@ use crate::ids::{AccountId, InvoiceId, PaymentId};
 use crate::limits::N_COLLECTED_PER_RUN;
 use crate::money::Micros;
 use crate::payment::{Charge, Payments, STRIPE};
-use crate::store::{Store, Write, get, get_count, get_money, get_parsed};
+use crate::store::{Store, Write, get, get_count, get_money, get_parsed, get_time};
 use crate::time::Timestamp;
 use crate::webhooks::Happened;
 
@@ -44,6 +44,8 @@ pub struct Attempt {
     pub currency: String,
     /// It was begun before, and how it ended is not known.
     pub is_old: bool,
+    /// Somebody is asking right now.
+    is_under_way: bool,
     customer: String,
     method: String,
 }
@@ -72,6 +74,9 @@ impl Payments {
     /// Tries to be paid an invoice now.
     pub async fn collect(&self, invoice: InvoiceId, by: &By) -> Result<Option<Charge>, PlatformError> {
         let Some(attempt) = self.store.begin_attempt(invoice, by.at).await? else { return Ok(None) };
+        if attempt.is_under_way {
+            return Ok(Some(Charge::Processing { reference: String::new() }));
+        }
         if attempt.method.is_empty() {
             let reason = "no_payment_method: the account has no card".to_string();
             let failed = Charge::Failed { reference: String::new(), reason };
@@ -105,7 +110,7 @@ impl Store {
         let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
         let outstanding = total.minus(issued.credited).minus(issued.paid);
         let account = invoice.account;
-        let query = sqlx::query("SELECT id, amount FROM payment WHERE invoice_id = $1 AND status = 'pending' ORDER BY attempt LIMIT 1");
+        let query = sqlx::query("SELECT id, amount, updated_at FROM payment WHERE invoice_id = $1 AND status = 'pending' ORDER BY attempt LIMIT 1");
         let pending = query.bind(id.to_string()).fetch_optional(&mut *write.transaction).await.map_err(failed())?;
         if outstanding <= Micros::ZERO && pending.is_none() {
             return Ok(None);
@@ -120,11 +125,18 @@ impl Store {
             Some(row) => (get_parsed(row, "id")?, get_money(row, "amount")?, true),
             None => (self.add_payment(&mut write, (id, outstanding), (STRIPE, "", "pending"), now).await?, outstanding, false),
         };
+        // Whoever asks notes when; another waits until that must have come to an end.
+        let asked_at = pending.as_ref().map(|row| get_time(row, "updated_at")).transpose()?;
+        let is_under_way = asked_at.is_some_and(|asked_at| now.since(asked_at) < ASK_AGAIN);
+        if !is_under_way {
+            let touch = sqlx::query("UPDATE payment SET updated_at = $1 WHERE id = $2").bind(now.0).bind(payment.to_string());
+            touch.execute(&mut *write.transaction).await.map_err(failed())?;
+        }
         let later = sqlx::query("UPDATE dunning SET next_attempt_at = $1 WHERE invoice_id = $2").bind(now.plus(ASK_AGAIN).0);
         later.bind(id.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
         write.commit(DOING).await?;
         let currency = issued.currency.clone();
-        Ok(Some(Attempt { payment, invoice: id, account, amount, currency, is_old, customer, method }))
+        Ok(Some(Attempt { payment, invoice: id, account, amount, currency, is_old, is_under_way, customer, method }))
     }
 
     /// Notes how an attempt ended. Said again, or in another order, it changes nothing: who has paid has paid.
