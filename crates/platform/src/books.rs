@@ -21,6 +21,9 @@ pub(crate) async fn run(store: Arc<Store>, directory: Arc<Directory>, now: Clock
         if let Err(error) = store.note_thresholds(now()).await {
             tracing::warn!(%error, "thresholds of usage cannot be looked at");
         }
+        if let Err(error) = store.forget_keys(now()).await {
+            tracing::warn!(%error, "old idempotency keys cannot be forgotten");
+        }
         if let Err(error) = directory.refresh_catalog().await {
             tracing::warn!(%error, "rate cards cannot be read");
         }

@@ -6,10 +6,11 @@ use std::time::Duration;
 pub const N_CONNECTIONS_MAX: u32 = 8;
 /// How long to wait for a connection, or for SQLite's lock.
 pub const DATABASE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Rows of one statement with a placeholder for each cell.
-pub const N_ROWS_PER_STATEMENT: usize = 256;
+/// Rows of one statement with a placeholder for each cell. SQLite works on a statement without a pause: what it takes of one is what a
+/// request on the same core waits.
+pub const N_ROWS_PER_STATEMENT: usize = 64;
 /// Rows of one statement with an array for each column.
-pub const N_ROWS_PER_ARRAY: usize = 8192;
+pub const N_ROWS_PER_ARRAY: usize = 2048;
 
 /// Bytes of records that wait for the journal before requests are refused. What was admitted is always recorded.
 pub const OUTBOX_BYTES_MAX: usize = 64 << 20;
@@ -107,3 +108,7 @@ pub const BOOKS_EVERY: Duration = Duration::from_secs(60);
 pub const LICENCE_EVERY: Duration = Duration::from_secs(60);
 /// How long before it holds a new rate card is written at least: all servers know of it then.
 pub const RATE_CARD_NOTICE: Duration = Duration::from_secs(60);
+/// How long a request under an idempotency key may be under way before the same may begin anew.
+pub const IDEMPOTENCY_UNDER_WAY_MAX: Duration = Duration::from_secs(300);
+/// How long idempotency keys are kept.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(2 * 86_400);

@@ -5,6 +5,7 @@ mod billing;
 mod body;
 mod costs;
 mod events;
+mod idempotency;
 mod invoice;
 mod query;
 mod service_level;
@@ -26,12 +27,13 @@ use crate::audit::By;
 use crate::directory::{ApiKey, KeyAccess};
 use crate::error::PlatformError;
 use crate::ids::{AccountId, ApiKeyId};
+use crate::organization::idempotency::once;
 use crate::platform::Platform;
 use crate::rights::guard;
 
 /// The routes, all of them for admin keys.
 pub(crate) fn routes(platform: Platform) -> Router<App> {
-    Router::new()
+    let read = Router::new()
         .route("/v1/organization/usage/completions", get(usage::completions))
         .route("/v1/organization/usage/embeddings", get(usage::embeddings))
         .route("/v1/organization/costs", get(costs::costs))
@@ -41,22 +43,27 @@ pub(crate) fn routes(platform: Platform) -> Router<App> {
         .route("/v1/organization/invoices", get(invoice::all))
         .route("/v1/organization/invoices/{id}", get(invoice::one))
         .route("/v1/organization/invoices/{id}/requests", get(invoice::issued_requests))
+        .route("/v1/organization/service_level", get(service_level::months));
+    let changed = Router::new()
         .route("/v1/organization/billing/profile", get(billing::profile).post(billing::set_profile))
         .route("/v1/organization/billing/coupons", post(billing::redeem))
         .route("/v1/organization/billing/payment_setup", post(billing::begin_setup))
         .route("/v1/organization/billing/payment_method", post(billing::set_method))
-        .route("/v1/organization/service_level", get(service_level::months))
+        .route("/v1/organization/webhooks/{id}/replay", post(webhooks::replay))
+        .layer(from_fn_with_state(platform.clone(), once));
+    let secret = Router::new()
         .route("/v1/organization/webhooks", get(webhooks::list).post(webhooks::create))
         .route("/v1/organization/webhooks/{id}", delete(webhooks::remove))
         .route("/v1/organization/webhooks/{id}/secret", post(webhooks::rotate))
-        .route("/v1/organization/webhooks/{id}/deliveries", get(webhooks::deliveries))
-        .route("/v1/organization/webhooks/{id}/replay", post(webhooks::replay))
-        .layer(from_fn_with_state(platform.clone(), guard))
-        // What was used, and what was paid, is heard of whatever the licence says.
+        .route("/v1/organization/webhooks/{id}/deliveries", get(webhooks::deliveries));
+    let managed = changed.merge(secret).layer(from_fn_with_state(platform.clone(), guard));
+    // What was used, and what was paid, is heard of whatever the licence says.
+    let always = Router::new()
         .route("/v1/organization/invoices/{id}/pay", post(billing::pay))
+        .layer(from_fn_with_state(platform.clone(), once))
         .route("/v1/events", post(events::ingest))
-        .route("/webhooks/stripe", post(billing::stripe))
-        .with_state(platform)
+        .route("/webhooks/stripe", post(billing::stripe));
+    read.merge(managed).merge(always).with_state(platform)
 }
 
 /// Whoever administers an account.

@@ -110,7 +110,8 @@ impl Store {
         let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
         let outstanding = total.minus(issued.credited).minus(issued.paid);
         let account = invoice.account;
-        let query = sqlx::query("SELECT id, amount, updated_at FROM payment WHERE invoice_id = $1 AND status = 'pending' ORDER BY attempt LIMIT 1");
+        let query =
+            sqlx::query("SELECT id, amount, updated_at FROM payment WHERE invoice_id = $1 AND status = 'pending' ORDER BY attempt LIMIT 1");
         let pending = query.bind(id.to_string()).fetch_optional(&mut *write.transaction).await.map_err(failed())?;
         if outstanding <= Micros::ZERO && pending.is_none() {
             return Ok(None);

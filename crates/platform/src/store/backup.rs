@@ -61,6 +61,7 @@ pub const TABLES: &[&str] = &[
     "webhook_delivery",
     "request_outcome",
     "service_objective",
+    "idempotent_request",
 ];
 
 const FORMAT: &str = "bitnet-backup-1";

@@ -156,10 +156,14 @@ impl Store {
         let progress_row = |(id, produced): (&HoldId, &Produced)| {
             vec![count(id.epoch), count(id.number), count(produced.n_cached), count(produced.n_output)]
         };
+        let dialect = self.dialect();
+        GRANTS.run(write, dialect, projection.grants.iter().map(grant_row).collect()).await?;
+        // Made a statement at a time: a request on this core would wait for all of them to be made.
+        for entries in entries.chunks(rows_per_statement(dialect)) {
+            EVENTS.run(write, dialect, entries.iter().map(event_row).collect()).await?;
+            ENTRIES.run(write, dialect, entries.iter().map(entry_row).collect()).await?;
+        }
         let steps = [
-            (GRANTS, projection.grants.iter().map(grant_row).collect()),
-            (EVENTS, entries.iter().map(event_row).collect()),
-            (ENTRIES, entries.iter().map(entry_row).collect()),
             (DRAWS, draws),
             (DRAWN, drawn.into_iter().map(|(grant, amount)| vec![Cell::Text(grant), Cell::Int(amount)]).collect()),
             (CLOSED, projection.closed.iter().map(|id| vec![count(id.epoch), count(id.number)]).collect()),
@@ -169,7 +173,7 @@ impl Store {
             (ROLLUPS, projection.rollups.iter().map(rollup_row).collect()),
         ];
         for (bulk, rows) in steps {
-            bulk.run(write, self.dialect(), rows).await?;
+            bulk.run(write, dialect, rows).await?;
         }
         Ok(())
     }

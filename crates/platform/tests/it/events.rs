@@ -118,3 +118,44 @@ fn event_that_is_none_is_refused_by_name() {
         served.end().await;
     });
 }
+
+#[test]
+fn request_under_a_key_is_done_once() {
+    on_both(|_, url| async move {
+        let served = Served::start(&url, SimulatedPace::default()).await;
+        let account = served.account("payg", (Overage::Charge, Micros::units(1))).await;
+        let (_, admin) = served.key(account, |key| key.access = KeyAccess::Admin).await;
+        let coupon = bitnet_platform::billing::NewCoupon {
+            code: "ONE".into(),
+            name: "One".into(),
+            part_off: None,
+            n_months: None,
+            credit: Some((Micros::units(5), None)),
+            n_redemptions_max: None,
+            redeem_until: None,
+        };
+        served.platform.store().create_coupon(&coupon, &super::store::by(Timestamp::now())).await.expect("made");
+        let send = async |key: &str, path: &str, body: Value| {
+            let request = Request::post(format!("/v1/organization/billing/{path}")).header("authorization", format!("Bearer {admin}"));
+            let request = request.header("content-type", "application/json").header("idempotency-key", key);
+            served.send(request.body(Body::from(body.to_string())).expect("a request")).await
+        };
+        let body = json!({ "code": "ONE" });
+        let (first, second) = tokio::join!(send("k1", "coupons", body.clone()), send("k1", "coupons", body.clone()));
+        let mut statuses = [first.status.as_u16(), second.status.as_u16()];
+        statuses.sort_unstable();
+        assert!(statuses == [200, 200] || statuses == [200, 409], "{statuses:?}");
+        let again = send("k1", "coupons", body.clone()).await;
+        assert_eq!((again.status.as_u16(), again.json()["redeemed"].clone()), (200, json!(true)), "the first answer");
+        assert_eq!(send("k1", "coupons", json!({ "code": "TWO" })).await.refusal(), (409, "conflict".into()));
+        assert_eq!(send("k1", "profile", json!({ "name": "Ann" })).await.refusal(), (409, "conflict".into()));
+        let other = send("k2", "coupons", body).await;
+        assert_eq!(other.status, 400, "under another key it is another request: {}", other.body);
+        assert_eq!(send("k2", "coupons", json!({ "code": "ONE" })).await.body, other.body, "a refusal is an answer, too");
+        assert_eq!(send("", "coupons", json!({})).await.status, 400);
+        served.refresh().await;
+        let balance = served.platform.ledger().ledger().balance(account, Timestamp::now());
+        assert_eq!(balance.credit, Micros::units(5));
+        served.end().await;
+    });
+}
