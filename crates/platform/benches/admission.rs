@@ -121,7 +121,7 @@ async fn paced(url: &str) {
             sleep_precisely();
             for index in 0..n_each {
                 let due = first + between * index as u32;
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
                 bench.request(true);
                 took.push(due.elapsed());
             }

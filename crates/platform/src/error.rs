@@ -76,6 +76,8 @@ fn is_transient(error: &sqlx::Error) -> bool {
     use sqlx::Error;
     match error {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => true,
+        // A connection whose transaction SQLite has rolled back by itself: it is closed, and the next one is another.
+        Error::InvalidSavePointStatement => true,
         Error::Database(cause) => cause.code().is_some_and(|code| is_transient_code(&code)),
         _ => false,
     }

@@ -1,6 +1,6 @@
 //! `Idempotency-Key`, as Stripe has it: a request under a key is done once. Made again, it gets the first answer; another request under
 //! the same key is a conflict, and so is the same one while it is being done. Keys are an account's own and kept for two days. What
-//! failed by our fault is forgotten, so that it can be tried again. Answers that hold secrets are on routes without this: no secret
+//! was refused or failed has changed nothing and is forgotten, so that it can be tried again. Answers that hold secrets are on routes without this: no secret
 //! stands in the database.
 
 use axum::body::{Body, to_bytes};
@@ -125,7 +125,7 @@ async fn guarded(platform: &Platform, request: Request, next: Next) -> Result<Re
     let response = next.run(Request::from_parts(parts, Body::from(bytes))).await;
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, MANAGEMENT_BODY_BYTES_MAX).await.map_err(|error| ServerError::Internal { reason: error.to_string() })?;
-    let text = String::from_utf8(bytes.to_vec()).ok().filter(|_| !parts.status.is_server_error());
+    let text = String::from_utf8(bytes.to_vec()).ok().filter(|_| parts.status.is_success());
     // Where it cannot be kept, the same request is one that is under way for a while.
     let kept = text.map(|text| (parts.status.as_u16(), text));
     if let Err(error) = platform.store().keep_answer(names, kept).await {

@@ -151,7 +151,7 @@ fn request_under_a_key_is_done_once() {
         assert_eq!(send("k1", "profile", json!({ "name": "Ann" })).await.refusal(), (409, "conflict".into()));
         let other = send("k2", "coupons", body).await;
         assert_eq!(other.status, 400, "under another key it is another request: {}", other.body);
-        assert_eq!(send("k2", "coupons", json!({ "code": "ONE" })).await.body, other.body, "a refusal is an answer, too");
+        assert_eq!(send("k2", "coupons", json!({ "code": "ONE" })).await.body, other.body, "what was refused is refused again");
         assert_eq!(send("", "coupons", json!({})).await.status, 400);
         served.refresh().await;
         let balance = served.platform.ledger().ledger().balance(account, Timestamp::now());
