@@ -27,6 +27,7 @@ pub(crate) enum Verb {
     Keys(Box<verbs::platform::keys::KeysArguments>),
     Db(Box<verbs::platform::db::DbArguments>),
     Invoices(Box<verbs::platform::invoices::InvoicesArguments>),
+    Billing(Box<verbs::platform::billing::BillingArguments>),
     Audit(Box<verbs::platform::audit::AuditArguments>),
     Licence(Box<verbs::platform::licence::LicenceArguments>),
     Inspect(verbs::inspect::InspectArguments),

@@ -113,7 +113,7 @@ impl ClassPrice {
 }
 
 /// All rate cards.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Catalog {
     plans: HashMap<Arc<str>, Vec<Arc<Plan>>>,
     prices: HashMap<Arc<str>, Vec<Arc<ClassPrice>>>,
@@ -136,6 +136,15 @@ impl Catalog {
     /// The version of a plan that holds then.
     pub fn plan_at(&self, id: &str, time: Timestamp) -> Option<&Arc<Plan>> {
         self.plans.get(id)?.iter().find(|plan| plan.validity.holds_at(time))
+    }
+
+    /// The versions of a plan that hold at some time from the first to before the second, in order.
+    pub fn plan_versions(&self, id: &str, (from, until): (Timestamp, Timestamp)) -> Vec<Arc<Plan>> {
+        let overlaps = |validity: Validity| validity.from < until && validity.until.is_none_or(|end| end > from);
+        let versions = self.plans.get(id).map_or(&[][..], Vec::as_slice);
+        let mut versions: Vec<Arc<Plan>> = versions.iter().filter(|plan| overlaps(plan.validity)).cloned().collect();
+        versions.sort_by_key(|plan| plan.validity.from);
+        versions
     }
 
     /// The same for a caller who named it: without it, an error that says which there are.

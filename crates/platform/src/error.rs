@@ -48,6 +48,12 @@ pub enum PlatformError {
     /// The database was set up with another secret: no key would be recognised.
     #[error("this is not the secret that the database was set up with: its fingerprint is {got}, expected {expected}")]
     WrongSecret { expected: String, got: String },
+    /// The licence has ended, or does not cover this.
+    #[error("{what} is read-only: {reason}")]
+    ReadOnly { what: &'static str, reason: String },
+    /// Stripe was not reached, or refused.
+    #[error(transparent)]
+    Payment { source: Box<crate::payment::StripeError> },
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {reason}")]
     Randomness { reason: String },
@@ -70,6 +76,8 @@ fn is_transient(error: &sqlx::Error) -> bool {
     use sqlx::Error;
     match error {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => true,
+        // A connection whose transaction SQLite has rolled back by itself: it is closed, and the next one is another.
+        Error::InvalidSavePointStatement => true,
         Error::Database(cause) => cause.code().is_some_and(|code| is_transient_code(&code)),
         _ => false,
     }

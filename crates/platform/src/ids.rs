@@ -27,6 +27,16 @@ pub enum Project {}
 pub enum Key {}
 /// Names grants of credit.
 pub enum CreditGrant {}
+/// Names invoices and credit notes.
+pub enum FinalInvoice {}
+/// Names amounts that wait for the next invoice.
+pub enum Item {}
+/// Names payments.
+pub enum Pay {}
+/// Names endpoints of webhooks.
+pub enum Endpoint {}
+/// Names messages to endpoints.
+pub enum Message {}
 
 impl Named for Account {
     const PREFIX: &'static str = "acct";
@@ -40,6 +50,21 @@ impl Named for Key {
 impl Named for CreditGrant {
     const PREFIX: &'static str = "grant";
 }
+impl Named for FinalInvoice {
+    const PREFIX: &'static str = "inv";
+}
+impl Named for Item {
+    const PREFIX: &'static str = "item";
+}
+impl Named for Pay {
+    const PREFIX: &'static str = "pay";
+}
+impl Named for Endpoint {
+    const PREFIX: &'static str = "we";
+}
+impl Named for Message {
+    const PREFIX: &'static str = "msg";
+}
 
 /// Who pays.
 pub type AccountId = Id<Account>;
@@ -49,6 +74,16 @@ pub type ProjectId = Id<Project>;
 pub type ApiKeyId = Id<Key>;
 /// Money that an account may use up before it owes any.
 pub type GrantId = Id<CreditGrant>;
+/// A final invoice, or a credit note.
+pub type InvoiceId = Id<FinalInvoice>;
+/// An amount that waits for the next invoice.
+pub type ItemId = Id<Item>;
+/// An attempt to be paid.
+pub type PaymentId = Id<Pay>;
+/// Where an account wants to hear of events.
+pub type EndpointId = Id<Endpoint>;
+/// What it hears.
+pub type MessageId = Id<Message>;
 
 impl<K> Id<K> {
     /// A new one, from the system's randomness.

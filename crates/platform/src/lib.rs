@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod billing;
+mod books;
 pub mod catalog;
 pub mod directory;
 pub mod error;
@@ -14,11 +15,17 @@ pub mod licence;
 pub mod limits;
 pub mod money;
 mod organization;
+pub mod outbound;
+pub mod payment;
 pub mod platform;
 pub mod reconcile;
+pub mod rights;
 pub mod secret_file;
+pub mod service_level;
 pub mod store;
+mod thresholds;
 pub mod time;
+pub mod webhooks;
 
 pub use error::PlatformError;
 pub use platform::Platform;

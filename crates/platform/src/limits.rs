@@ -6,10 +6,11 @@ use std::time::Duration;
 pub const N_CONNECTIONS_MAX: u32 = 8;
 /// How long to wait for a connection, or for SQLite's lock.
 pub const DATABASE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Rows of one INSERT statement.
-pub const N_ROWS_PER_STATEMENT: usize = 256;
-/// Keys looked up by one SELECT statement.
-pub const N_KEYS_PER_STATEMENT: usize = 256;
+/// Rows of one statement with a placeholder for each cell. SQLite works on a statement without a pause: what it takes of one is what a
+/// request on the same core waits.
+pub const N_ROWS_PER_STATEMENT: usize = 64;
+/// Rows of one statement with an array for each column.
+pub const N_ROWS_PER_ARRAY: usize = 2048;
 
 /// Bytes of records that wait for the journal before requests are refused. What was admitted is always recorded.
 pub const OUTBOX_BYTES_MAX: usize = 64 << 20;
@@ -20,7 +21,10 @@ pub const N_JOURNAL_ROWS_MAX: u64 = 100_000;
 /// Rows of the journal that one projection takes, while they hold fewer records than the next bound.
 pub const N_JOURNAL_ROWS_PER_PROJECTION: usize = 64;
 /// Bytes of journal after which one projection takes no further row.
-pub const PROJECTION_BYTES_MAX: usize = 256 << 10;
+pub const PROJECTION_BYTES_MAX: usize = 1 << 20;
+/// How soon after the beginning of a commit the next one begins. Whoever comes meanwhile shares it: a commit for each of them would
+/// take the processor from requests. The first one after a pause begins at once.
+pub const COMMIT_EVERY: Duration = Duration::from_millis(2);
 /// How long the database may be away before requests are refused; those that were admitted wait for it.
 pub const STORE_AWAY_MAX: Duration = Duration::from_secs(5);
 /// How long a request waits for what it produced to be durable before it is given up.
@@ -61,3 +65,50 @@ pub const N_KEY_SCOPES_MAX: usize = 64;
 pub const N_CHANGES_PER_POLL: i64 = 1000;
 /// How often the directory asks what other processes changed: a key revoked elsewhere stops working within this and a query.
 pub const CHANGE_POLL: Duration = Duration::from_millis(250);
+
+/// How long after its end a month is closed: requests that were in flight then are on its invoice.
+pub const CLOSE_AFTER: Duration = Duration::from_secs(3600);
+/// Months of an account that one run of the job closes.
+pub const N_MONTHS_PER_RUN: usize = 120;
+/// Longest address or other text of several lines in a billing profile, in bytes.
+pub const TEXT_BYTES_MAX: usize = 1024;
+/// Days until an invoice is due that a profile may say.
+pub const NET_DAYS_MAX: u16 = 365;
+/// Invoices of a list.
+pub const N_INVOICES_PER_PAGE: i64 = 100;
+
+/// How long a request to somebody else may take, from name to answer.
+pub const OUTBOUND_TIME_MAX: Duration = Duration::from_secs(15);
+/// Longest answer to it, in bytes.
+pub const OUTBOUND_ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Longest URL of a webhook, in bytes.
+pub const URL_BYTES_MAX: usize = 2048;
+/// Webhooks of an account.
+pub const N_ENDPOINTS_MAX: u32 = 20;
+/// Messages of a list.
+pub const N_MESSAGES_PER_PAGE: i64 = 100;
+/// Messages that are sent at once.
+pub const N_DELIVERIES_AT_ONCE: i64 = 32;
+/// How often it is looked whether a message is due.
+pub const WEBHOOK_POLL: Duration = Duration::from_secs(1);
+/// Invoices that one run of dunning charges.
+pub const N_COLLECTED_PER_RUN: i64 = 100;
+/// How often it is looked whether an invoice is to be charged.
+pub const COLLECT_EVERY: Duration = Duration::from_secs(30);
+
+/// Longest body of a request to the platform's own routes, in bytes.
+pub const MANAGEMENT_BODY_BYTES_MAX: usize = 4 << 20;
+/// How long it may take to arrive.
+pub const MANAGEMENT_BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// How often outcomes of requests are written.
+pub const OUTCOMES_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether a month is to be closed, or a threshold was passed.
+pub const BOOKS_EVERY: Duration = Duration::from_secs(60);
+/// How often the licence and the clock are looked at.
+pub const LICENCE_EVERY: Duration = Duration::from_secs(60);
+/// How long before it holds a new rate card is written at least: all servers know of it then.
+pub const RATE_CARD_NOTICE: Duration = Duration::from_secs(60);
+/// How long a request under an idempotency key may be under way before the same may begin anew.
+pub const IDEMPOTENCY_UNDER_WAY_MAX: Duration = Duration::from_secs(300);
+/// How long idempotency keys are kept.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(2 * 86_400);

@@ -8,14 +8,20 @@ use bitnet_server::App;
 use bitnet_server::admission::Admission;
 use tokio::task::JoinSet;
 
+use crate::books;
 use crate::directory::{Directory, KeyHasher};
 use crate::error::PlatformError;
 use crate::gateway::Gateway;
 use crate::ledger::service::LedgerService;
 use crate::organization;
+use crate::outbound::{Destinations, Outbound};
+use crate::payment::{HookSecret, Payments, Stripe};
+use crate::rights::Rights;
 use crate::secret_file::InstallationSecret;
+use crate::service_level::Outcomes;
 use crate::store::{MIGRATIONS, Store};
 use crate::time::{Clock, Timestamp};
+use crate::webhooks::{EndpointSecrets, Webhooks};
 
 /// The currency of all amounts, as ISO 4217 has it, in small letters.
 pub const CURRENCY: &str = "usd";
@@ -30,6 +36,10 @@ pub struct Platform {
     directory: Arc<Directory>,
     hasher: KeyHasher,
     tenant_key: [u8; 32],
+    webhooks: Webhooks,
+    payments: Option<Payments>,
+    rights: Rights,
+    outcomes: Outcomes,
     now: Clock,
 }
 
@@ -43,7 +53,32 @@ impl Platform {
         let hasher = secret.key_hasher();
         let directory = Arc::new(Directory::open(store.clone(), ledger.clone(), hasher.clone()).await?);
         let tenant_key = secret.derive("bitnet platform 2026 salts of cached prefixes");
-        Ok(Self { store, ledger, directory, hasher, tenant_key, now })
+        let secrets = EndpointSecrets::new(secret.derive("bitnet platform 2026 secrets of webhooks"));
+        let webhooks = Webhooks::new(store.clone(), Outbound::new(Destinations::Public), secrets);
+        let (payments, rights, outcomes) = (None, Rights::unlimited(), Outcomes::default());
+        Ok(Self { store, ledger, directory, hasher, tenant_key, webhooks, payments, rights, outcomes, now })
+    }
+
+    /// Lets webhooks go to addresses that are not public, and without TLS: where the operator's own network is the customer.
+    #[must_use]
+    pub fn with_private_webhooks(mut self) -> Self {
+        let secrets = self.webhooks.secrets().clone();
+        self.webhooks = Webhooks::new(self.store.clone(), Outbound::new(Destinations::Any), secrets);
+        self
+    }
+
+    /// Collects invoices through Stripe.
+    #[must_use]
+    pub fn with_payments(mut self, stripe: Stripe, hook: HookSecret) -> Self {
+        self.payments = Some(Payments::new(self.store.clone(), stripe, hook));
+        self
+    }
+
+    /// Runs under a licence.
+    #[must_use]
+    pub fn with_rights(mut self, rights: Rights) -> Self {
+        self.rights = rights;
+        self
     }
 
     /// What runs beside the server: commits, projections, and the directory's following of changes. Dropping the set ends it.
@@ -55,12 +90,19 @@ impl Platform {
             tracing::error!(%error, "the ledger has ended: no request is admitted any more");
         });
         running.spawn(self.directory.clone().run(self.now));
+        running.spawn(self.webhooks.clone().run(self.now));
+        if let Some(payments) = &self.payments {
+            running.spawn(payments.clone().run(self.now));
+        }
+        running.spawn(self.rights.clone().run(self.now));
+        running.spawn(self.outcomes.clone().run(self.store.clone()));
+        running.spawn(books::run(self.store.clone(), self.directory.clone(), self.now));
         running
     }
 
     /// Who may do what.
     pub fn admission(&self) -> Box<dyn Admission> {
-        Box::new(Gateway::new(self.directory.clone(), self.ledger.clone(), self.tenant_key, self.now))
+        Box::new(Gateway::new((self.directory.clone(), self.ledger.clone()), self.tenant_key, self.outcomes.clone(), self.now))
     }
 
     /// The routes that it answers.
@@ -88,6 +130,26 @@ impl Platform {
         &self.directory
     }
 
+    /// Tells accounts of what happened.
+    pub fn webhooks(&self) -> &Webhooks {
+        &self.webhooks
+    }
+
+    /// Collects invoices, if something is set up for that.
+    pub fn payments(&self) -> Option<&Payments> {
+        self.payments.as_ref()
+    }
+
+    /// What the licence allows.
+    pub fn rights(&self) -> &Rights {
+        &self.rights
+    }
+
+    /// Counts of how requests ended.
+    pub fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
+    }
+
     /// Hashes keys.
     pub fn hasher(&self) -> &KeyHasher {
         &self.hasher
@@ -101,6 +163,9 @@ impl Platform {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the ledger's last records could not be written"),
             Err(_) => tracing::error!("the ledger's last records could not be written in time"),
+        }
+        if !matches!(tokio::time::timeout(END_MAX, self.outcomes.flush(&self.store)).await, Ok(Ok(()))) {
+            tracing::warn!("the last outcomes of requests could not be written");
         }
         let _ = tokio::time::timeout(END_MAX, self.store.close()).await;
     }

@@ -61,6 +61,35 @@ const SUMS: &[(&str, &str)] = &[
         "what is left of a grant",
         "SELECT g.id AS at, CAST(g.amount - COALESCE(SUM(d.amount), 0) AS BIGINT) AS expected, g.remaining AS got FROM credit_grant g LEFT JOIN credit_draw d ON d.grant_id = g.id GROUP BY g.id, g.amount, g.remaining HAVING g.amount - COALESCE(SUM(d.amount), 0) <> g.remaining OR g.remaining < 0",
     ),
+    // An account's closed months cover, of all months up to the last of them, what the ledger had when that was closed.
+    (
+        "lines of usage and credit, of what closed months owe",
+        "SELECT * FROM (SELECT c.account_id AS at, CAST(COALESCE((SELECT SUM(e.due) FROM ledger_entry e WHERE e.account_id = c.account_id AND e.period <= c.period AND e.seq <= c.upto_seq), 0) AS BIGINT) AS expected, CAST(COALESCE((SELECT SUM(l.amount) FROM invoice i JOIN invoice_line l ON l.invoice_id = i.id WHERE i.account_id = c.account_id AND i.kind = 'invoice' AND (l.line_id LIKE 'usage:%' OR l.line_id LIKE 'credit:%' OR l.line_id LIKE 'late:%')), 0) AS BIGINT) AS got FROM closed_period c WHERE c.period = (SELECT MAX(x.period) FROM closed_period x WHERE x.account_id = c.account_id)) AS k WHERE expected <> got",
+    ),
+    (
+        "months closed without a gap",
+        "SELECT account_id AS at, CAST(MAX(period) - MIN(period) + 1 AS BIGINT) AS expected, CAST(COUNT(*) AS BIGINT) AS got FROM closed_period GROUP BY account_id HAVING MAX(period) - MIN(period) + 1 <> COUNT(*)",
+    ),
+    (
+        "an invoice's total, of its lines",
+        "SELECT i.id AS at, CAST(COALESCE(SUM(l.amount), 0) AS BIGINT) AS expected, i.total AS got FROM invoice i LEFT JOIN invoice_line l ON l.invoice_id = i.id GROUP BY i.id, i.total HAVING COALESCE(SUM(l.amount), 0) <> i.total",
+    ),
+    (
+        "numbers of invoices without a gap",
+        "SELECT * FROM (SELECT s.id AS at, s.last_invoice AS expected, CAST((SELECT COUNT(*) FROM invoice i WHERE i.issuer_id = s.id AND i.kind = 'invoice' AND i.number BETWEEN 1 AND s.last_invoice) AS BIGINT) AS got FROM invoice_issuer s) AS k WHERE expected <> got",
+    ),
+    (
+        "numbers of credit notes without a gap",
+        "SELECT * FROM (SELECT s.id AS at, s.last_credit_note AS expected, CAST((SELECT COUNT(*) FROM invoice i WHERE i.issuer_id = s.id AND i.kind = 'credit_note' AND i.number BETWEEN 1 AND s.last_credit_note) AS BIGINT) AS got FROM invoice_issuer s) AS k WHERE expected <> got",
+    ),
+    (
+        "what credit notes take off an invoice",
+        "SELECT * FROM (SELECT i.id AS at, CAST(COALESCE((SELECT -SUM(n.total) FROM invoice n WHERE n.corrects = i.id), 0) AS BIGINT) AS expected, i.credited AS got FROM invoice i) AS k WHERE expected <> got",
+    ),
+    (
+        "what was paid of an invoice",
+        "SELECT * FROM (SELECT i.id AS at, CAST(COALESCE((SELECT SUM(p.amount) FROM payment p WHERE p.invoice_id = i.id AND p.status = 'succeeded'), 0) AS BIGINT) AS expected, i.paid AS got FROM invoice i) AS k WHERE expected <> got",
+    ),
 ];
 
 /// The columns of a rollup that are sums, each as the events and entries have it.

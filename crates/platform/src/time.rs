@@ -56,6 +56,36 @@ impl Timestamp {
         format!("{period}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", micros % 1_000_000)
     }
 
+    /// Reads `2026-01-31T23:59:59Z`, with a fraction of a second or without, and with any offset. What a fraction has behind
+    /// microseconds is left out; a leap second is the one after it.
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let number = |range: std::ops::Range<usize>| {
+            let digits = text.get(range)?;
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<i64>().ok())?
+        };
+        let is = |index: usize, allowed: &[u8]| text.as_bytes().get(index).is_some_and(|byte| allowed.contains(byte));
+        let separators = [(4, b"-" as &[u8]), (7, b"-"), (10, b"Tt "), (13, b":"), (16, b":")];
+        if !separators.into_iter().all(|(index, allowed)| is(index, allowed)) {
+            return None;
+        }
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+        let period = Period(i32::try_from(year * 12 + month - 1).ok()?);
+        let n_days = days_before_month(period.next().0) - days_before_month(period.0);
+        if !(1..=12).contains(&month) || !(1..=n_days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+            return None;
+        }
+        let rest = text.get(19..)?;
+        let n_fraction = rest.strip_prefix('.').map_or(0, |digits| 1 + digits.bytes().take_while(u8::is_ascii_digit).count());
+        let fraction = if n_fraction > 1 { format!("{:0<6}", rest.get(1..n_fraction)?).get(..6)?.parse::<i64>().ok()? } else { 0 };
+        if n_fraction == 1 {
+            return None;
+        }
+        let offset = offset_minutes(rest.get(n_fraction..)?)?;
+        let seconds = ((hour * 60 + minute - offset) * 60) + second;
+        Some(Self((days_before_month(period.0) + day - 1) * MICROS_PER_DAY + seconds * 1_000_000 + fraction))
+    }
+
     /// `2026-01-31`.
     pub fn to_date(self) -> String {
         self.to_rfc3339().chars().take_while(|c| *c != 'T').collect()
@@ -128,6 +158,22 @@ impl FromStr for Period {
     }
 }
 
+/// Minutes of `Z`, `+01:30` or `-08:00`.
+fn offset_minutes(text: &str) -> Option<i64> {
+    if text == "Z" || text == "z" {
+        return Some(0);
+    }
+    let sign = match text.bytes().next()? {
+        b'+' => 1,
+        b'-' => -1,
+        _ => return None,
+    };
+    let (hours, minutes) = text.get(1..)?.split_once(':')?;
+    let number = |part: &str| (part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_digit())).then(|| part.parse::<i64>().ok())?;
+    let (hours, minutes) = (number(hours)?, number(minutes)?);
+    (hours < 24 && minutes < 60).then_some(sign * (hours * 60 + minutes))
+}
+
 /// Days from 1970-01-01 to the first of a month: "days from civil" of the same source.
 fn days_before_month(month_number: i32) -> i64 {
     let months_since_march = i64::from(month_number) - 2;
@@ -159,6 +205,31 @@ mod tests {
     }
 
     #[test]
+    fn time_of_rfc_3339_is_read_with_its_offset() {
+        let read = |text: &str| Timestamp::from_rfc3339(text).map(|time| time.to_rfc3339());
+        assert_eq!(read("2000-02-29T23:59:59.1234567Z").as_deref(), Some("2000-02-29T23:59:59.123456Z"));
+        assert_eq!(read("2026-01-01t00:30:00+01:00").as_deref(), Some("2025-12-31T23:30:00.000000Z"));
+        assert_eq!(read("2025-12-31T23:59:60-00:30").as_deref(), Some("2026-01-01T00:30:00.000000Z"));
+        for wrong in [
+            "",
+            "2026-01-01",
+            "2026-01-01T00:00:00",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-00-01T00:00:00Z",
+            "2026-01-01T24:00:00Z",
+            "2026-01-01T00:00:00.Z",
+            "2026-01-01T00:00:00+1:00",
+            "2026-01-01T00:00:00+01:60",
+            "+026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Zx",
+            "2026-01-0äT00:00:00Z",
+        ] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn text_that_is_no_month_is_refused() {
         assert_eq!("2025-12".parse::<Period>().expect("a month"), month(2025, 12));
         for wrong in ["", "2025", "2025-13", "2025-00", "25-01", "2025-1", "2025-+1", "2025-01-01"] {
@@ -167,6 +238,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn time_as_text_reads_back(micros in -30_000_000_000_000_000i64..200_000_000_000_000_000) {
+            let time = Timestamp(micros);
+            prop_assert_eq!(Timestamp::from_rfc3339(&time.to_rfc3339()), Some(time));
+        }
+
         #[test]
         fn month_begins_at_its_start(number in 1000i32..120_000) {
             let start = Period(number).start();

@@ -31,6 +31,7 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
         Verb::Keys(arguments) => platform::keys::perform(arguments, terminal),
         Verb::Db(arguments) => platform::db::perform(arguments, terminal),
         Verb::Invoices(arguments) => platform::invoices::perform(arguments, terminal),
+        Verb::Billing(arguments) => platform::billing::perform(arguments, terminal),
         Verb::Licence(arguments) => platform::licence::perform(arguments, terminal),
         Verb::Audit(arguments) => platform::audit::perform(arguments, terminal),
         Verb::Inspect(arguments) => inspect::perform(arguments, global, terminal),

@@ -23,6 +23,7 @@ fn help_of_each_verb_is_as_printed() {
         "accounts",
         "keys",
         "db",
+        "billing",
         "invoices",
         "audit",
         "licence",

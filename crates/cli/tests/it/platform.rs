@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -29,6 +29,13 @@ fn printed(home: &Path, arguments: &[&str]) -> String {
     finished.stdout.trim().to_string()
 }
 
+/// The command of a server on the platform in this folder.
+fn serve(home: &Path) -> Command {
+    let mut command = bitnet(home);
+    command.current_dir(home).args(["serve", "--platform", "--listen", "127.0.0.1:0", "--log", "error"]);
+    command
+}
+
 /// A server on the platform in this folder; killed when its test ends, however that is.
 struct Serving {
     child: Child,
@@ -37,8 +44,10 @@ struct Serving {
 
 impl Serving {
     fn start(home: &Path) -> Self {
-        let mut command = bitnet(home);
-        command.current_dir(home).args(["serve", "--platform", "--listen", "127.0.0.1:0", "--log", "error"]);
+        Self::started(serve(home))
+    }
+
+    fn started(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let address = lines.find_map(|line| Some(line.expect("text").trim().rsplit_once("http://")?.1.to_string()));
@@ -65,7 +74,7 @@ impl Serving {
     }
 
     fn end(mut self) {
-        let ended = std::process::Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let ended = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         assert!(ended.expect("kill starts").success());
         assert_eq!(self.child.wait().expect("it ends").code(), Some(0));
     }
@@ -228,4 +237,72 @@ fn server_killed_under_load_loses_nothing_and_bills_nothing_twice() {
         assert!(requests <= i64::from(8 * (round + 1)), "each request is billed once");
     }
     assert!(n_kept > 0 && n_seen > 0);
+}
+
+/// The same command, to which writing too long a file is an error and not its end.
+#[cfg(target_os = "linux")]
+fn outliving_its_file_size(command: &Command, home: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args()).current_dir(home);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
+/// What comes back in a moment; empty if nothing does.
+#[cfg(target_os = "linux")]
+fn begins(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
+    let mut bytes = [0; 512];
+    let n = stream.read(&mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..n]).into()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn server_on_a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let home = folder.path();
+    let account = printed(home, &["accounts", "create", "Ann", "--plan", "payg", "--spending-cap", "1"]);
+    let key = printed(home, &["keys", "create", &account, "--name", "k"]);
+    let serving = Serving::started(outliving_its_file_size(&serve(home), home));
+    assert!(serving.post(&key, &completion(3)).starts_with("HTTP/1.1 200"));
+    // No file grows beyond this: to SQLite it is a disk that takes nothing more.
+    let limit = |fsize: &str| {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args(["--pid", &serving.child.id().to_string(), &format!("--fsize={fsize}:")]);
+        assert!(prlimit.status().expect("prlimit comes with util-linux").success());
+    };
+    limit("4096");
+    let began = Instant::now();
+    let mut waiting = vec![serving.send(&key, &completion(3))];
+    loop {
+        let mut stream = serving.send(&key, &completion(1));
+        let answer = begins(&mut stream);
+        if answer.starts_with("HTTP/1.1 503") {
+            assert!(answer.to_lowercase().contains("retry-after"), "{answer}");
+            break;
+        }
+        assert_eq!(answer, "", "nothing is shown that is not recorded");
+        assert!(began.elapsed() < Duration::from_secs(30), "whoever comes is refused");
+        waiting.push(stream);
+    }
+    limit("unlimited");
+    for mut stream in waiting {
+        stream.set_read_timeout(None).expect("set");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 200"), "whoever was let in is served: {answer}");
+    }
+    let again = Instant::now();
+    while !serving.post(&key, &completion(1)).starts_with("HTTP/1.1 200") {
+        assert!(again.elapsed() < Duration::from_secs(30), "it goes on by itself");
+    }
+    serving.end();
+    let reconciled = operator(home, &["db", "reconcile"]);
+    assert_eq!(reconciled.status, Some(0), "{reconciled:?}");
 }

@@ -34,6 +34,11 @@ impl By {
     pub fn operator(user: &str, at: Timestamp) -> Self {
         Self { actor: format!("operator:{user}"), address: String::new(), request_id: String::new(), at }
     }
+
+    /// A job that runs by itself.
+    pub fn job(name: &str, at: Timestamp) -> Self {
+        Self { actor: format!("job:{name}"), address: String::new(), request_id: String::new(), at }
+    }
 }
 
 /// What was done.

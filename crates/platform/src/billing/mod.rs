@@ -1,7 +1,18 @@
-//! What an account owes for a month: fees of plans by the time that they held, usage by model and price, less credit. A draft shows
-//! what the month has come to so far; its lines are sums of entries and can be walked back to requests. All amounts are integers.
+//! What an account owes for a month: fees of plans by the time that they held, usage by model and price, less credit; what else was
+//! agreed; taxes. A draft shows what the month has come to so far; when the month is over it is closed and becomes an invoice with a
+//! number. Lines are sums of entries and can be walked back to requests. All amounts are integers.
 
+mod close;
+pub(crate) mod covered;
 pub mod invoice;
+mod issued;
+pub mod line;
 mod page;
+mod pdf;
+pub mod settings;
+pub mod statement;
 
-pub use invoice::{Invoice, InvoiceLine, LineKind, RequestLine};
+pub use close::Closed;
+pub use invoice::{DocumentKind, Invoice, InvoiceStatus, Issued, Parties, Party};
+pub use line::{InvoiceLine, LineId, LineKind, LineOf, RequestLine, Rounding};
+pub use settings::{Issuer, NewCoupon, NewTax, Profile};

@@ -18,6 +18,7 @@ use crate::time::Timestamp;
 
 pub use operation::{AccountRow, NewCredit, ProjectRow};
 pub use records::{ApiKey, KeyAccess, KeyScope, NewAccount, NewApiKey};
+pub(crate) use records::{check_label, note_change};
 pub use secret::{KeyHasher, KeyText};
 
 #[derive(Default)]
@@ -115,8 +116,16 @@ impl Directory {
                     self.ledger.grant(credit);
                 }
             }
+            "catalog" => self.refresh_catalog().await?,
             kind => return Err(PlatformError::Corrupt { what: "directory_change.kind", reason: kind.to_string() }),
         }
+        Ok(())
+    }
+
+    /// Reads the rate cards again.
+    pub async fn refresh_catalog(&self) -> Result<(), PlatformError> {
+        let catalog = self.store.catalog().await?;
+        self.ledger.ledger().set_catalog(catalog);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::ledger::event::Grant;
 use crate::ledger::{AccountStatus, Overage};
 use crate::money::Micros;
 use crate::secret_file::InstallationSecret;
-use crate::store::{Store, get, get_money, get_optional_time, get_parsed, get_time};
+use crate::store::{Store, Write, get, get_money, get_optional_time, get_parsed, get_time};
 use crate::time::Timestamp;
 
 /// An account, for a list.
@@ -157,22 +157,28 @@ impl Store {
         if credit.amount <= Micros::ZERO {
             return Err(PlatformError::Invalid { field: "amount", reason: "it is not more than nothing".into() });
         }
+        self.account(credit.account, by.at).await?;
+        let mut write = self.begin().await?;
+        let id = self.insert_credit(&mut write, &credit, by).await?;
+        write.commit("giving credit").await?;
+        Ok(id)
+    }
+
+    /// Gives credit within the transaction of what it is given for.
+    pub(crate) async fn insert_credit(&self, write: &mut Write<'_>, credit: &NewCredit, by: &By) -> Result<GrantId, PlatformError> {
         let account = credit.account;
-        self.account(account, by.at).await?;
         let expires_at = credit.expires_at.map(|time| time.0);
         let after = json!({ "amount_micros": credit.amount.0, "expires_at": expires_at, "reason": credit.reason });
         let id = GrantId::random()?;
-        let mut write = self.begin().await?;
         let insert = sqlx::query(
             "INSERT INTO credit_order (id, account_id, amount, ordered_at, expires_at, reason) VALUES ($1, $2, $3, $4, $5, $6)",
         );
-        let insert = insert.bind(id.to_string()).bind(credit.account.to_string()).bind(credit.amount.0).bind(by.at.0);
-        let insert = insert.bind(expires_at).bind(credit.reason);
+        let insert = insert.bind(id.to_string()).bind(account.to_string()).bind(credit.amount.0).bind(by.at.0);
+        let insert = insert.bind(expires_at).bind(credit.reason.clone());
         insert.execute(&mut *write.transaction).await.map_err(PlatformError::database("giving credit"))?;
-        note_change(&mut write, "credit", &id.to_string()).await?;
+        note_change(write, "credit", &id.to_string()).await?;
         let deed = Deed { action: "credit.granted", account: Some(account), target: id.to_string(), before: Value::Null, after };
-        self.audit(&mut write, by, deed).await?;
-        write.commit("giving credit").await?;
+        self.audit(write, by, deed).await?;
         Ok(id)
     }
 

@@ -18,6 +18,7 @@ use crate::money::Micros;
 use crate::store::catalog::scope_limits;
 use crate::store::{Store, Write, as_i64, get, get_optional_time, get_parsed};
 use crate::time::Timestamp;
+use crate::webhooks::Happened;
 
 /// An account to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,6 +238,7 @@ impl Store {
             return Err(PlatformError::NotFound { what: "API key" });
         }
         note_change(&mut write, "api_key", &id.to_string()).await?;
+        self.note_key(&mut write, ("api_key.rotated", account, id), by.at).await?;
         self.audit(&mut write, by, rotated).await?;
         let ApiKey { owner, name, access, scope, limits, expires_at, .. } = old;
         let key = NewApiKey { account, project: owner.project, name, access, scope, limits, expires_at };
@@ -256,9 +258,23 @@ impl Store {
         }
         note_change(&mut write, "api_key", &id.to_string()).await?;
         let after = json!({ "revoked": true });
+        self.note_key(&mut write, ("api_key.revoked", account, id), by.at).await?;
         let deed = Deed { action: "api_key.revoked", account: Some(account), target: id.to_string(), before: Value::Null, after };
         self.audit(&mut write, by, deed).await?;
         write.commit("revoking a key").await
+    }
+
+    /// Tells the account of what became of a key.
+    async fn note_key(
+        &self,
+        write: &mut Write<'_>,
+        (kind, account, id): (&'static str, AccountId, ApiKeyId),
+        now: Timestamp,
+    ) -> Result<(), PlatformError> {
+        let data = json!({ "id": id.to_string() });
+        // A key is revoked once, however often that is said.
+        let happened = Happened { account, source: format!("{kind}:{id}"), kind, data };
+        self.note_happened(write, happened, now).await.map(|_| ())
     }
 
     async fn insert_key(
@@ -297,6 +313,7 @@ impl Store {
             .await
             .map_err(PlatformError::database("creating a key"))?;
         note_change(write, "api_key", &id.to_string()).await?;
+        self.note_key(write, ("api_key.created", account, id), by.at).await?;
         let deed = Deed { action: "api_key.created", account: Some(account), target: id.to_string(), before: Value::Null, after };
         self.audit(write, by, deed).await?;
         Ok((id, text))
@@ -363,7 +380,7 @@ impl Store {
 }
 
 /// Notes a change; the row lock on the revision makes revisions commit in their order, so that no reader passes one over.
-pub(super) async fn note_change(write: &mut Write<'_>, kind: &'static str, id: &str) -> Result<(), PlatformError> {
+pub(crate) async fn note_change(write: &mut Write<'_>, kind: &'static str, id: &str) -> Result<(), PlatformError> {
     let failed = || PlatformError::database("noting a change");
     let update = sqlx::query("UPDATE directory_revision SET revision = revision + 1");
     update.execute(&mut *write.transaction).await.map_err(failed())?;
@@ -397,7 +414,7 @@ fn read_key(row: &AnyRow) -> Result<ApiKey, PlatformError> {
     })
 }
 
-pub(super) fn check_label(name: &str) -> Result<(), PlatformError> {
+pub(crate) fn check_label(name: &str) -> Result<(), PlatformError> {
     let is_fine = !name.trim().is_empty() && name.len() <= LABEL_BYTES_MAX && !name.contains(char::is_control);
     let reason = || format!("expected 1 to {LABEL_BYTES_MAX} bytes without control characters, got {}", name.len());
     if is_fine { Ok(()) } else { Err(PlatformError::Invalid { field: "name", reason: reason() }) }

@@ -15,10 +15,11 @@ use crate::catalog::{PriorityClass, TOKENS_PER_OPERATION};
 use crate::directory::{ApiKey, Directory, KeyAccess};
 use crate::gateway::reservation::Held;
 use crate::ids::AccountId;
-use crate::ledger::Ask;
 use crate::ledger::event::Purpose;
 use crate::ledger::service::LedgerService;
+use crate::ledger::{Ask, Refusal};
 use crate::limits::LEASE;
+use crate::service_level::{Ended, Outcomes};
 use crate::time::Clock;
 
 /// See the module.
@@ -27,12 +28,18 @@ pub struct Gateway {
     ledger: Arc<LedgerService>,
     /// Makes the salts that keep cached prefixes of accounts apart.
     tenant_key: [u8; 32],
+    outcomes: Outcomes,
     now: Clock,
 }
 
 impl Gateway {
-    pub(crate) fn new(directory: Arc<Directory>, ledger: Arc<LedgerService>, tenant_key: [u8; 32], now: Clock) -> Self {
-        Self { directory, ledger, tenant_key, now }
+    pub(crate) fn new(
+        (directory, ledger): (Arc<Directory>, Arc<LedgerService>),
+        tenant_key: [u8; 32],
+        outcomes: Outcomes,
+        now: Clock,
+    ) -> Self {
+        Self { directory, ledger, tenant_key, outcomes, now }
     }
 
     fn caller(&self, headers: &HeaderMap, route: &str) -> Result<Caller, ServerError> {
@@ -73,8 +80,14 @@ impl Gateway {
             n_operations_max: n_items as u64 + (n_prompt + n_output_max) / TOKENS_PER_OPERATION,
             lease: LEASE,
         };
-        let admitted = self.ledger.admit(ask, now).map_err(|refusal| refusal::as_server_error(refusal, model))?;
-        Ok(Box::new(Held::new(self.ledger.clone(), &admitted, self.now)))
+        let account = key.owner.account;
+        let admitted = self.ledger.admit(ask, now).map_err(|refusal| {
+            if refusal == Refusal::Unavailable {
+                self.outcomes.note(account, Ended::Failed, now);
+            }
+            refusal::as_server_error(refusal, model)
+        })?;
+        Ok(Box::new(Held::new(self.ledger.clone(), &admitted, (account, self.outcomes.clone()), self.now)))
     }
 }
 

@@ -2,6 +2,7 @@
 //! voided there. Nothing here waits but the recorder's future, and that not for ever.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bitnet_engine::RequestEnd;
@@ -10,16 +11,20 @@ use bitnet_server::admission::{self, BoxFuture, RateLimits, Recorder, Reservatio
 
 use crate::catalog::operations_of;
 use crate::gateway::refusal::UNAVAILABLE_RETRY_AFTER;
+use crate::ids::AccountId;
 use crate::ledger::event::{HoldId, Outcome, Produced};
 use crate::ledger::service::LedgerService;
 use crate::ledger::{Admitted, Measured, NotRecorded};
 use crate::limits::{DURABLE_WAIT_MAX, LEASE};
 use crate::money::TokenCounts;
-use crate::time::Clock;
+use crate::service_level::{Ended, Outcomes};
+use crate::time::{Clock, Timestamp};
 
 /// What the ledger holds for one request.
 pub(super) struct Held {
     journal: Journal,
+    account: AccountId,
+    outcomes: Outcomes,
     rate_limits: Option<RateLimits>,
 }
 
@@ -29,34 +34,48 @@ struct Journal {
     ledger: Arc<LedgerService>,
     id: HoldId,
     now: Clock,
+    began: Timestamp,
+    /// When its first tokens were there, in microseconds since 1970; 0 before.
+    first_at: Arc<AtomicI64>,
 }
 
 impl Held {
-    pub(super) fn new(ledger: Arc<LedgerService>, admitted: &Admitted, now: Clock) -> Self {
+    pub(super) fn new(ledger: Arc<LedgerService>, admitted: &Admitted, (account, outcomes): (AccountId, Outcomes), now: Clock) -> Self {
         let limits = |(limit_requests, remaining_requests, reset_requests): (u32, u32, Duration)| RateLimits {
             limit_requests,
             remaining_requests,
             reset_requests,
         };
-        Self { journal: Journal { ledger, id: admitted.id, now }, rate_limits: admitted.request_rate.map(limits) }
+        let journal = Journal { ledger, id: admitted.id, now, began: now(), first_at: Arc::default() };
+        Self { journal, account, outcomes, rate_limits: admitted.request_rate.map(limits) }
     }
 }
 
 impl Reservation for Held {
     fn settle(self: Box<Self>, used: Used) {
-        let Journal { ledger, id, now } = &self.journal;
+        let Journal { ledger, id, now, began, first_at } = &self.journal;
+        let ended_at = now();
+        let first_at = Some(first_at.load(Ordering::Relaxed)).filter(|time| *time != 0).map_or(ended_at, Timestamp);
+        self.outcomes.note(
+            self.account,
+            match used.end {
+                RequestEnd::Failed => Ended::Failed,
+                _ => Ended::Served { first_token: first_at.since(*began) },
+            },
+            ended_at,
+        );
         let outcome = match used.end {
             RequestEnd::Complete => Outcome::Completed,
             RequestEnd::Cancelled => Outcome::Cancelled,
             RequestEnd::Failed => Outcome::Failed,
         };
-        if ledger.settle(*id, (measured(&used), outcome), now()).is_err() {
+        if ledger.settle(*id, (measured(&used), outcome), ended_at).is_err() {
             tracing::error!(request = %id.event_id(), "a request was settled that is not in flight");
         }
     }
 
     fn void(self: Box<Self>) {
-        let Journal { ledger, id, now } = &self.journal;
+        let Journal { ledger, id, now, .. } = &self.journal;
         if ledger.void(*id, now()).is_err() {
             tracing::error!(request = %id.event_id(), "a request was voided that is not in flight");
         }
@@ -83,7 +102,9 @@ fn measured(used: &Used) -> Measured {
 impl Recorder for Journal {
     fn record(&self, produced: admission::Produced) -> BoxFuture<'static, Result<(), ServerError>> {
         let produced = Produced { n_cached: produced.n_cached_tokens as u64, n_output: produced.n_completion_tokens as u64 };
-        let position = match self.ledger.record(self.id, produced, ((self.now)(), LEASE)) {
+        let now = (self.now)();
+        let _ = self.first_at.compare_exchange(0, now.0, Ordering::Relaxed, Ordering::Relaxed);
+        let position = match self.ledger.record(self.id, produced, (now, LEASE)) {
             Ok(position) => position,
             // It is settled, and what was settled is among what the ledger has decided so far.
             Err(NotRecorded::NotOpen) => self.ledger.ledger().position(),

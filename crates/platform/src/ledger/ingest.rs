@@ -30,11 +30,6 @@ pub enum Ingested {
 }
 
 impl Ledger {
-    /// What is known of these events and is not in the tables yet. Asked before the tables are: an event moves from here to there.
-    pub fn recent_hashes(&self, keys: &[EventKey]) -> HashMap<EventKey, PayloadHash> {
-        keys.iter().filter_map(|key| Some((key.clone(), *self.recent.get(key)?))).collect()
-    }
-
     /// Books an event. `known` are the hashes of events that came before, as far as they have keys of this batch.
     pub fn ingest(&mut self, event: UsageEvent, known: &HashMap<EventKey, PayloadHash>, now: Timestamp) -> Ingested {
         if let Some(field) = malformed(&event) {

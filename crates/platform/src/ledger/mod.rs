@@ -212,6 +212,13 @@ impl Ledger {
         }
     }
 
+    /// Rate cards as they are now. Requests in flight keep the price that they were admitted at.
+    pub fn set_catalog(&mut self, catalog: Catalog) {
+        if *self.catalog != catalog {
+            self.catalog = Arc::new(catalog);
+        }
+    }
+
     /// New limits of a project or key.
     pub fn set_limits(&mut self, scope: ScopeId, limits: ScopeLimits, now: Timestamp) {
         self.scopes.entry(scope).or_default().limit(limits, now);

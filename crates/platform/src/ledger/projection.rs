@@ -135,6 +135,8 @@ impl Projection {
         let mut projection = Self { after: first - 1, upto: last, ..Self::default() };
         for (_, row) in rows {
             read_row(row)?.into_iter().for_each(|record| projection.add(record));
+            // Many rows take milliseconds, for which a request on this core would wait.
+            std::thread::yield_now();
         }
         Ok(projection)
     }

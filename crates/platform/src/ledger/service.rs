@@ -16,7 +16,7 @@ use crate::error::PlatformError;
 use crate::ledger::event::{EventKey, Grant, HoldId, Outcome, PayloadHash, Produced, UsageEvent};
 use crate::ledger::projection::Projection;
 use crate::ledger::{Admitted, Ask, Ingested, Ledger, Measured, NotOpen, NotRecorded, Opening, Position, Refusal, Row};
-use crate::limits::{N_EVENTS_PER_BATCH, N_JOURNAL_ROWS_MAX, STORE_AWAY_MAX};
+use crate::limits::{COMMIT_EVERY, N_EVENTS_PER_BATCH, N_JOURNAL_ROWS_MAX, STORE_AWAY_MAX};
 use crate::store::BoxFuture;
 use crate::time::{Clock, Timestamp};
 
@@ -56,8 +56,9 @@ pub struct LedgerService {
     /// The row that is on its way, so that a second try writes the very same.
     in_flight: tokio::sync::Mutex<Writing>,
     projected_row: tokio::sync::Mutex<u64>,
-    /// Ingests are one after the other: what is known is looked up, then decided upon.
-    ingesting: tokio::sync::Mutex<()>,
+    /// Shared by ingests, from the question what is known to the decision upon it. What goes from memory into the tables is not
+    /// forgotten here meanwhile: an ingest that asked before would find it in neither.
+    ingesting: tokio::sync::RwLock<()>,
     /// The last row that was committed, and the last that is in the tables, to be looked at without the locks.
     rows: [AtomicU64; 2],
     /// Nothing can be written any more.
@@ -95,7 +96,7 @@ impl LedgerService {
             epoch: takeover.epoch,
             in_flight: tokio::sync::Mutex::new(Writing { last_row: takeover.journal_row, row: None }),
             projected_row: tokio::sync::Mutex::new(projected_row),
-            ingesting: tokio::sync::Mutex::new(()),
+            ingesting: tokio::sync::RwLock::new(()),
             rows: [AtomicU64::new(takeover.journal_row), AtomicU64::new(projected_row)],
             has_ended: AtomicBool::new(false),
             at_work_since: AtomicI64::new(0),
@@ -153,10 +154,9 @@ impl LedgerService {
             return Err(PlatformError::Invalid { field: "events", reason });
         }
         let keys: Vec<EventKey> = events.iter().map(UsageEvent::key).collect();
-        let _one_at_a_time = self.ingesting.lock().await;
-        // First what is not in the tables yet, then the tables: an event that moves in between is seen in both.
-        let mut known = self.ledger().recent_hashes(&keys);
-        known.extend(self.store.known(&keys).await?);
+        let _nothing_is_forgotten = self.ingesting.read().await;
+        // What is not in the tables yet is looked at when it is decided, and so is what other ingests decided meanwhile.
+        let known = self.store.known(&keys).await?;
         let mut ledger = self.ledger();
         let ingested = events.into_iter().map(|event| ledger.ingest(event, &known, now)).collect();
         drop(ledger);
@@ -212,6 +212,7 @@ impl LedgerService {
         *projected_row = projection.upto;
         self.rows[1].store(projection.upto, Ordering::Relaxed);
         if let Some(last_seq) = projection.last_seq() {
+            let _no_ingest = self.ingesting.write().await;
             self.ledger().projected(last_seq);
         }
         Ok(Some(projection.upto))
@@ -244,11 +245,12 @@ impl LedgerService {
     /// again for ever. `now` tells the time, for leases.
     pub async fn run(self: Arc<Self>, now: Clock) -> PlatformError {
         let (mut pause, mut is_failing) = (RETRY_MIN, false);
+        let mut next_commit = tokio::time::Instant::now();
         loop {
             self.ledger().expire(now());
             // A store that does not answer is as far away as one that fails.
             let _ = self.at_work_since.compare_exchange(0, now().0, Ordering::Relaxed, Ordering::Relaxed);
-            match self.turn().await {
+            match self.turn(&mut next_commit).await {
                 Ok(()) => {
                     self.at_work_since.store(0, Ordering::Relaxed);
                     if std::mem::take(&mut is_failing) {
@@ -271,9 +273,15 @@ impl LedgerService {
         }
     }
 
-    /// Commits what there is; when there is nothing, projects some; when there is nothing of that either, waits.
-    async fn turn(&self) -> Result<(), PlatformError> {
-        if self.commit().await?.is_some() && self.n_rows_behind() < N_ROWS_BEFORE_PROJECTING {
+    /// Commits what there is; when there is nothing, projects some; when there is nothing of that either, waits. Where the tables
+    /// are far behind, commits and projections alternate.
+    async fn turn(&self, next_commit: &mut tokio::time::Instant) -> Result<(), PlatformError> {
+        let is_behind = self.n_rows_behind() >= N_ROWS_BEFORE_PROJECTING;
+        if !is_behind {
+            tokio::time::sleep_until(*next_commit).await;
+        }
+        *next_commit = tokio::time::Instant::now() + COMMIT_EVERY;
+        if self.commit().await?.is_some() && !is_behind {
             return Ok(());
         }
         if self.project().await?.is_some() {

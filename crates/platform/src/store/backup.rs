@@ -42,6 +42,26 @@ pub const TABLES: &[&str] = &[
     "audit_head",
     "audit_record",
     "audit_checkpoint",
+    "invoice_issuer",
+    "billing_profile",
+    "tax_rate",
+    "commitment",
+    "coupon",
+    "coupon_redemption",
+    "invoice_item",
+    "invoice",
+    "invoice_line",
+    "closed_period",
+    "payment",
+    "dunning",
+    "payment_customer",
+    "provider_event",
+    "webhook_endpoint",
+    "webhook_message",
+    "webhook_delivery",
+    "request_outcome",
+    "service_objective",
+    "idempotent_request",
 ];
 
 const FORMAT: &str = "bitnet-backup-1";
@@ -143,11 +163,10 @@ impl Store {
             return Err(failed(&format!("expected format {FORMAT}, got {:?}", header.format)));
         }
         check_whole(&mut reader, hasher)?;
-        let n_migrations = usize::try_from(header.schema_version).ok().filter(|n| *n <= MIGRATIONS.len());
-        let n_migrations =
-            n_migrations.ok_or_else(|| failed(&format!("it is of schema version {}, which is later", header.schema_version)))?;
+        let last = MIGRATIONS.iter().position(|migration| migration.version == header.schema_version);
+        let last = last.ok_or_else(|| failed(&format!("it is of schema version {}, which is later", header.schema_version)))?;
         // First the schema that it was of; then it is filled, then brought up to date.
-        self.migrate(&MIGRATIONS[..n_migrations], now).await?;
+        self.migrate(&MIGRATIONS[..=last], now).await?;
         let query =
             sqlx::query("SELECT (SELECT COUNT(*) FROM account) + (SELECT COUNT(*) FROM usage_event) + (SELECT COUNT(*) FROM journal) AS n");
         let row = query.fetch_one(self.pool()).await.map_err(PlatformError::database("looking whether it is empty"))?;

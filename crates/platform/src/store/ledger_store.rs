@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use crate::error::PlatformError;
@@ -13,56 +12,71 @@ use crate::ledger::projection::Projection;
 use crate::ledger::scope::{PeriodUse, ScopeId};
 use crate::ledger::service::{LedgerStore, Takeover};
 use crate::ledger::{GrantBalance, Opening, event};
-use crate::limits::{N_JOURNAL_ROWS_PER_PROJECTION, N_KEYS_PER_STATEMENT, N_PAST_PERIODS, PROJECTION_BYTES_MAX};
+use crate::limits::{N_JOURNAL_ROWS_PER_PROJECTION, N_PAST_PERIODS, PROJECTION_BYTES_MAX};
 use crate::money::Micros;
-use crate::store::bulk::{Bulk, Cell, bind, written};
+use crate::store::bulk::Column::{Bytes, Int, Text};
+use crate::store::bulk::{Bulk, Cell, Place, rows_per_statement, written};
 use crate::store::{BoxFuture, Store, Write, as_i64, get, get_count, get_money, get_optional_time, get_parsed, get_time};
 use crate::time::{Period, Timestamp};
 
 const EVENTS: Bulk = Bulk {
-    head: "INSERT INTO usage_event (seq, account_id, source, event_id, payload_hash, project_id, api_key_id, request_id, model, purpose, outcome, occurred_at, n_input, n_cached, n_output, n_operations) VALUES ",
-    casts: &[""; 16],
+    head: "INSERT INTO usage_event (seq, account_id, source, event_id, payload_hash, project_id, api_key_id, request_id, model, purpose, outcome, occurred_at, n_input, n_cached, n_output, n_operations) ",
+    columns: &[Int, Text, Text, Text, Bytes, Text, Text, Text, Text, Text, Text, Int, Int, Int, Int, Int],
+    place: Place::Insert,
     tail: "",
 };
 const ENTRIES: Bulk = Bulk {
-    head: "INSERT INTO ledger_entry (seq, account_id, period, posted_at, plan_id, class, price_from, funding, charge, due) VALUES ",
-    casts: &[""; 10],
+    head: "INSERT INTO ledger_entry (seq, account_id, period, posted_at, plan_id, class, price_from, funding, charge, due) ",
+    columns: &[Int, Text, Int, Int, Text, Text, Int, Text, Int, Int],
+    place: Place::Insert,
     tail: "",
 };
-const DRAWS: Bulk = Bulk { head: "INSERT INTO credit_draw (seq, grant_id, amount) VALUES ", casts: &[""; 3], tail: "" };
+const DRAWS: Bulk =
+    Bulk { head: "INSERT INTO credit_draw (seq, grant_id, amount) ", columns: &[Int, Text, Int], place: Place::Insert, tail: "" };
 const DRAWN: Bulk = Bulk {
-    head: "UPDATE credit_grant SET remaining = credit_grant.remaining - drawn.column2 FROM (VALUES ",
-    casts: &["TEXT", "BIGINT"],
-    tail: ") AS drawn WHERE credit_grant.id = drawn.column1",
+    head: "UPDATE credit_grant SET remaining = credit_grant.remaining - p.column2 FROM ",
+    columns: &[Text, Int],
+    place: Place::From,
+    tail: " WHERE credit_grant.id = p.column1",
 };
 const GRANTS: Bulk = Bulk {
-    head: "INSERT INTO credit_grant (id, account_id, amount, remaining, granted_at, expires_at, reason) VALUES ",
-    casts: &[""; 7],
+    head: "INSERT INTO credit_grant (id, account_id, amount, remaining, granted_at, expires_at, reason) ",
+    columns: &[Text, Text, Int, Int, Int, Int, Text],
+    place: Place::Insert,
     tail: "",
 };
-const OPENED: Bulk =
-    Bulk { head: "INSERT INTO open_request (hold_epoch, hold_number, request, n_cached, n_output) VALUES ", casts: &[""; 5], tail: "" };
+const OPENED: Bulk = Bulk {
+    head: "INSERT INTO open_request (hold_epoch, hold_number, request, n_cached, n_output) ",
+    columns: &[Int, Int, Bytes, Int, Int],
+    place: Place::Insert,
+    tail: "",
+};
 const PROGRESSED: Bulk = Bulk {
-    head: "UPDATE open_request SET n_cached = p.column3, n_output = p.column4 FROM (VALUES ",
-    casts: &["BIGINT"; 4],
-    tail: ") AS p WHERE open_request.hold_epoch = p.column1 AND open_request.hold_number = p.column2",
+    head: "UPDATE open_request SET n_cached = p.column3, n_output = p.column4 FROM ",
+    columns: &[Int; 4],
+    place: Place::From,
+    tail: " WHERE open_request.hold_epoch = p.column1 AND open_request.hold_number = p.column2",
 };
 const CLOSED: Bulk =
-    Bulk { head: "DELETE FROM open_request WHERE (hold_epoch, hold_number) IN (VALUES ", casts: &["BIGINT"; 2], tail: ")" };
+    Bulk { head: "DELETE FROM open_request WHERE (hold_epoch, hold_number) IN ", columns: &[Int; 2], place: Place::In, tail: "" };
 const USED: Bulk = Bulk {
-    head: "INSERT INTO period_use (scope_kind, scope_id, period, n_events, n_operations, n_included, charge, due) VALUES ",
-    casts: &[""; 8],
+    head: "INSERT INTO period_use (scope_kind, scope_id, period, n_events, n_operations, n_included, charge, due) ",
+    columns: &[Text, Text, Int, Int, Int, Int, Int, Int],
+    place: Place::Insert,
     tail: " ON CONFLICT (scope_kind, scope_id, period) DO UPDATE SET n_events = period_use.n_events + excluded.n_events, n_operations = period_use.n_operations + excluded.n_operations, n_included = period_use.n_included + excluded.n_included, charge = period_use.charge + excluded.charge, due = period_use.due + excluded.due",
 };
 const ROLLUPS: Bulk = Bulk {
-    head: "INSERT INTO usage_rollup (account_id, grain, bucket_start, project_id, api_key_id, model, purpose, n_events, n_operations, n_input, n_cached, n_output, charge, due) VALUES ",
-    casts: &[""; 14],
+    head: "INSERT INTO usage_rollup (account_id, grain, bucket_start, project_id, api_key_id, model, purpose, n_events, n_operations, n_input, n_cached, n_output, charge, due) ",
+    columns: &[Text, Text, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int],
+    place: Place::Insert,
     tail: " ON CONFLICT (account_id, grain, bucket_start, project_id, api_key_id, model, purpose) DO UPDATE SET n_events = usage_rollup.n_events + excluded.n_events, n_operations = usage_rollup.n_operations + excluded.n_operations, n_input = usage_rollup.n_input + excluded.n_input, n_cached = usage_rollup.n_cached + excluded.n_cached, n_output = usage_rollup.n_output + excluded.n_output, charge = usage_rollup.charge + excluded.charge, due = usage_rollup.due + excluded.due",
 };
+/// A question for each key, so that the answer comes from the index however large or small the database believes the table to be.
 const KNOWN: Bulk = Bulk {
-    head: "SELECT account_id, source, event_id, payload_hash FROM usage_event WHERE (account_id, source, event_id) IN (VALUES ",
-    casts: &["TEXT"; 3],
-    tail: ")",
+    head: "SELECT * FROM (SELECT p.column1 AS account_id, p.column2 AS source, p.column3 AS event_id, (SELECT u.payload_hash FROM usage_event u WHERE u.account_id = p.column1 AND u.source = p.column2 AND u.event_id = p.column3) AS payload_hash FROM ",
+    columns: &[Text; 3],
+    place: Place::From,
+    tail: ") AS k WHERE payload_hash IS NOT NULL",
 };
 
 /// How far the journal and the tables are, and who writes.
@@ -142,10 +156,14 @@ impl Store {
         let progress_row = |(id, produced): (&HoldId, &Produced)| {
             vec![count(id.epoch), count(id.number), count(produced.n_cached), count(produced.n_output)]
         };
+        let dialect = self.dialect();
+        GRANTS.run(write, dialect, projection.grants.iter().map(grant_row).collect()).await?;
+        // Made a statement at a time: a request on this core would wait for all of them to be made.
+        for entries in entries.chunks(rows_per_statement(dialect)) {
+            EVENTS.run(write, dialect, entries.iter().map(event_row).collect()).await?;
+            ENTRIES.run(write, dialect, entries.iter().map(entry_row).collect()).await?;
+        }
         let steps = [
-            (GRANTS, projection.grants.iter().map(grant_row).collect()),
-            (EVENTS, entries.iter().map(event_row).collect()),
-            (ENTRIES, entries.iter().map(entry_row).collect()),
             (DRAWS, draws),
             (DRAWN, drawn.into_iter().map(|(grant, amount)| vec![Cell::Text(grant), Cell::Int(amount)]).collect()),
             (CLOSED, projection.closed.iter().map(|id| vec![count(id.epoch), count(id.number)]).collect()),
@@ -155,7 +173,7 @@ impl Store {
             (ROLLUPS, projection.rollups.iter().map(rollup_row).collect()),
         ];
         for (bulk, rows) in steps {
-            bulk.run(write, self.dialect(), rows).await?;
+            bulk.run(write, dialect, rows).await?;
         }
         Ok(())
     }
@@ -183,12 +201,10 @@ impl Store {
 
     async fn read_known(&self, keys: &[EventKey]) -> Result<HashMap<EventKey, PayloadHash>, PlatformError> {
         let mut known = HashMap::new();
-        for keys in keys.chunks(N_KEYS_PER_STATEMENT) {
-            let mut query = sqlx::query(AssertSqlSafe(KNOWN.text(keys.len(), self.dialect())));
-            for key in keys {
-                let cells = [key.account.to_string(), key.source.to_string(), key.event_id.to_string()];
-                query = cells.into_iter().fold(query, |query, cell| bind(query, Cell::Text(cell)));
-            }
+        for keys in keys.chunks(rows_per_statement(self.dialect())) {
+            let text = |text: &str| Cell::Text(text.to_string());
+            let row = |key: &EventKey| vec![Cell::Text(key.account.to_string()), text(&key.source), text(&key.event_id)];
+            let query = KNOWN.query(keys.iter().map(row).collect(), self.dialect());
             let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("looking up events"))?;
             for row in &rows {
                 let (source, event_id) = (get::<String>(row, "source")?, get::<String>(row, "event_id")?);

@@ -37,6 +37,11 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(4, "operation", both!("0004_operation.sql")),
     migration(5, "audit", both!("0005_audit.sql")),
     migration(6, "usage by purpose", both!("0006_usage_by_purpose.sql")),
+    migration(10, "journal storage", both!("0010_journal_storage.sql")),
+    migration(11, "invoices", both!("0011_invoices.sql")),
+    migration(12, "webhooks", both!("0012_webhooks.sql")),
+    migration(13, "service level", both!("0013_service_level.sql")),
+    migration(14, "idempotency", both!("0014_idempotency.sql")),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_migration (version BIGINT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, applied_at BIGINT NOT NULL)";

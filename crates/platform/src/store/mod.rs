@@ -7,12 +7,13 @@ mod bulk;
 pub(crate) mod catalog;
 mod ledger_store;
 mod migrate;
+mod rate_cards;
 
 use std::future::Future;
 use std::pin::Pin;
 
 use sqlx::any::{AnyPoolOptions, AnyRow};
-use sqlx::{Any, AnyPool, ColumnIndex, Decode, Row, Transaction, Type};
+use sqlx::{Any, AnyPool, ColumnIndex, Connection, Decode, Row, Transaction, Type};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::error::PlatformError;
@@ -103,8 +104,36 @@ impl Store {
             Dialect::Sqlite => "BEGIN IMMEDIATE",
             Dialect::Postgres => "BEGIN",
         };
-        let transaction = self.pool.begin_with(begin).await.map_err(PlatformError::database("beginning a transaction"))?;
-        Ok(Write { transaction, _turn: turn })
+        Ok(Write { transaction: self.begin_with(begin).await?, _turn: turn })
+    }
+
+    async fn begin_with(&self, begin: &'static str) -> Result<Transaction<'static, Any>, PlatformError> {
+        let begun = self.pool.begin_with(begin).await;
+        if matches!(begun, Err(sqlx::Error::InvalidSavePointStatement)) {
+            self.close_confused().await;
+        }
+        begun.map_err(PlatformError::database("beginning a transaction"))
+    }
+
+    /// SQLite rolls a transaction back by itself when its disk is full or fails. The connection then counts one that is not there any
+    /// more, and begins none for ever: it is closed, and another takes its place.
+    async fn close_confused(&self) {
+        let mut idle: Vec<_> = std::iter::from_fn(|| self.pool.try_acquire()).take(N_CONNECTIONS_MAX as usize).collect();
+        for connection in &mut idle {
+            let is_confused = matches!(connection.begin_with("BEGIN").await, Err(sqlx::Error::InvalidSavePointStatement));
+            if is_confused {
+                connection.close_on_drop();
+            }
+        }
+    }
+
+    /// Begins a transaction that reads: all its answers are of one moment.
+    pub(crate) async fn snapshot(&self) -> Result<Transaction<'static, Any>, PlatformError> {
+        let begin = match self.dialect {
+            Dialect::Sqlite => "BEGIN",
+            Dialect::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        self.begin_with(begin).await
     }
 
     /// Whether the database's own structures are whole, as far as it can tell: SQLite checks its file and its references.

@@ -57,6 +57,7 @@ pub(super) const JOURNEYS: &[Journey] = &[
     Journey { name: "openai and anthropic (Node)", needs: &[Component::Node], script: Script::Node("journey.mjs") },
     Journey { name: "chat page in Chromium", needs: &[Component::Node, Component::Chromium], script: Script::Node("page.mjs") },
     Journey { name: "openai-python's own tests", needs: &[Component::Python], script: Script::OpenAiTests },
+    Journey { name: "payment (localstripe)", needs: &[Component::Python], script: Script::Python("payment_journey.py") },
     Journey { name: "schemathesis", needs: &[Component::Python], script: Script::Python("schemathesis_journey.py") },
     Journey { name: "promtool", needs: &[Component::Python, Component::Promtool], script: Script::Python("promtool_journey.py") },
 ];
@@ -80,6 +81,8 @@ pub(super) struct Setting<'a> {
     pub(super) root: &'a Path,
     pub(super) packages: &'a Packages,
     pub(super) url: &'a str,
+    /// The binary under test, for journeys that start servers of their own.
+    pub(super) binary: &'a Path,
     pub(super) long: bool,
 }
 
@@ -102,6 +105,7 @@ impl Journey {
             }
         };
         command.env("BITNET_URL", setting.url).env("BITNET_KEY", KEY).env("BITNET_ROOT", setting.root);
+        command.env("BITNET_BINARY", setting.binary);
         command.env("BITNET_SERVED", SERVED).env("BITNET_SERVED_VECTORS", SERVED_VECTORS);
         // LiteLLM would fetch a price list otherwise.
         command.env("PYTHONDONTWRITEBYTECODE", "1").env("LITELLM_LOCAL_MODEL_COST_MAP", "True");

@@ -26,7 +26,7 @@ use server::RunningServer;
 /// Run real clients against the server.
 ///
 /// The official OpenAI and Anthropic clients, LiteLLM, LangChain, openai-python's own tests, schemathesis over the OpenAPI description,
-/// promtool over metrics and rules, Chromium on the chat page.
+/// promtool over metrics and rules, Chromium on the chat page, localstripe in Stripe's place.
 #[derive(Args, Default)]
 pub(crate) struct ClientsArgs {
     /// Only journeys whose name holds one of these.
@@ -66,9 +66,10 @@ pub(crate) fn run(args: &ClientsArgs, on_line: &mut dyn FnMut(&str)) -> Result<(
     let vectors = build.join("vectors");
     fs::create_dir_all(&vectors).with_context(|| format!("cannot make {}", vectors.display()))?;
     embedding_model::write(&vectors, &repository.root.join("fixtures/tales-42m/tokenizer.json"));
-    let server = RunningServer::start(&binary(args, &repository)?, &sources, &build)?;
-    let setting =
-        Setting { sources: &sources, build: &build, root: &repository.root, packages: &packages, url: &server.url, long: args.long };
+    let binary = binary(args, &repository)?;
+    let server = RunningServer::start(&binary, &sources, &build)?;
+    let (root, url, long) = (repository.root.as_path(), server.url.as_str(), args.long);
+    let setting = Setting { sources: &sources, build: &build, root, packages: &packages, url, binary: &binary, long };
     let mut failed = Vec::new();
     for journey in &possible {
         on_line(&format!("── {}", journey.name));

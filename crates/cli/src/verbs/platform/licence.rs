@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bitnet_platform::licence::{self, LicenceKey, LicenceState, LicenceTerms};
+use bitnet_platform::rights::Rights;
 use bitnet_platform::time::Timestamp;
 use clap::{Args, Subcommand};
 
@@ -102,9 +103,10 @@ pub(crate) fn in_words(terms: &LicenceTerms, time: Timestamp) -> String {
 }
 
 /// Says what a server's licence allows. One that is forged is refused; one that has ended stops nothing.
-pub(crate) fn serve_under(file: &Path, public_key: &[String], terminal: &Terminal) -> anyhow::Result<()> {
+pub(crate) fn serve_under(file: &Path, public_key: &[String], terminal: &Terminal) -> anyhow::Result<Rights> {
     let terms = TrustArguments::new(public_key.to_vec()).verify(file).with_context(|| format!("{} is refused", file.display()))?;
-    let clock = licence::check_clock(&file.with_added_extension("clock"), Timestamp::now())?;
+    let clock_file = file.with_added_extension("clock");
+    let clock = licence::check_clock(&clock_file, Timestamp::now())?;
     if let Some(set_back) = clock.set_back {
         let hours = set_back.as_secs() / 3600;
         tracing::warn!(hours, "the clock was set back: the latest time that was seen counts for the licence");
@@ -112,7 +114,9 @@ pub(crate) fn serve_under(file: &Path, public_key: &[String], terminal: &Termina
     let words = in_words(&terms, clock.time);
     terminal.note(&words);
     tracing::info!(licence = words, "serving under a licence");
-    Ok(())
+    let rights = Rights::of(terms, clock_file);
+    rights.look_at_clock(Timestamp::now());
+    Ok(rights)
 }
 
 /// Does one of them.

@@ -2,6 +2,7 @@
 
 pub(crate) mod accounts;
 pub(crate) mod audit;
+pub(crate) mod billing;
 pub(crate) mod db;
 pub(crate) mod invoices;
 pub(crate) mod keys;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use bitnet_platform::rights::Rights;
 use bitnet_server::admission::{Admission, StaticKeys};
 use bitnet_server::{App, Config, Server, telemetry};
 use clap::Args;
@@ -19,7 +20,7 @@ use crate::failure::Misuse;
 use crate::terminal::Terminal;
 use crate::verbs::platform::{DEFAULT_URL, PlatformArguments, licence};
 use crate::verbs::serve::models::ServedArguments;
-use crate::verbs::serve::opened::Opened;
+use crate::verbs::serve::opened::{Opened, OutsideArguments};
 use crate::verbs::serve::settings::Settings;
 
 /// Longest time that the runtime's threads may take to end once the server has.
@@ -61,6 +62,8 @@ pub(crate) struct ServeArguments {
     )]
     licence_public_key: Vec<String>,
     #[command(flatten)]
+    outside: OutsideArguments,
+    #[command(flatten)]
     settings: Settings,
 }
 
@@ -88,11 +91,13 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
     let platform = arguments.platform_of(&mut settings)?;
     let config = settings.config()?;
     telemetry::init(log.0, &log.1)?;
-    if let Some(file) = &arguments.licence {
-        licence::serve_under(file, &arguments.licence_public_key, terminal)?;
-    }
+    let rights = match &arguments.licence {
+        Some(file) => licence::serve_under(file, &arguments.licence_public_key, terminal)?,
+        None => Rights::unlimited(),
+    };
     let runtime = runtime(config.n_io_threads)?;
-    let platform = platform.map(|arguments| runtime.block_on(Opened::open(arguments, terminal))).transpose()?;
+    let open = |platform| runtime.block_on(Opened::open(platform, &arguments.outside, rights, terminal));
+    let platform = platform.map(open).transpose()?;
     let app = app(config, platform.as_ref().map(|opened| opened.platform.admission()))?;
     let served = runtime.block_on(async {
         let running = platform.as_ref().map(Opened::start).transpose()?;

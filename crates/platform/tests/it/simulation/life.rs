@@ -90,6 +90,8 @@ pub(crate) struct Life {
     pub(super) sent: HashMap<EventKey, (UsageEvent, Option<Position>, bool)>,
     pub(super) is_fatal: bool,
     pub(super) n_grants: u64,
+    /// Amounts that invoices were to give back, in all; negative.
+    pub(super) given_back: i64,
     pub(crate) seen: Seen,
 }
 
@@ -124,7 +126,7 @@ impl Life {
         let mut seen = Seen::default();
         let service = open(&store, START, &mut seen);
         let sent = HashMap::new();
-        Self { dice, store, service, time: START, live: Vec::new(), over: Vec::new(), sent, is_fatal, n_grants: 0, seen }
+        Self { dice, store, service, time: START, live: Vec::new(), over: Vec::new(), sent, is_fatal, n_grants: 0, given_back: 0, seen }
     }
 
     pub(crate) fn n_writes(&self) -> u64 {
@@ -146,6 +148,7 @@ impl Life {
                 16 => self.grant(),
                 17..=20 => self.commit(),
                 21..=22 => self.project(),
+                _ if self.dice.one_in(3) => self.close_months(),
                 _ if self.dice.one_in(12) => self.crash(),
                 _ if self.dice.one_in(6) => self.let_leases_run_out(),
                 _ => {}
@@ -446,6 +449,8 @@ impl Life {
         self.check_requests();
         self.check_money();
         self.check_derived();
+        self.close_all_months();
+        self.check_invoices();
         self.check_idle();
         let before = self.balances();
         self.rerun();
@@ -500,6 +505,11 @@ impl Life {
             Damage::RollupOff => {
                 if let Some(counts) = tables.rollups.values_mut().next() {
                     counts.tokens.n_output += 1;
+                }
+            }
+            Damage::LineOff => {
+                if let Some(line) = tables.closed.values_mut().flat_map(|month| &mut month.lines).find(|line| line.kind.is_of_ledger()) {
+                    line.amount = line.amount.plus(Micros(1));
                 }
             }
             Damage::TokenOff => entry.event.tokens.n_output += 1,

@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use bitnet_platform::PlatformError;
-use bitnet_platform::ids::GrantId;
+use bitnet_platform::billing::InvoiceLine;
+use bitnet_platform::ids::{AccountId, GrantId};
 use bitnet_platform::ledger::event::{Entry, EventKey, HoldId, OpenRequest, PayloadHash};
 use bitnet_platform::ledger::projection::{Bucket, Projection, RollupCounts};
 use bitnet_platform::ledger::scope::{PeriodUse, ScopeId};
 use bitnet_platform::ledger::service::{LedgerStore, Takeover};
 use bitnet_platform::ledger::{GrantBalance, Opening};
+use bitnet_platform::money::Micros;
 use bitnet_platform::store::BoxFuture;
 use bitnet_platform::time::{Period, Timestamp};
 
@@ -39,6 +41,17 @@ pub(crate) struct Tables {
     pub(crate) rollups: BTreeMap<Bucket, RollupCounts>,
     /// Every projection that was applied, to be tried again.
     pub(crate) applied: Vec<Projection>,
+    /// Months that are closed: the last entry that each invoice may have, and its lines.
+    pub(crate) closed: BTreeMap<(AccountId, Period), ClosedMonth>,
+    /// Negative amounts that wait for an account's next invoice.
+    pub(crate) carried: BTreeMap<AccountId, Micros>,
+}
+
+/// A month that is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClosedMonth {
+    pub(crate) upto: u64,
+    pub(crate) lines: Vec<InvoiceLine>,
 }
 
 #[derive(Default)]
@@ -53,7 +66,7 @@ pub(crate) struct Disk {
 pub(crate) struct MemoryStore(pub(crate) Arc<Mutex<Disk>>);
 
 impl MemoryStore {
-    fn write<T>(&self, work: impl FnOnce(&mut Tables) -> Result<T, PlatformError>) -> Result<T, PlatformError> {
+    pub(crate) fn write<T>(&self, work: impl FnOnce(&mut Tables) -> Result<T, PlatformError>) -> Result<T, PlatformError> {
         let mut disk = self.0.lock().unwrap();
         disk.n_writes += 1;
         let number = disk.n_writes;

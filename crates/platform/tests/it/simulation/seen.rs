@@ -30,6 +30,10 @@ const ALL: &[&str] = &[
     "exhausted",
     "drawn",
     "cached",
+    "month closed",
+    "month closed again",
+    "late on an invoice",
+    "carried",
 ];
 
 impl Seen {

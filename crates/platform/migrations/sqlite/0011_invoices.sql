@@ -1,0 +1,186 @@
+-- Final invoices and what they are made of besides usage. Written once, in the transaction that closes an account's month; what is
+-- changed later is how an invoice is paid. Rates are parts in a million.
+
+-- Who issues invoices. Numbers are taken under this row's lock, in the transaction that writes the invoice: they have no gaps.
+CREATE TABLE invoice_issuer (
+    id               TEXT PRIMARY KEY,
+    name             TEXT NOT NULL,
+    address          TEXT NOT NULL,
+    tax_id           TEXT NOT NULL,
+    -- Stands before numbers of invoices, and of credit notes.
+    invoice_prefix   TEXT NOT NULL,
+    note_prefix      TEXT NOT NULL,
+    last_invoice     INTEGER NOT NULL,
+    last_credit_note INTEGER NOT NULL
+) STRICT;
+INSERT INTO invoice_issuer VALUES ('default', '', '', '', 'INV-', 'CN-', 0, 0);
+
+-- To whom and how an account is billed. Without a row: by the default issuer, by hand, in 30 days, under the account's name.
+CREATE TABLE billing_profile (
+    account_id TEXT PRIMARY KEY REFERENCES account (id),
+    issuer_id  TEXT NOT NULL REFERENCES invoice_issuer (id),
+    name       TEXT NOT NULL,
+    address    TEXT NOT NULL,
+    -- ISO 3166-1 and what stands behind the dash in ISO 3166-2; empty for unknown.
+    country    TEXT NOT NULL,
+    region     TEXT NOT NULL,
+    tax_id     TEXT NOT NULL,
+    email      TEXT NOT NULL,
+    collection TEXT NOT NULL CHECK (collection IN ('manual', 'automatic')),
+    net_days   INTEGER NOT NULL CHECK (net_days >= 0)
+) STRICT;
+
+-- Taxes of a country, or of a region of it. All that hold when an invoice is issued are lines of it.
+CREATE TABLE tax_rate (
+    country        TEXT NOT NULL,
+    -- Empty: all of the country.
+    region         TEXT NOT NULL,
+    name           TEXT NOT NULL,
+    rate           INTEGER NOT NULL CHECK (rate >= 0),
+    -- 1: a customer with a tax id owes it to the state, not to us.
+    reverse_charge INTEGER NOT NULL CHECK (reverse_charge IN (0, 1)),
+    valid_from     INTEGER NOT NULL,
+    valid_until    INTEGER,
+    PRIMARY KEY (country, region, name, valid_from)
+) STRICT;
+
+-- What an account has promised to spend in each of these months, on fees and usage before credit.
+CREATE TABLE commitment (
+    account_id  TEXT NOT NULL REFERENCES account (id),
+    from_period INTEGER NOT NULL,
+    -- The first month without it.
+    until_period INTEGER,
+    amount      INTEGER NOT NULL CHECK (amount > 0),
+    PRIMARY KEY (account_id, from_period)
+) STRICT;
+
+-- A coupon is a part off fees and usage for some months, or credit, or both.
+CREATE TABLE coupon (
+    code              TEXT PRIMARY KEY,
+    name              TEXT NOT NULL,
+    part_off          INTEGER CHECK (part_off > 0 AND part_off <= 1000000),
+    -- Without a number: every month.
+    n_months          INTEGER CHECK (n_months > 0),
+    credit            INTEGER CHECK (credit > 0),
+    credit_days       INTEGER CHECK (credit_days > 0),
+    n_redemptions_max INTEGER,
+    redeem_until      INTEGER,
+    created_at        INTEGER NOT NULL
+) STRICT;
+CREATE TABLE coupon_redemption (
+    code         TEXT NOT NULL REFERENCES coupon (code),
+    account_id   TEXT NOT NULL REFERENCES account (id),
+    redeemed_at  INTEGER NOT NULL,
+    from_period  INTEGER NOT NULL,
+    until_period INTEGER,
+    PRIMARY KEY (code, account_id)
+) STRICT;
+
+-- Amounts that wait for the next invoice. source names what made it: the same source again makes no second one.
+CREATE TABLE invoice_item (
+    id         TEXT PRIMARY KEY,
+    account_id TEXT NOT NULL REFERENCES account (id),
+    source     TEXT NOT NULL UNIQUE,
+    text       TEXT NOT NULL,
+    amount     INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    invoice_id TEXT
+) STRICT;
+CREATE INDEX invoice_item_waiting ON invoice_item (account_id) WHERE invoice_id IS NULL;
+
+CREATE TABLE invoice (
+    id           TEXT PRIMARY KEY,
+    issuer_id    TEXT NOT NULL REFERENCES invoice_issuer (id),
+    kind         TEXT NOT NULL CHECK (kind IN ('invoice', 'credit_note')),
+    number       INTEGER NOT NULL,
+    -- The number with its prefix, as it is printed.
+    name         TEXT NOT NULL,
+    account_id   TEXT NOT NULL REFERENCES account (id),
+    period       INTEGER NOT NULL,
+    -- The invoice that a credit note corrects.
+    corrects     TEXT REFERENCES invoice (id),
+    issued_at    INTEGER NOT NULL,
+    due_at       INTEGER NOT NULL,
+    currency     TEXT NOT NULL,
+    -- JSON of issuer and customer as they were.
+    parties      TEXT NOT NULL,
+    total        INTEGER NOT NULL,
+    collection   TEXT NOT NULL CHECK (collection IN ('manual', 'automatic')),
+    status       TEXT NOT NULL CHECK (status IN ('open', 'paid', 'uncollectible')),
+    -- What credit notes took off, and what was paid.
+    credited     INTEGER NOT NULL,
+    paid         INTEGER NOT NULL,
+    UNIQUE (issuer_id, kind, number)
+) STRICT;
+CREATE UNIQUE INDEX invoice_of_period ON invoice (account_id, period) WHERE kind = 'invoice';
+CREATE INDEX invoice_to_collect ON invoice (due_at) WHERE status = 'open';
+
+CREATE TABLE invoice_line (
+    invoice_id  TEXT NOT NULL REFERENCES invoice (id),
+    line_number INTEGER NOT NULL,
+    line_id     TEXT NOT NULL,
+    text        TEXT NOT NULL,
+    -- JSON of what the line is for.
+    detail      TEXT NOT NULL,
+    rounding    TEXT NOT NULL,
+    n_requests  INTEGER NOT NULL,
+    amount      INTEGER NOT NULL,
+    PRIMARY KEY (invoice_id, line_number)
+) STRICT;
+
+-- An account's months that are closed, one after the other without a gap. A month's invoice covers what the ledger had up to an
+-- entry: of this month all, of earlier ones what came after they were closed.
+CREATE TABLE closed_period (
+    account_id TEXT NOT NULL REFERENCES account (id),
+    period     INTEGER NOT NULL,
+    upto_seq   INTEGER NOT NULL,
+    closed_at  INTEGER NOT NULL,
+    -- Without one, nothing was to be invoiced.
+    invoice_id TEXT REFERENCES invoice (id),
+    PRIMARY KEY (account_id, period)
+) STRICT;
+
+-- Attempts to be paid.
+CREATE TABLE payment (
+    id           TEXT PRIMARY KEY,
+    invoice_id   TEXT NOT NULL REFERENCES invoice (id),
+    attempt      INTEGER NOT NULL,
+    provider     TEXT NOT NULL,
+    -- What the provider calls it; empty until it is known.
+    provider_ref TEXT NOT NULL,
+    amount       INTEGER NOT NULL CHECK (amount > 0),
+    status       TEXT NOT NULL CHECK (status IN ('pending', 'succeeded', 'failed', 'refunded')),
+    reason       TEXT NOT NULL,
+    created_at   INTEGER NOT NULL,
+    updated_at   INTEGER NOT NULL,
+    UNIQUE (invoice_id, attempt)
+) STRICT;
+CREATE INDEX payment_by_provider ON payment (provider, provider_ref);
+
+-- An open invoice that is collected automatically: how often that was tried, and when it is tried next.
+CREATE TABLE dunning (
+    invoice_id      TEXT PRIMARY KEY REFERENCES invoice (id),
+    account_id      TEXT NOT NULL REFERENCES account (id),
+    n_attempts      INTEGER NOT NULL,
+    next_attempt_at INTEGER,
+    -- Since when the account may do nothing because of it.
+    restricted_at   INTEGER
+) STRICT;
+
+-- What a payment provider knows an account as.
+CREATE TABLE payment_customer (
+    account_id     TEXT PRIMARY KEY REFERENCES account (id),
+    provider       TEXT NOT NULL,
+    customer       TEXT NOT NULL,
+    -- Empty without one.
+    payment_method TEXT NOT NULL,
+    UNIQUE (provider, customer)
+) STRICT;
+
+-- Events that a payment provider has sent: each is heard once.
+CREATE TABLE provider_event (
+    provider    TEXT NOT NULL,
+    event_id    TEXT NOT NULL,
+    received_at INTEGER NOT NULL,
+    PRIMARY KEY (provider, event_id)
+) STRICT;

@@ -1,0 +1,13 @@
+-- Requests that were made under a key of their client's, and what was answered: made again, they are answered the same and do nothing.
+CREATE TABLE idempotent_request (
+    account_id   TEXT NOT NULL REFERENCES account (id),
+    key          TEXT NOT NULL,
+    -- Of method, path and body: another request under the same key is refused.
+    request_hash BLOB NOT NULL,
+    begun_at     INTEGER NOT NULL,
+    -- Nothing while it is being done.
+    status       INTEGER,
+    answer       TEXT NOT NULL,
+    PRIMARY KEY (account_id, key)
+) STRICT;
+CREATE INDEX idempotent_request_by_age ON idempotent_request (begun_at);

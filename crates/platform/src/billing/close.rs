@@ -1,0 +1,254 @@
+//! Closing months: an account's month becomes an invoice with a number, once, in one transaction. Run again, it changes nothing: a
+//! month that is closed is passed over. Months of an account are closed in their order, so that what comes late for one has an
+//! invoice to be on.
+
+use serde_json::{Value, json};
+use sqlx::any::AnyRow;
+
+use crate::audit::{By, Deed};
+use crate::billing::covered::Cover;
+use crate::billing::invoice::{DocumentKind, Parties, bound};
+use crate::billing::line::InvoiceLine;
+use crate::billing::settings::Profile;
+use crate::billing::statement::Lines;
+use crate::catalog::Catalog;
+use crate::error::PlatformError;
+use crate::ids::{AccountId, InvoiceId, ItemId};
+use crate::limits::{CLOSE_AFTER, N_MONTHS_PER_RUN};
+use crate::money::Micros;
+use crate::platform::CURRENCY;
+use crate::store::{Store, Write, get, get_count, get_parsed, get_time};
+use crate::time::{Period, Timestamp};
+use crate::webhooks::Happened;
+
+/// A month of an account that was closed just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Whose.
+    pub account: AccountId,
+    /// Which month.
+    pub period: Period,
+    /// Its invoice; none if there was nothing to invoice.
+    pub invoice: Option<InvoiceId>,
+}
+
+/// A paper to be issued.
+pub(crate) struct NewDocument<'a> {
+    pub(crate) kind: DocumentKind,
+    pub(crate) account: AccountId,
+    pub(crate) period: Period,
+    pub(crate) corrects: Option<InvoiceId>,
+    pub(crate) profile: &'a Profile,
+    pub(crate) lines: &'a [InvoiceLine],
+}
+
+const OPEN_MONTHS: &str = "SELECT a.id AS id, a.created_at AS created_at, CAST(COALESCE(MAX(c.period), 0) AS BIGINT) AS last FROM account a LEFT JOIN closed_period c ON c.account_id = a.id GROUP BY a.id, a.created_at ORDER BY a.created_at, a.id";
+const DOING: &str = "closing a month";
+
+fn failed() -> impl FnOnce(sqlx::Error) -> PlatformError {
+    PlatformError::database(DOING)
+}
+
+impl Store {
+    /// Closes every month of every account that has ended long enough ago; of one account, if it is named. Says what was closed.
+    pub async fn close_periods(&self, account: Option<AccountId>, by: &By) -> Result<Vec<Closed>, PlatformError> {
+        let last = by.at.minus(CLOSE_AFTER).period().minus_months(1);
+        let rows = sqlx::query(OPEN_MONTHS).fetch_all(self.pool()).await.map_err(failed())?;
+        let catalog = self.catalog().await?;
+        let mut closed = Vec::new();
+        for row in &rows {
+            let (id, first) = (get_parsed(row, "id")?, next_month(row)?);
+            if account.is_some_and(|account| account != id) {
+                continue;
+            }
+            let months = (first.0..=last.0).take(N_MONTHS_PER_RUN).map(Period);
+            for period in months {
+                closed.extend(self.close_period((id, period), &catalog, by).await?);
+            }
+        }
+        Ok(closed)
+    }
+
+    /// Closes a month of an account, if it is the next one.
+    async fn close_period(
+        &self,
+        (account, period): (AccountId, Period),
+        catalog: &Catalog,
+        by: &By,
+    ) -> Result<Option<Closed>, PlatformError> {
+        let profile = self.billing_profile(account).await?;
+        let mut write = self.begin().await?;
+        // Held to the end: numbers follow each other, and two jobs do not close the same month.
+        lock_issuer(&mut write, &profile.issuer).await?;
+        let query = sqlx::query("SELECT period FROM closed_period WHERE account_id = $1 AND period >= $2 LIMIT 1");
+        let query = query.bind(account.to_string()).bind(i64::from(period.0));
+        if query.fetch_optional(&mut *write.transaction).await.map_err(failed())?.is_some() {
+            return Ok(None);
+        }
+        self.add_service_credit(&mut write, (account, period), by.at).await?;
+        let cover = self.closing_cover(&mut write, (account, period)).await?;
+        let statement = cover.statement(&mut write.transaction, catalog, by.at).await?;
+        let Lines { lines, carried } = statement.lines();
+        let owed: Micros = lines.iter().filter(|line| line.kind.is_of_ledger()).map(|line| line.amount).sum();
+        let expected = cover.due(&mut write.transaction).await?;
+        if owed != expected {
+            let reason = format!("its lines of usage add up to {owed}, and the ledger to {expected}");
+            return Err(PlatformError::Corrupt { what: "an invoice", reason });
+        }
+        let is_empty = lines.iter().all(|line| line.amount == Micros::ZERO);
+        let invoice = if is_empty {
+            None
+        } else {
+            let new = NewDocument { kind: DocumentKind::Invoice, account, period, corrects: None, profile: &profile, lines: &lines };
+            Some(self.issue(&mut write, new, by).await?)
+        };
+        if let Some(id) = invoice {
+            let taken =
+                sqlx::query("UPDATE invoice_item SET invoice_id = $1 WHERE account_id = $2 AND invoice_id IS NULL AND created_at <= $3");
+            let taken = taken.bind(id.to_string()).bind(account.to_string()).bind(by.at.0);
+            taken.execute(&mut *write.transaction).await.map_err(failed())?;
+            if carried < Micros::ZERO {
+                let text = "carried from the invoice before".to_string();
+                self.add_item(&mut write, account, (format!("carried:{id}"), text, carried), by.at).await?;
+            }
+        }
+        let insert =
+            sqlx::query("INSERT INTO closed_period (account_id, period, upto_seq, closed_at, invoice_id) VALUES ($1, $2, $3, $4, $5)");
+        let insert = insert.bind(account.to_string()).bind(i64::from(period.0)).bind(bound(cover.upto)).bind(by.at.0);
+        insert.bind(invoice.map(|id| id.to_string())).execute(&mut *write.transaction).await.map_err(failed())?;
+        write.commit(DOING).await?;
+        Ok(Some(Closed { account, period, invoice }))
+    }
+
+    /// All entries that are in the tables now; of earlier months, those that are on no invoice yet.
+    async fn closing_cover(&self, write: &mut Write<'_>, (account, period): (AccountId, Period)) -> Result<Cover, PlatformError> {
+        let query = sqlx::query("SELECT last_seq FROM ledger_writer");
+        let upto = get_count(&query.fetch_one(&mut *write.transaction).await.map_err(failed())?, "last_seq")?;
+        let query = sqlx::query("SELECT CAST(COALESCE(MAX(upto_seq), 0) AS BIGINT) AS after FROM closed_period WHERE account_id = $1");
+        let row = query.bind(account.to_string()).fetch_one(&mut *write.transaction).await.map_err(failed())?;
+        Ok(Cover { account, period, after: get_count(&row, "after")?, upto })
+    }
+
+    /// Gives a paper its number and writes it. The issuer is locked.
+    pub(crate) async fn issue(&self, write: &mut Write<'_>, new: NewDocument<'_>, by: &By) -> Result<InvoiceId, PlatformError> {
+        let NewDocument { kind, account, period, corrects, profile, lines } = new;
+        let id = InvoiceId::random()?;
+        let issuer = next_number(write, &profile.issuer, kind).await?;
+        let total: Micros = lines.iter().map(|line| line.amount).sum();
+        let due_at = by.at.plus(std::time::Duration::from_secs(u64::from(profile.net_days) * 86_400));
+        let parties = Parties { issuer: issuer.party, customer: profile.party.clone() };
+        let parties =
+            serde_json::to_string(&parties).map_err(|error| PlatformError::Corrupt { what: "parties", reason: error.to_string() })?;
+        // What is nothing is paid; a credit note is nothing that its customer pays.
+        let status = if total > Micros::ZERO { "open" } else { "paid" };
+        sqlx::query("INSERT INTO invoice (id, issuer_id, kind, number, name, account_id, period, corrects, issued_at, due_at, currency, parties, total, collection, status, credited, paid) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0)")
+            .bind(id.to_string())
+            .bind(profile.issuer.clone())
+            .bind(kind.name())
+            .bind(issuer.number)
+            .bind(issuer.name.clone())
+            .bind(account.to_string())
+            .bind(i64::from(period.0))
+            .bind(corrects.map(|id| id.to_string()))
+            .bind(by.at.0)
+            .bind(due_at.0)
+            .bind(CURRENCY)
+            .bind(parties)
+            .bind(total.0)
+            .bind(if profile.is_automatic { "automatic" } else { "manual" })
+            .bind(status)
+            .execute(&mut *write.transaction)
+            .await
+            .map_err(failed())?;
+        for (index, line) in lines.iter().enumerate() {
+            insert_line(write, (id, index + 1), line).await?;
+        }
+        if profile.is_automatic && total > Micros::ZERO {
+            let insert = sqlx::query(
+                "INSERT INTO dunning (invoice_id, account_id, n_attempts, next_attempt_at, restricted_at) VALUES ($1, $2, 0, $3, NULL)",
+            );
+            let insert = insert.bind(id.to_string()).bind(account.to_string()).bind(by.at.0);
+            insert.execute(&mut *write.transaction).await.map_err(failed())?;
+        }
+        let after = json!({ "number": issuer.name, "period": period.to_string(), "total_micros": total.0 });
+        let action = if kind == DocumentKind::Invoice { "invoice.issued" } else { "credit_note.issued" };
+        let happened = Happened {
+            account,
+            source: format!("{action}:{id}"),
+            kind: action,
+            data: json!({ "id": id.to_string(), "number": issuer.name, "period": period.to_string(), "total_micros": total.0, "currency": CURRENCY }),
+        };
+        self.note_happened(write, happened, by.at).await?;
+        let deed = Deed { action, account: Some(account), target: id.to_string(), before: Value::Null, after };
+        self.audit(write, by, deed).await?;
+        Ok(id)
+    }
+
+    /// An amount that waits for the next invoice. The same source again changes nothing.
+    pub(crate) async fn add_item(
+        &self,
+        write: &mut Write<'_>,
+        account: AccountId,
+        (source, text, amount): (String, String, Micros),
+        now: Timestamp,
+    ) -> Result<bool, PlatformError> {
+        let insert = sqlx::query(
+            "INSERT INTO invoice_item (id, account_id, source, text, amount, created_at, invoice_id) VALUES ($1, $2, $3, $4, $5, $6, NULL) ON CONFLICT (source) DO NOTHING",
+        );
+        let insert = insert.bind(ItemId::random()?.to_string()).bind(account.to_string()).bind(source);
+        let insert = insert.bind(text).bind(amount.0).bind(now.0);
+        let inserted = insert.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting an amount"))?;
+        Ok(inserted.rows_affected() == 1)
+    }
+}
+
+/// The month after the last that is closed, or the account's first.
+fn next_month(row: &AnyRow) -> Result<Period, PlatformError> {
+    let last: i64 = get(row, "last")?;
+    let first = get_time(row, "created_at")?.period();
+    let last = i32::try_from(last).map_err(|_| PlatformError::Corrupt { what: "period", reason: last.to_string() })?;
+    Ok(if last == 0 { first } else { Period(last).next() })
+}
+
+/// Keeps others from taking numbers until this transaction ends.
+pub(crate) async fn lock_issuer(write: &mut Write<'_>, issuer: &str) -> Result<(), PlatformError> {
+    let lock = sqlx::query("UPDATE invoice_issuer SET last_invoice = last_invoice WHERE id = $1").bind(issuer.to_string());
+    let locked = lock.execute(&mut *write.transaction).await.map_err(failed())?;
+    if locked.rows_affected() == 1 { Ok(()) } else { Err(PlatformError::NotFound { what: "issuer" }) }
+}
+
+struct Numbered {
+    number: i64,
+    name: String,
+    party: crate::billing::invoice::Party,
+}
+
+async fn next_number(write: &mut Write<'_>, issuer: &str, kind: DocumentKind) -> Result<Numbered, PlatformError> {
+    let text = match kind {
+        DocumentKind::Invoice => "UPDATE invoice_issuer SET last_invoice = last_invoice + 1 WHERE id = $1",
+        DocumentKind::CreditNote => "UPDATE invoice_issuer SET last_credit_note = last_credit_note + 1 WHERE id = $1",
+    };
+    sqlx::query(text).bind(issuer.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
+    let query = sqlx::query("SELECT * FROM invoice_issuer WHERE id = $1").bind(issuer.to_string());
+    let row = query.fetch_one(&mut *write.transaction).await.map_err(failed())?;
+    let (number, prefix) = match kind {
+        DocumentKind::Invoice => ("last_invoice", "invoice_prefix"),
+        DocumentKind::CreditNote => ("last_credit_note", "note_prefix"),
+    };
+    let number: i64 = get(&row, number)?;
+    let name = format!("{}{number:06}", get::<String>(&row, prefix)?);
+    let (party_name, address, tax_id) = (get(&row, "name")?, get(&row, "address")?, get(&row, "tax_id")?);
+    let party = crate::billing::invoice::Party { name: party_name, address, country: String::new(), tax_id };
+    Ok(Numbered { number, name, party })
+}
+
+async fn insert_line(write: &mut Write<'_>, (id, number): (InvoiceId, usize), line: &InvoiceLine) -> Result<(), PlatformError> {
+    let detail = serde_json::to_string(&line.kind).map_err(|error| PlatformError::Corrupt { what: "a line", reason: error.to_string() })?;
+    let insert = sqlx::query(
+        "INSERT INTO invoice_line (invoice_id, line_number, line_id, text, detail, rounding, n_requests, amount) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    );
+    let insert = insert.bind(id.to_string()).bind(bound(number as u64)).bind(line.id.clone()).bind(line.text.clone()).bind(detail);
+    let insert = insert.bind(line.rounding.name()).bind(bound(line.n_requests)).bind(line.amount.0);
+    insert.execute(&mut *write.transaction).await.map_err(failed())?;
+    Ok(())
+}

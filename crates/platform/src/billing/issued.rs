@@ -1,0 +1,238 @@
+//! Issued invoices: reading them, correcting them by credit notes, and what is known of their being paid. A line that was issued is
+//! never changed.
+
+use serde_json::{Value, json};
+use sqlx::any::AnyRow;
+
+use crate::audit::{By, Deed};
+use crate::billing::close::{NewDocument, lock_issuer};
+use crate::billing::covered::get_period;
+use crate::billing::invoice::{DocumentKind, Invoice, InvoiceStatus, Issued, from_json};
+use crate::billing::line::{InvoiceLine, LineKind, Rounding};
+use crate::billing::statement::{MICROS_PER_CENT, ratio};
+use crate::directory::check_label;
+use crate::error::PlatformError;
+use crate::ids::{AccountId, InvoiceId};
+use crate::limits::N_INVOICES_PER_PAGE;
+use crate::money::Micros;
+use crate::store::{Store, Write, get, get_count, get_money, get_parsed, get_time};
+
+const INVOICES: &str = "SELECT i.*, a.name AS account_name, CAST(COALESCE((SELECT MAX(p.upto_seq) FROM closed_period p WHERE p.account_id = i.account_id AND p.period < i.period), 0) AS BIGINT) AS after_seq, CAST(COALESCE((SELECT MAX(p.upto_seq) FROM closed_period p WHERE p.account_id = i.account_id AND p.period = i.period), 0) AS BIGINT) AS upto_seq FROM invoice i JOIN account a ON a.id = i.account_id";
+
+impl Store {
+    /// An issued invoice, if it is the account's; without an account, anybody's.
+    pub async fn invoice(&self, id: InvoiceId, account: Option<AccountId>) -> Result<Invoice, PlatformError> {
+        let text = format!("{INVOICES} WHERE i.id = $1 AND (i.account_id = $2 OR $2 = '')");
+        let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(id.to_string());
+        let query = query.bind(account.map_or_else(String::new, |id| id.to_string()));
+        let row = query.fetch_optional(self.pool()).await.map_err(PlatformError::database("reading an invoice"))?;
+        let mut invoice = read_invoice(&row.ok_or(PlatformError::NotFound { what: "invoice" })?)?;
+        let query = sqlx::query("SELECT * FROM invoice_line WHERE invoice_id = $1 ORDER BY line_number").bind(id.to_string());
+        let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading an invoice"))?;
+        invoice.lines = rows.iter().map(read_line).collect::<Result<_, _>>()?;
+        Ok(invoice)
+    }
+
+    /// Issued invoices and credit notes with their totals and without their lines, the newest first; `before` are numbers of seconds
+    /// since 1970 of a page before.
+    pub async fn invoices(&self, account: Option<AccountId>) -> Result<Vec<(Invoice, Micros)>, PlatformError> {
+        let text = format!("{INVOICES} WHERE i.account_id = $1 OR $1 = '' ORDER BY i.issued_at DESC, i.number DESC LIMIT $2");
+        let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(account.map_or_else(String::new, |id| id.to_string()));
+        let rows = query.bind(N_INVOICES_PER_PAGE).fetch_all(self.pool()).await;
+        let read = |row: &AnyRow| Ok((read_invoice(row)?, get_money(row, "total")?));
+        rows.map_err(PlatformError::database("reading invoices"))?.iter().map(read).collect()
+    }
+
+    /// Takes an amount off an issued invoice. What was paid too much by that is on the next invoice.
+    pub async fn credit_invoice(&self, id: InvoiceId, (amount, reason): (Micros, &str), by: &By) -> Result<InvoiceId, PlatformError> {
+        check_label(reason)?;
+        if amount <= Micros::ZERO || amount.0 % MICROS_PER_CENT != 0 {
+            return Err(PlatformError::Invalid { field: "amount", reason: "expected whole cents, more than none".into() });
+        }
+        let account = self.invoice(id, None).await?.account;
+        let profile = self.billing_profile(account).await?;
+        let mut write = self.begin().await?;
+        lock_issuer(&mut write, &profile.issuer).await?;
+        // Read again, now that nobody else corrects it.
+        let (invoice, total) = self.locked_invoice(&mut write, id).await?;
+        let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
+        if issued.kind != DocumentKind::Invoice {
+            return Err(PlatformError::Invalid { field: "invoice", reason: "a credit note is not corrected by another".into() });
+        }
+        let left = total.minus(issued.credited);
+        if amount > left {
+            return Err(PlatformError::Invalid { field: "amount", reason: format!("of this invoice, {left} are left") });
+        }
+        let lines = self.note_lines(&mut write, &invoice, (total, amount), reason).await?;
+        let (kind, period, corrects) = (DocumentKind::CreditNote, invoice.period, Some(id));
+        let new = NewDocument { kind, account, period, corrects, profile: &profile, lines: &lines };
+        let note = self.issue(&mut write, new, by).await?;
+        let overpaid = |credited: Micros| credited.plus(issued.paid).minus(total).or_zero();
+        let credited = issued.credited.plus(amount);
+        let back = overpaid(credited).minus(overpaid(issued.credited));
+        if back > Micros::ZERO {
+            let text = format!("paid too much on {}", issued.number);
+            self.add_item(&mut write, account, (format!("overpaid:{note}"), text, Micros::ZERO.minus(back)), by.at).await?;
+        }
+        self.set_paid(&mut write, (id, total), (credited, issued.paid)).await?;
+        write.commit("crediting an invoice").await?;
+        self.release_account(account, by).await?;
+        Ok(note)
+    }
+
+    /// What a credit note says: its amount without tax, and the taxes in it by their shares, so that they add up.
+    async fn note_lines(
+        &self,
+        write: &mut Write<'_>,
+        invoice: &Invoice,
+        (total, amount): (Micros, Micros),
+        reason: &str,
+    ) -> Result<Vec<InvoiceLine>, PlatformError> {
+        let Some(issued) = &invoice.issued else { return Ok(Vec::new()) };
+        let query = sqlx::query("SELECT * FROM invoice_line WHERE invoice_id = $1 ORDER BY line_number").bind(issued.id.to_string());
+        let rows = query.fetch_all(&mut *write.transaction).await.map_err(PlatformError::database("reading an invoice"))?;
+        let lines: Vec<InvoiceLine> = rows.iter().map(read_line).collect::<Result<_, _>>()?;
+        let share = |line: &InvoiceLine| {
+            let tax = ratio(line.amount, (i128::from(amount.0), i128::from(total.0.max(1))), MICROS_PER_CENT);
+            InvoiceLine { text: format!("of {}", line.text), amount: Micros::ZERO.minus(tax), ..line.clone() }
+        };
+        let taxes: Vec<InvoiceLine> = lines.iter().filter(|line| matches!(line.kind, LineKind::Tax { .. })).map(share).collect();
+        let net = taxes.iter().fold(amount, |net, tax| net.plus(tax.amount));
+        let correction = InvoiceLine {
+            id: "correction".into(),
+            text: format!("correction of {}: {reason}", issued.number),
+            kind: LineKind::Correction,
+            rounding: Rounding::Exact,
+            n_requests: 0,
+            amount: Micros::ZERO.minus(net),
+        };
+        Ok(std::iter::once(correction).chain(taxes).collect())
+    }
+
+    /// An invoice within a transaction that changes how it is paid, and its total. Its row is locked.
+    pub(crate) async fn locked_invoice(&self, write: &mut Write<'_>, id: InvoiceId) -> Result<(Invoice, Micros), PlatformError> {
+        let failed = || PlatformError::database("reading an invoice");
+        let lock = sqlx::query("UPDATE invoice SET paid = paid WHERE id = $1").bind(id.to_string());
+        lock.execute(&mut *write.transaction).await.map_err(failed())?;
+        let text = format!("{INVOICES} WHERE i.id = $1");
+        let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(id.to_string());
+        let row = query.fetch_optional(&mut *write.transaction).await.map_err(failed())?;
+        let row = row.ok_or(PlatformError::NotFound { what: "invoice" })?;
+        Ok((read_invoice(&row)?, get_money(&row, "total")?))
+    }
+
+    /// Notes what is off and what is paid of an invoice, and with that whether it is settled.
+    pub(crate) async fn set_paid(
+        &self,
+        write: &mut Write<'_>,
+        (id, total): (InvoiceId, Micros),
+        (credited, paid): (Micros, Micros),
+    ) -> Result<InvoiceStatus, PlatformError> {
+        let status = if credited.plus(paid) >= total { InvoiceStatus::Paid } else { InvoiceStatus::Open };
+        let update = sqlx::query("UPDATE invoice SET credited = $1, paid = $2, status = $3 WHERE id = $4");
+        let update = update.bind(credited.0).bind(paid.0).bind(status.name()).bind(id.to_string());
+        update.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting a payment"))?;
+        if status == InvoiceStatus::Paid {
+            let end = sqlx::query("UPDATE dunning SET next_attempt_at = NULL WHERE invoice_id = $1").bind(id.to_string());
+            end.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting a payment"))?;
+        }
+        Ok(status)
+    }
+
+    /// Notes that an invoice was paid outside of here, such as by a bank transfer.
+    pub async fn mark_paid(&self, id: InvoiceId, reference: &str, by: &By) -> Result<(), PlatformError> {
+        check_label(reference)?;
+        let mut write = self.begin().await?;
+        let (invoice, total) = self.locked_invoice(&mut write, id).await?;
+        let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
+        let outstanding = total.minus(issued.credited).minus(issued.paid);
+        if outstanding <= Micros::ZERO {
+            return Err(PlatformError::Invalid { field: "invoice", reason: "there is nothing left to be paid".into() });
+        }
+        self.add_payment(&mut write, (id, outstanding), ("manual", reference, "succeeded"), by.at).await?;
+        self.note_paid(&mut write, &invoice, (total, outstanding), by).await?;
+        write.commit("noting a payment").await?;
+        self.release_account(invoice.account, by).await
+    }
+
+    /// Adds what was paid to an invoice, tells of it, and writes it into the log.
+    pub(crate) async fn note_paid(
+        &self,
+        write: &mut Write<'_>,
+        invoice: &Invoice,
+        (total, amount): (Micros, Micros),
+        by: &By,
+    ) -> Result<(), PlatformError> {
+        let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
+        let paid = issued.paid.plus(amount);
+        let status = self.set_paid(write, (issued.id, total), (issued.credited, paid)).await?;
+        if status == InvoiceStatus::Paid {
+            let data =
+                json!({ "id": issued.id.to_string(), "number": issued.number, "total_micros": total.0, "currency": issued.currency });
+            let (account, source) = (invoice.account, format!("invoice.paid:{}", issued.id));
+            self.note_happened(write, crate::webhooks::Happened { account, source, kind: "invoice.paid", data }, by.at).await?;
+        }
+        let (before, after) = (json!({ "paid_micros": issued.paid.0 }), json!({ "paid_micros": paid.0, "status": status.name() }));
+        let deed = Deed { action: "invoice.paid", account: Some(invoice.account), target: issued.id.to_string(), before, after };
+        self.audit(write, by, deed).await
+    }
+
+    /// Gives up an invoice that nobody will pay.
+    pub async fn give_invoice_up(&self, id: InvoiceId, by: &By) -> Result<(), PlatformError> {
+        let mut write = self.begin().await?;
+        let (invoice, _) = self.locked_invoice(&mut write, id).await?;
+        let update = sqlx::query("UPDATE invoice SET status = 'uncollectible' WHERE id = $1 AND status = 'open'").bind(id.to_string());
+        let updated = update.execute(&mut *write.transaction).await.map_err(PlatformError::database("giving an invoice up"))?;
+        if updated.rows_affected() == 0 {
+            return Err(PlatformError::Invalid { field: "invoice", reason: "it is not open".into() });
+        }
+        let end = sqlx::query("UPDATE dunning SET next_attempt_at = NULL WHERE invoice_id = $1").bind(id.to_string());
+        end.execute(&mut *write.transaction).await.map_err(PlatformError::database("giving an invoice up"))?;
+        let after = json!({ "status": "uncollectible" });
+        let deed = Deed { action: "invoice.given_up", account: Some(invoice.account), target: id.to_string(), before: Value::Null, after };
+        self.audit(&mut write, by, deed).await?;
+        write.commit("giving an invoice up").await
+    }
+}
+
+fn read_invoice(row: &AnyRow) -> Result<Invoice, PlatformError> {
+    let status = match get::<String>(row, "status")?.as_str() {
+        "open" => InvoiceStatus::Open,
+        "paid" => InvoiceStatus::Paid,
+        _ => InvoiceStatus::Uncollectible,
+    };
+    let corrects: Option<String> = get(row, "corrects")?;
+    let issued = Issued {
+        id: get_parsed(row, "id")?,
+        kind: if get::<String>(row, "kind")? == "invoice" { DocumentKind::Invoice } else { DocumentKind::CreditNote },
+        number: get(row, "name")?,
+        corrects: corrects.map(|id| id.parse()).transpose()?,
+        due_at: get_time(row, "due_at")?,
+        currency: get(row, "currency")?,
+        parties: from_json(&get::<String>(row, "parties")?, "parties")?,
+        status,
+        is_automatic: get::<String>(row, "collection")? == "automatic",
+        credited: get_money(row, "credited")?,
+        paid: get_money(row, "paid")?,
+        cover: (get_count(row, "after_seq")?, get_count(row, "upto_seq")?),
+    };
+    Ok(Invoice {
+        account: get_parsed(row, "account_id")?,
+        account_name: get(row, "account_name")?,
+        period: get_period(row)?,
+        at: get_time(row, "issued_at")?,
+        lines: Vec::new(),
+        issued: Some(issued),
+    })
+}
+
+fn read_line(row: &AnyRow) -> Result<InvoiceLine, PlatformError> {
+    Ok(InvoiceLine {
+        id: get(row, "line_id")?,
+        text: get(row, "text")?,
+        kind: from_json(&get::<String>(row, "detail")?, "a line")?,
+        rounding: get_parsed(row, "rounding")?,
+        n_requests: get_count(row, "n_requests")?,
+        amount: get_money(row, "amount")?,
+    })
+}

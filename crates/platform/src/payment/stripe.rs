@@ -1,0 +1,252 @@
+//! The few calls of Stripe's API that are needed, as forms over HTTPS. Every call that makes something carries an idempotency key that
+//! follows from what it is for, so that a call whose answer was lost is made again without a second effect.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::ids::{AccountId, InvoiceId, PaymentId};
+use crate::outbound::{Answered, Destinations, Outbound, OutboundError, Outgoing};
+
+/// The version of the API that this was written for.
+const API_VERSION: &str = "2024-06-20";
+
+/// Why Stripe did not do something.
+#[derive(Debug, Error)]
+pub enum StripeError {
+    /// It was not reached, or its answer is not known.
+    #[error("no answer of Stripe: {0}")]
+    Outbound(#[from] OutboundError),
+    /// It is not well at the moment, or wants less.
+    #[error("answer {status} of Stripe")]
+    Busy { status: u16 },
+    /// It refuses.
+    #[error("refused by Stripe with {status}: {code}: {message}")]
+    Refused { status: u16, code: String, message: String },
+    /// It says something that is not understood.
+    #[error("an answer of Stripe cannot be read: {reason}")]
+    Answer { reason: String },
+    /// It has another address than one of the web.
+    #[error("expected a URL of Stripe such as https://api.stripe.com, got {got:?}")]
+    Url { got: String },
+    /// A key that is none.
+    #[error("a key of Stripe's has only letters, digits and underscores")]
+    Key,
+}
+
+impl StripeError {
+    /// Whether nobody knows what became of the call, or it may go well later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Outbound(_) | Self::Busy { .. } | Self::Answer { .. })
+    }
+}
+
+/// What became of a charge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Charge {
+    /// It is paid.
+    Succeeded { reference: String },
+    /// The bank takes its time, and will say.
+    Processing { reference: String },
+    /// It is not paid.
+    Failed { reference: String, reason: String },
+}
+
+/// Calls Stripe.
+#[derive(Clone)]
+pub struct Stripe {
+    base: Arc<str>,
+    key: HeaderValue,
+    outbound: Outbound,
+}
+
+#[derive(Debug, Deserialize)]
+struct Intent {
+    id: String,
+    status: String,
+    #[serde(default)]
+    last_payment_error: Option<Value>,
+}
+
+impl Stripe {
+    /// At an address, with a secret key.
+    pub fn new(base: &str, key: &str) -> Result<Self, StripeError> {
+        let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !is_key {
+            return Err(StripeError::Key);
+        }
+        let wrong = || StripeError::Url { got: base.into() };
+        let url: Uri = base.parse().map_err(|_| wrong())?;
+        let outbound = Outbound::new(Destinations::Any);
+        outbound.check(&url).map_err(|_| wrong())?;
+        let mut key = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| StripeError::Key)?;
+        key.set_sensitive(true);
+        Ok(Self { base: base.trim_end_matches('/').into(), key, outbound })
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(&str, &str)],
+        idempotency_key: Option<String>,
+    ) -> Result<Value, StripeError> {
+        let form = form(fields);
+        let is_get = method == Method::GET;
+        let url = if is_get && !form.is_empty() { format!("{}{path}?{form}", self.base) } else { format!("{}{path}", self.base) };
+        let url: Uri = url.parse().map_err(|_| StripeError::Url { got: url.clone() })?;
+        let mut headers = vec![
+            (header::AUTHORIZATION, self.key.clone()),
+            (HeaderName::from_static("stripe-version"), HeaderValue::from_static(API_VERSION)),
+        ];
+        if !is_get {
+            headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")));
+        }
+        if let Some(key) = idempotency_key {
+            let key = HeaderValue::from_str(&key).map_err(|_| StripeError::Key)?;
+            headers.push((HeaderName::from_static("idempotency-key"), key));
+        }
+        let body = if is_get { Vec::new() } else { form.into_bytes() };
+        let answered = self.outbound.send(Outgoing { method, url, headers, body }).await?;
+        read_answer(&answered)
+    }
+
+    /// Makes a customer; returns its name there.
+    pub async fn create_customer(&self, account: AccountId, (name, email): (&str, &str)) -> Result<String, StripeError> {
+        let id = account.to_string();
+        let mut fields = vec![("name", name), ("metadata[account]", id.as_str())];
+        if !email.is_empty() {
+            fields.push(("email", email));
+        }
+        let made = self.call(Method::POST, "/v1/customers", &fields, Some(format!("customer:{id}"))).await?;
+        text(&made, "id")
+    }
+
+    /// Begins asking a customer for a card that may be charged later; returns the secret that a page needs for it.
+    pub async fn create_setup(&self, customer: &str) -> Result<String, StripeError> {
+        let fields = [("customer", customer), ("usage", "off_session")];
+        let made = self.call(Method::POST, "/v1/setup_intents", &fields, None).await?;
+        text(&made, "client_secret")
+    }
+
+    /// Lets a customer pay with a card.
+    pub async fn attach(&self, customer: &str, method: &str) -> Result<(), StripeError> {
+        let path = format!("/v1/payment_methods/{method}/attach");
+        self.call(Method::POST, &path, &[("customer", customer)], None).await.map(|_| ())
+    }
+
+    /// Charges a customer's card for an invoice; `cents` of a currency.
+    pub async fn charge(
+        &self,
+        (customer, method): (&str, &str),
+        (cents, currency): (i64, &str),
+        (invoice, payment): (InvoiceId, PaymentId),
+    ) -> Result<Charge, StripeError> {
+        let (cents, invoice, payment) = (cents.to_string(), invoice.to_string(), payment.to_string());
+        let fields = [
+            ("amount", cents.as_str()),
+            ("currency", currency),
+            ("customer", customer),
+            ("payment_method", method),
+            ("confirm", "true"),
+            ("off_session", "true"),
+            ("metadata[invoice]", &invoice),
+            ("metadata[payment]", &payment),
+        ];
+        match self.call(Method::POST, "/v1/payment_intents", &fields, Some(format!("payment:{payment}"))).await {
+            Ok(made) => read_intent(made),
+            // A card that is declined.
+            Err(StripeError::Refused { status: 402, code, message }) => {
+                Ok(Charge::Failed { reference: String::new(), reason: format!("{code}: {message}") })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The charge that was made for a payment, if there is one: for a call whose answer was lost longer ago than idempotency keys are kept.
+    pub async fn find_charge(&self, customer: &str, payment: PaymentId) -> Result<Option<Charge>, StripeError> {
+        let list = self.call(Method::GET, "/v1/payment_intents", &[("customer", customer), ("limit", "100")], None).await?;
+        let payment = payment.to_string();
+        let all = list["data"].as_array().map_or(&[][..], Vec::as_slice);
+        let found = all.iter().find(|intent| intent["metadata"]["payment"].as_str() == Some(&payment));
+        found.cloned().map(read_intent).transpose()
+    }
+}
+
+fn read_answer(answered: &Answered) -> Result<Value, StripeError> {
+    let status = answered.status;
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::CONFLICT {
+        return Err(StripeError::Busy { status: status.as_u16() });
+    }
+    let body: Value = serde_json::from_slice(&answered.body).map_err(|error| StripeError::Answer { reason: error.to_string() })?;
+    if status.is_success() {
+        return Ok(body);
+    }
+    let said = |field: &str| body["error"][field].as_str().unwrap_or_default().chars().take(200).collect::<String>();
+    Err(StripeError::Refused { status: status.as_u16(), code: said("code"), message: said("message") })
+}
+
+fn text(value: &Value, field: &str) -> Result<String, StripeError> {
+    let text = value[field].as_str().map(str::to_string);
+    text.ok_or_else(|| StripeError::Answer { reason: format!("it has no {field}") })
+}
+
+/// What a payment intent says, also in an event.
+pub(super) fn read_intent(intent: Value) -> Result<Charge, StripeError> {
+    let Intent { id, status, last_payment_error } =
+        serde_json::from_value(intent).map_err(|error| StripeError::Answer { reason: error.to_string() })?;
+    let said = |field: &str| last_payment_error.as_ref().and_then(|error| error[field].as_str()).unwrap_or_default().to_string();
+    Ok(match status.as_str() {
+        "succeeded" => Charge::Succeeded { reference: id },
+        "processing" => Charge::Processing { reference: id },
+        "requires_action" => Charge::Failed { reference: id, reason: "authentication_required: the bank asks for the customer".into() },
+        _ => Charge::Failed { reference: id, reason: format!("{}: {}", said("code"), said("message")) },
+    })
+}
+
+/// Fields as a form has them.
+fn form(fields: &[(&str, &str)]) -> String {
+    let pair = |(name, value): &(&str, &str)| format!("{}={}", escaped(name), escaped(value));
+    fields.iter().map(pair).collect::<Vec<_>>().join("&")
+}
+
+fn escaped(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn form_escapes_what_would_end_a_field() {
+        assert_eq!(form(&[("metadata[a]", "x&y=ä z"), ("b", "1")]), "metadata%5Ba%5D=x%26y%3D%C3%A4%20z&b=1");
+    }
+
+    #[test]
+    fn intent_is_paid_only_when_it_says_so() {
+        let read = |text: &str| read_intent(serde_json::from_str(text).expect("JSON")).expect("an intent");
+        assert_eq!(read(r#"{"id":"pi_1","status":"succeeded"}"#), Charge::Succeeded { reference: "pi_1".into() });
+        assert_eq!(read(r#"{"id":"pi_1","status":"processing"}"#), Charge::Processing { reference: "pi_1".into() });
+        let declined = r#"{"id":"pi_1","status":"requires_payment_method","last_payment_error":{"code":"card_declined","message":"No."}}"#;
+        assert_eq!(read(declined), Charge::Failed { reference: "pi_1".into(), reason: "card_declined: No.".into() });
+        for status in ["requires_action", "canceled", "requires_capture", "requires_confirmation", "something new"] {
+            let text = format!(r#"{{"id":"pi_1","status":"{status}"}}"#);
+            assert!(matches!(read(&text), Charge::Failed { .. }), "{status}");
+        }
+    }
+
+    #[test]
+    fn key_or_address_that_is_none_is_refused() {
+        assert!(Stripe::new("https://api.stripe.com", "sk_test_1").is_ok());
+        assert!(Stripe::new("https://api.stripe.com", "sk\r\nx").is_err() && Stripe::new("https://api.stripe.com", "").is_err());
+        assert!(Stripe::new("api.stripe.com", "sk_test_1").is_err());
+    }
+}
