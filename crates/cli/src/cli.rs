@@ -24,6 +24,7 @@ pub(crate) enum Verb {
     Serve(Box<verbs::serve::ServeArguments>),
     Batch(Box<verbs::batch::BatchArguments>),
     Accounts(Box<verbs::platform::accounts::AccountsArguments>),
+    People(Box<verbs::platform::people::PeopleArguments>),
     Keys(Box<verbs::platform::keys::KeysArguments>),
     Db(Box<verbs::platform::db::DbArguments>),
     Invoices(Box<verbs::platform::invoices::InvoicesArguments>),

@@ -156,6 +156,21 @@ impl Catalog {
         })
     }
 
+    /// All plans that hold then, the cheapest first.
+    pub fn plans_at(&self, time: Timestamp) -> Vec<Arc<Plan>> {
+        let mut plans: Vec<Arc<Plan>> = self.plans.keys().filter_map(|id| self.plan_at(id, time).cloned()).collect();
+        let order = |plan: &Arc<Plan>| (plan.monthly_price, plan.included_operations.is_none(), plan.included_operations, plan.id.clone());
+        plans.sort_by_key(order);
+        plans
+    }
+
+    /// All prices that hold then, the cheapest first.
+    pub fn prices_at(&self, time: Timestamp) -> Vec<Arc<ClassPrice>> {
+        let mut prices: Vec<_> = self.prices.values().flatten().filter(|price| price.validity.holds_at(time)).cloned().collect();
+        prices.sort_by(|a, b| (a.price.output_per_million, &a.class).cmp(&(b.price.output_per_million, &b.class)));
+        prices
+    }
+
     /// What a model's tokens cost then.
     pub fn price_at(&self, model: &str, time: Timestamp) -> Option<&Arc<ClassPrice>> {
         let class = self.classes.get(model).or_else(|| self.classes.get(ANY_MODEL))?;

@@ -54,6 +54,24 @@ pub enum PlatformError {
     /// Stripe was not reached, or refused.
     #[error(transparent)]
     Payment { source: Box<crate::payment::StripeError> },
+    /// The address is unknown, the password or the code is wrong, or the link is not valid any more: nobody learns which.
+    #[error("that is not right, or not valid any more")]
+    Credentials,
+    /// Too many attempts.
+    #[error("too many attempts: try again in {retry_after_s} s")]
+    Throttled { retry_after_s: u64 },
+    /// The password is right, and the address is not confirmed.
+    #[error("the e-mail address is not confirmed yet")]
+    Unconfirmed,
+    /// No policy permits it.
+    #[error("your role does not permit this")]
+    Forbidden,
+    /// A mail could not be written or sent.
+    #[error("the mail could not be sent: {reason}")]
+    Mail { reason: String },
+    /// The policies or their schema; they come with the program, or from an operator.
+    #[error("the policies cannot be used: {reason}")]
+    Policy { reason: String },
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {reason}")]
     Randomness { reason: String },

@@ -37,6 +37,10 @@ pub enum Pay {}
 pub enum Endpoint {}
 /// Names messages to endpoints.
 pub enum Message {}
+/// Names people.
+pub enum Human {}
+/// Names invitations.
+pub enum Invite {}
 
 impl Named for Account {
     const PREFIX: &'static str = "acct";
@@ -65,6 +69,12 @@ impl Named for Endpoint {
 impl Named for Message {
     const PREFIX: &'static str = "msg";
 }
+impl Named for Human {
+    const PREFIX: &'static str = "user";
+}
+impl Named for Invite {
+    const PREFIX: &'static str = "invite";
+}
 
 /// Who pays.
 pub type AccountId = Id<Account>;
@@ -84,6 +94,10 @@ pub type PaymentId = Id<Pay>;
 pub type EndpointId = Id<Endpoint>;
 /// What it hears.
 pub type MessageId = Id<Message>;
+/// Somebody who signs in.
+pub type PersonId = Id<Human>;
+/// An invitation to be a member of an account.
+pub type InvitationId = Id<Invite>;
 
 impl<K> Id<K> {
     /// A new one, from the system's randomness.

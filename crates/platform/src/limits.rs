@@ -112,3 +112,50 @@ pub const RATE_CARD_NOTICE: Duration = Duration::from_secs(60);
 pub const IDEMPOTENCY_UNDER_WAY_MAX: Duration = Duration::from_secs(300);
 /// How long idempotency keys are kept.
 pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(2 * 86_400);
+
+/// Longest e-mail address, in bytes, by RFC 5321.
+pub const EMAIL_BYTES_MAX: usize = 254;
+/// Shortest password, in characters.
+pub const PASSWORD_CHARS_MIN: usize = 10;
+/// Longest password, in bytes: hashing one takes no longer for being long.
+pub const PASSWORD_BYTES_MAX: usize = 256;
+/// Passwords that are hashed at once; each takes a core and 19 MiB for some hundredths of a second.
+pub const N_PASSWORD_HASHES_MAX: usize = 2;
+/// How long a password waits for its turn.
+pub const PASSWORD_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a session lasts, whatever happens.
+pub const SESSION_AGE_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// How long a session lasts without a request.
+pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// How long somebody may take between password and code.
+pub const SECOND_FACTOR_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
+/// How exactly it is known when a session was last used.
+pub const SESSION_SEEN_EVERY: Duration = Duration::from_secs(5 * 60);
+/// How long a link to confirm an address is good.
+pub const CONFIRM_LINK_AGE_MAX: Duration = Duration::from_secs(2 * 86_400);
+/// How long a link to set a new password is good.
+pub const RESET_LINK_AGE_MAX: Duration = Duration::from_secs(3600);
+/// How long an invitation is good.
+pub const INVITATION_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Invitations of an account that are open at once.
+pub const N_INVITATIONS_MAX: i64 = 100;
+/// Accounts that somebody may own.
+pub const N_ACCOUNTS_OWNED_MAX: i64 = 10;
+/// How long a form that was sent is remembered.
+pub const SUBMISSION_AGE_MAX: Duration = Duration::from_secs(86_400);
+/// Recovery codes of a second factor.
+pub const N_RECOVERY_CODES: usize = 10;
+/// Attempts that are counted at once, by address and person.
+pub const N_THROTTLED_MAX: usize = 100_000;
+/// Mails that wait to be sent; what comes then is refused.
+pub const N_MAILS_WAITING_MAX: usize = 1000;
+/// Longest form, in bytes.
+pub const FORM_BYTES_MAX: usize = 64 << 10;
+/// Fields of a form.
+pub const N_FORM_FIELDS_MAX: usize = 256;
+/// Keys that the playground lends, of everybody together.
+pub const N_LENT_KEYS_MAX: usize = 10_000;
+/// How long one of these is good.
+pub const LENT_KEY_AGE_MAX: Duration = Duration::from_secs(15 * 60);
+/// Records of the audit log on a page.
+pub const N_AUDIT_RECORDS_PER_PAGE: i64 = 50;

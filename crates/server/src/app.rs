@@ -51,6 +51,15 @@ pub(crate) struct RequestIdentity {
     pub(crate) trace: RequestTrace,
 }
 
+/// Where a connection comes from, put there by whoever accepted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub std::net::SocketAddr);
+
+/// The id of a request, for logs of whoever mounts routes.
+pub fn request_id(extensions: &axum::http::Extensions) -> Option<Arc<str>> {
+    extensions.get::<RequestIdentity>().map(|identity| identity.id.clone())
+}
+
 /// Who chose a request's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChosenBy {

@@ -40,7 +40,7 @@ mod tls;
 mod tokens;
 mod traces;
 
-pub use app::App;
+pub use app::{App, PeerAddress, request_id};
 pub use config::{Config, ConfigError, LogFormat, OpenAccess, Presence, TlsFiles};
 pub use error::{Dialect, ServerError};
 pub use lifecycle::{InFlight, Lifecycle};

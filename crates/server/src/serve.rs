@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use crate::app::App;
+use crate::app::{App, PeerAddress};
 use crate::connection::Guarded;
 use crate::limits;
 use crate::router::router_with;
@@ -120,8 +120,8 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
             () = is_true(&mut closed) => return,
         };
         match accepted {
-            Ok((stream, _)) => {
-                tokio::spawn(connections.clone().serve(stream));
+            Ok((stream, peer)) => {
+                tokio::spawn(connections.clone().serve(stream, PeerAddress(peer)));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -146,7 +146,7 @@ impl Drop for Open {
 }
 
 impl Connections {
-    async fn serve(self: Arc<Self>, mut stream: TcpStream) {
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, peer: PeerAddress) {
         let config = self.app.config();
         if self.app.metrics().n_connections() >= config.n_connections_max {
             self.app.metrics().connection_refused();
@@ -158,20 +158,21 @@ impl Connections {
         // Tokens are small and urgent.
         let _ = stream.set_nodelay(true);
         match &self.tls {
-            None => self.serve_http(stream).await,
+            None => self.serve_http(stream, peer).await,
             Some(tls) => match timeout(config.header_timeout, tls.accept(stream)).await {
-                Ok(Ok(stream)) => self.serve_http(stream).await,
+                Ok(Ok(stream)) => self.serve_http(stream, peer).await,
                 Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
                 Err(_) => tracing::debug!("TLS took too long"),
             },
         }
     }
 
-    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S) {
+    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, peer: PeerAddress) {
         let config = self.app.config();
         let guarded = Guarded::new(stream, config.header_timeout, config.write_timeout);
         let service = self.service.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
             let service = service.clone();
             async move { Ok::<_, Infallible>(service.oneshot(request).await.unwrap_or_else(|never| match never {})) }
         });

@@ -28,6 +28,7 @@ pub(crate) fn perform(command_line: CommandLine, terminal: &Terminal) -> anyhow:
         Verb::Serve(arguments) => serve::perform(arguments, global, terminal),
         Verb::Batch(arguments) => batch::perform(arguments, global, terminal),
         Verb::Accounts(arguments) => platform::accounts::perform(arguments, terminal),
+        Verb::People(arguments) => platform::people::perform(arguments, terminal),
         Verb::Keys(arguments) => platform::keys::perform(arguments, terminal),
         Verb::Db(arguments) => platform::db::perform(arguments, terminal),
         Verb::Invoices(arguments) => platform::invoices::perform(arguments, terminal),

@@ -11,6 +11,7 @@ use sqlx::any::AnyRow;
 
 use crate::error::PlatformError;
 use crate::ids::AccountId;
+use crate::limits::N_AUDIT_RECORDS_PER_PAGE;
 use crate::store::{Store, Write, as_i64, get, get_count, get_time};
 use crate::time::Timestamp;
 
@@ -165,6 +166,14 @@ impl Store {
     pub async fn audit_records(&self, after: u64, account: Option<AccountId>) -> Result<Vec<AuditRecord>, PlatformError> {
         let query = sqlx::query("SELECT * FROM audit_record WHERE seq > $1 AND (account_id = $2 OR $2 = '') ORDER BY seq LIMIT $3");
         let query = query.bind(as_i64(after)).bind(account.map_or_else(String::new, |id| id.to_string())).bind(N_RECORDS_PER_PAGE);
+        let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading the audit log"))?;
+        rows.iter().map(read).collect()
+    }
+
+    /// Records before one of them, the latest first, some at a time; of one account, or of all.
+    pub(crate) async fn latest_audit_records(&self, before: u64, account: Option<AccountId>) -> Result<Vec<AuditRecord>, PlatformError> {
+        let query = sqlx::query("SELECT * FROM audit_record WHERE seq < $1 AND (account_id = $2 OR $2 = '') ORDER BY seq DESC LIMIT $3");
+        let query = query.bind(as_i64(before)).bind(account.map_or_else(String::new, |id| id.to_string())).bind(N_AUDIT_RECORDS_PER_PAGE);
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading the audit log"))?;
         rows.iter().map(read).collect()
     }

@@ -1,6 +1,7 @@
 //! Who may call: a copy of all keys in memory, found by their hash without a question to the database, and kept up to date from the
 //! feed of changes, whoever made them. The ledger learns of terms and limits the same way.
 
+mod limits;
 mod operation;
 mod records;
 mod secret;
@@ -10,9 +11,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::PlatformError;
 use crate::ids::{AccountId, ApiKeyId, GrantId, ProjectId};
+use crate::ledger::event::Owner;
 use crate::ledger::scope::ScopeId;
 use crate::ledger::service::LedgerService;
-use crate::limits::CHANGE_POLL;
+use crate::limits::{CHANGE_POLL, LENT_KEY_AGE_MAX, N_LENT_KEYS_MAX};
 use crate::store::Store;
 use crate::time::Timestamp;
 
@@ -25,6 +27,8 @@ pub use secret::{KeyHasher, KeyText};
 struct Keys {
     by_hash: HashMap<[u8; 32], records::SharedKey>,
     by_id: HashMap<ApiKeyId, records::SharedKey>,
+    /// Keys that are in no database and end soon.
+    lent: Vec<ApiKeyId>,
 }
 
 impl Keys {
@@ -32,6 +36,17 @@ impl Keys {
         let key = Arc::new(key);
         self.by_hash.insert(*key.hash.as_bytes(), key.clone());
         self.by_id.insert(key.id, key);
+    }
+
+    /// Forgets lent keys that have ended.
+    fn sweep(&mut self, now: Timestamp) {
+        let Self { by_hash, by_id, lent } = self;
+        lent.retain(|id| {
+            let Some(key) = by_id.get(id).filter(|key| !key.is_valid_at(now)).cloned() else { return true };
+            by_hash.remove(key.hash.as_bytes());
+            by_id.remove(id);
+            false
+        });
     }
 }
 
@@ -71,6 +86,35 @@ impl Directory {
     pub fn get(&self, id: ApiKeyId, now: Timestamp) -> Option<Arc<ApiKey>> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.by_id.get(&id).filter(|key| key.is_valid_at(now)).cloned()
+    }
+
+    /// A key for the playground: good for some minutes, for a project's text routes, in this process and in no database. What it uses is the
+    /// project's.
+    pub(crate) fn lend(&self, (account, project): (AccountId, ProjectId), now: Timestamp) -> Result<KeyText, PlatformError> {
+        let (id, text) = (ApiKeyId::random()?, KeyText::random()?);
+        let unusable = || PlatformError::Invalid { field: "key", reason: "it has not the form of one".into() };
+        let hash = self.hasher.hash(text.reveal()).ok_or_else(unusable)?;
+        let routes = ["/v1/chat/completions", "/v1/completions", "/v1/models"].map(String::from).to_vec();
+        let key = ApiKey {
+            id,
+            owner: Owner { account, project, api_key: None },
+            name: "playground".into(),
+            prefix: text.shown().into(),
+            access: KeyAccess::Inference,
+            scope: KeyScope { models: None, routes: Some(routes) },
+            limits: Default::default(),
+            expires_at: Some(now.plus(LENT_KEY_AGE_MAX)),
+            revoked_at: None,
+            hash,
+        };
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.sweep(now);
+        if keys.lent.len() >= N_LENT_KEYS_MAX {
+            return Err(PlatformError::Throttled { retry_after_s: LENT_KEY_AGE_MAX.as_secs() });
+        }
+        keys.lent.push(id);
+        keys.insert(key);
+        Ok(text)
     }
 
     /// Applies what has changed since the last time, here or in another process; says how much.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 
 use crate::audit::{By, Deed};
+use crate::catalog::Catalog;
 use crate::directory::secret::{KeyHasher, KeyText};
 use crate::error::PlatformError;
 use crate::ids::{AccountId, ApiKeyId, ProjectId};
@@ -130,15 +131,29 @@ const INSERT_KEY: &str = "INSERT INTO api_key (id, account_id, project_id, name,
 impl Store {
     /// Makes an account.
     pub async fn create_account(&self, account: NewAccount, by: &By) -> Result<AccountId, PlatformError> {
+        let catalog = self.catalog().await?;
+        let mut write = self.begin().await?;
+        let id = self.insert_account(&mut write, account, &catalog, by).await?;
+        write.commit("creating an account").await?;
+        Ok(id)
+    }
+
+    /// The same as a part of something larger.
+    pub(crate) async fn insert_account(
+        &self,
+        write: &mut Write<'_>,
+        account: NewAccount,
+        catalog: &Catalog,
+        by: &By,
+    ) -> Result<AccountId, PlatformError> {
         check_label(&account.name)?;
-        self.catalog().await?.named_plan(&account.plan, by.at)?;
+        catalog.named_plan(&account.plan, by.at)?;
         if account.spending_cap < Micros::ZERO {
             return Err(PlatformError::Invalid { field: "spending_cap", reason: "it is negative".into() });
         }
         let id = AccountId::random()?;
         let NewAccount { name, plan, overage, spending_cap } = &account;
         let after = json!({ "name": name, "plan": plan, "overage": overage.name(), "spending_cap_micros": spending_cap.0 });
-        let mut write = self.begin().await?;
         let failed = || PlatformError::database("creating an account");
         let overage = account.overage.name();
         sqlx::query("INSERT INTO account (id, name, status, overage, spending_cap, created_at) VALUES ($1, $2, 'active', $3, $4, $5)")
@@ -157,10 +172,9 @@ impl Store {
             .execute(&mut *write.transaction)
             .await
             .map_err(failed())?;
-        note_change(&mut write, "account", &id.to_string()).await?;
+        note_change(write, "account", &id.to_string()).await?;
         let deed = Deed { action: "account.created", account: Some(id), target: id.to_string(), before: Value::Null, after };
-        self.audit(&mut write, by, deed).await?;
-        write.commit("creating an account").await?;
+        self.audit(write, by, deed).await?;
         Ok(id)
     }
 
@@ -182,13 +196,26 @@ impl Store {
 
     /// Makes a project.
     pub async fn create_project(&self, account: AccountId, name: &str, limits: ScopeLimits, by: &By) -> Result<ProjectId, PlatformError> {
-        check_label(name)?;
-        check_limits(&limits)?;
         if self.terms_of(account).await?.is_none() {
             return Err(PlatformError::NotFound { what: "account" });
         }
-        let id = ProjectId::random()?;
         let mut write = self.begin().await?;
+        let id = self.insert_project(&mut write, account, (name, limits), by).await?;
+        write.commit("creating a project").await?;
+        Ok(id)
+    }
+
+    /// The same as a part of something larger.
+    pub(crate) async fn insert_project(
+        &self,
+        write: &mut Write<'_>,
+        account: AccountId,
+        (name, limits): (&str, ScopeLimits),
+        by: &By,
+    ) -> Result<ProjectId, PlatformError> {
+        check_label(name)?;
+        check_limits(&limits)?;
+        let id = ProjectId::random()?;
         sqlx::query("INSERT INTO project (id, account_id, name, spending_cap, requests_per_minute, tokens_per_minute, n_concurrent_max, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
             .bind(id.to_string())
             .bind(account.to_string())
@@ -201,11 +228,10 @@ impl Store {
             .execute(&mut *write.transaction)
             .await
             .map_err(PlatformError::database("creating a project"))?;
-        note_change(&mut write, "project", &id.to_string()).await?;
+        note_change(write, "project", &id.to_string()).await?;
         let after = json!({ "name": name, "limits": limits_json(&limits) });
         let deed = Deed { action: "project.created", account: Some(account), target: id.to_string(), before: Value::Null, after };
-        self.audit(&mut write, by, deed).await?;
-        write.commit("creating a project").await?;
+        self.audit(write, by, deed).await?;
         Ok(id)
     }
 
@@ -420,7 +446,7 @@ pub(crate) fn check_label(name: &str) -> Result<(), PlatformError> {
     if is_fine { Ok(()) } else { Err(PlatformError::Invalid { field: "name", reason: reason() }) }
 }
 
-fn check_limits(limits: &ScopeLimits) -> Result<(), PlatformError> {
+pub(super) fn check_limits(limits: &ScopeLimits) -> Result<(), PlatformError> {
     if limits.spending_cap.is_some_and(|cap| cap < Micros::ZERO) {
         return Err(PlatformError::Invalid { field: "spending_cap", reason: "it is negative".into() });
     }
@@ -432,7 +458,7 @@ fn check_limits(limits: &ScopeLimits) -> Result<(), PlatformError> {
     Ok(())
 }
 
-fn limits_json(limits: &ScopeLimits) -> Value {
+pub(super) fn limits_json(limits: &ScopeLimits) -> Value {
     json!({
         "spending_cap_micros": limits.spending_cap.map(|cap| cap.0),
         "requests_per_minute": limits.requests_per_minute,

@@ -62,6 +62,13 @@ pub const TABLES: &[&str] = &[
     "request_outcome",
     "service_objective",
     "idempotent_request",
+    "person",
+    "recovery_code",
+    "session",
+    "mail_link",
+    "member",
+    "invitation",
+    "submission",
 ];
 
 const FORMAT: &str = "bitnet-backup-1";

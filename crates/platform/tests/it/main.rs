@@ -1,15 +1,19 @@
 //! Integration tests of crate `platform`.
 
+mod access;
 mod audit;
 mod away;
 mod billing;
 mod events;
 mod gateway;
 mod invoices;
+mod mail;
 mod payments;
+mod portal;
 mod postgres;
 mod served;
 mod simulation;
 mod store;
 mod upgrade;
+mod visitor;
 mod webhooks;

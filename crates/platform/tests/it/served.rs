@@ -18,7 +18,7 @@ use bitnet_platform::ledger::scope::ScopeLimits;
 use bitnet_platform::money::Micros;
 use bitnet_platform::time::Timestamp;
 use bitnet_platform::{InstallationSecret, Platform};
-use bitnet_server::{App, Config, ModelTask, ServedModel, router_with};
+use bitnet_server::{App, Config, ModelTask, Presence, ServedModel, router_with};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -53,6 +53,7 @@ fn model(name: &str, pace: SimulatedPace) -> ServedModel {
 pub(crate) struct Served {
     pub(crate) platform: Platform,
     pub(crate) router: Router,
+    pub(crate) app: App,
     running: JoinSet<()>,
 }
 
@@ -61,10 +62,12 @@ impl Served {
     pub(crate) async fn start(url: &str, pace: SimulatedPace) -> Self {
         let platform = Platform::open(url, &InstallationSecret::new([5; 32]), Timestamp::now).await.expect("it opens");
         let running = platform.start();
-        let app = App::new(Config::default(), platform.admission(), std::time::SystemTime::now).expect("a server");
+        // A portal has a page of its own at /.
+        let config = Config { chat_page: Presence::Off, ..Config::default() };
+        let app = App::new(config, platform.admission(), std::time::SystemTime::now).expect("a server");
         app.models().insert(model("sim", pace));
         app.models().insert(model("other", SimulatedPace::default()));
-        Self { router: router_with(app, platform.routes()), platform, running }
+        Self { router: router_with(app.clone(), platform.routes()), app, platform, running }
     }
 
     pub(crate) async fn end(self) {

@@ -19,6 +19,7 @@ pub(super) enum Component {
     Node,
     Chromium,
     Promtool,
+    Postgres,
 }
 
 impl Component {
@@ -28,6 +29,7 @@ impl Component {
             Self::Node => "node with npm",
             Self::Chromium => "chromium",
             Self::Promtool => "promtool",
+            Self::Postgres => "PostgreSQL",
         }
     }
 }
@@ -42,24 +44,78 @@ enum Script {
     OpenAiTests,
 }
 
+/// What a journey's server keeps its accounts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// It has none, but static keys; all such journeys share one server.
+    Nothing,
+    /// A file, fresh for this journey.
+    Sqlite,
+    /// A database, fresh for this journey.
+    Postgres,
+}
+
+impl Keeps {
+    /// For people.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Sqlite => "SQLite",
+            Self::Postgres => "PostgreSQL",
+        }
+    }
+}
+
 pub(super) struct Journey {
     pub(super) name: &'static str,
     pub(super) needs: &'static [Component],
+    pub(super) keeps: Keeps,
     script: Script,
 }
 
+/// Python for one of the programs that the portal shows.
+const PORTAL: &[Component] = &[Component::Python, Component::Node, Component::Chromium];
+const PORTAL_POSTGRES: &[Component] = &[Component::Python, Component::Node, Component::Chromium, Component::Postgres];
+
 /// All of them, in the order in which they run.
 pub(super) const JOURNEYS: &[Journey] = &[
-    Journey { name: "openai (Python)", needs: &[Component::Python], script: Script::Python("openai_journey.py") },
-    Journey { name: "anthropic (Python)", needs: &[Component::Python], script: Script::Python("anthropic_journey.py") },
-    Journey { name: "LiteLLM", needs: &[Component::Python], script: Script::Python("litellm_journey.py") },
-    Journey { name: "LangChain", needs: &[Component::Python], script: Script::Python("langchain_journey.py") },
-    Journey { name: "openai and anthropic (Node)", needs: &[Component::Node], script: Script::Node("journey.mjs") },
-    Journey { name: "chat page in Chromium", needs: &[Component::Node, Component::Chromium], script: Script::Node("page.mjs") },
-    Journey { name: "openai-python's own tests", needs: &[Component::Python], script: Script::OpenAiTests },
-    Journey { name: "payment (localstripe)", needs: &[Component::Python], script: Script::Python("payment_journey.py") },
-    Journey { name: "schemathesis", needs: &[Component::Python], script: Script::Python("schemathesis_journey.py") },
-    Journey { name: "promtool", needs: &[Component::Python, Component::Promtool], script: Script::Python("promtool_journey.py") },
+    Journey { name: "openai (Python)", needs: &[Component::Python], keeps: Keeps::Nothing, script: Script::Python("openai_journey.py") },
+    Journey {
+        name: "anthropic (Python)",
+        needs: &[Component::Python],
+        keeps: Keeps::Nothing,
+        script: Script::Python("anthropic_journey.py"),
+    },
+    Journey { name: "LiteLLM", needs: &[Component::Python], keeps: Keeps::Nothing, script: Script::Python("litellm_journey.py") },
+    Journey { name: "LangChain", needs: &[Component::Python], keeps: Keeps::Nothing, script: Script::Python("langchain_journey.py") },
+    Journey { name: "openai and anthropic (Node)", needs: &[Component::Node], keeps: Keeps::Nothing, script: Script::Node("journey.mjs") },
+    Journey {
+        name: "chat page in Chromium",
+        needs: &[Component::Node, Component::Chromium],
+        keeps: Keeps::Nothing,
+        script: Script::Node("page.mjs"),
+    },
+    Journey { name: "portal on SQLite in Chromium", needs: PORTAL, keeps: Keeps::Sqlite, script: Script::Node("portal.mjs") },
+    Journey {
+        name: "portal on PostgreSQL in Chromium",
+        needs: PORTAL_POSTGRES,
+        keeps: Keeps::Postgres,
+        script: Script::Node("portal.mjs"),
+    },
+    Journey { name: "openai-python's own tests", needs: &[Component::Python], keeps: Keeps::Nothing, script: Script::OpenAiTests },
+    Journey {
+        name: "payment (localstripe)",
+        needs: &[Component::Python],
+        keeps: Keeps::Nothing,
+        script: Script::Python("payment_journey.py"),
+    },
+    Journey { name: "schemathesis", needs: &[Component::Python], keeps: Keeps::Nothing, script: Script::Python("schemathesis_journey.py") },
+    Journey {
+        name: "promtool",
+        needs: &[Component::Python, Component::Promtool],
+        keeps: Keeps::Nothing,
+        script: Script::Python("promtool_journey.py"),
+    },
 ];
 
 /// The files of openai-python's tests that are about routes of ours; what of them is left out, the plugin says.
@@ -113,7 +169,10 @@ impl Journey {
         if setting.long {
             command.env("BITNET_LONG", "1");
         }
-        for (name, component) in [("BITNET_CHROMIUM", Component::Chromium), ("BITNET_PROMTOOL", Component::Promtool)] {
+        command.env("BITNET_KIND", self.keeps.name()).env("BITNET_MAILS", super::server::mails(setting.build));
+        let programs =
+            [("BITNET_CHROMIUM", Component::Chromium), ("BITNET_PROMTOOL", Component::Promtool), ("BITNET_PYTHON", Component::Python)];
+        for (name, component) in programs {
             if let Some(program) = setting.packages.program(component) {
                 command.env(name, program);
             }

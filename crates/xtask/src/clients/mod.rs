@@ -7,10 +7,11 @@
 
 mod journeys;
 mod packages;
+mod postgres;
 mod server;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -19,14 +20,16 @@ use crate::command;
 use crate::embedding_model;
 use crate::repository::Repository;
 
-use journeys::{Component, JOURNEYS, Setting};
+use journeys::{Component, JOURNEYS, Journey, Keeps, Setting};
 use packages::Packages;
+use postgres::RunningPostgres;
 use server::RunningServer;
 
 /// Run real clients against the server.
 ///
 /// The official OpenAI and Anthropic clients, LiteLLM, LangChain, openai-python's own tests, schemathesis over the OpenAPI description,
-/// promtool over metrics and rules, Chromium on the chat page, localstripe in Stripe's place.
+/// promtool over metrics and rules, Chromium on the chat page and on the portal, the latter on SQLite and on PostgreSQL; localstripe in
+/// Stripe's place.
 #[derive(Args, Default)]
 pub(crate) struct ClientsArgs {
     /// Only journeys whose name holds one of these.
@@ -67,23 +70,67 @@ pub(crate) fn run(args: &ClientsArgs, on_line: &mut dyn FnMut(&str)) -> Result<(
     fs::create_dir_all(&vectors).with_context(|| format!("cannot make {}", vectors.display()))?;
     embedding_model::write(&vectors, &repository.root.join("fixtures/tales-42m/tokenizer.json"));
     let binary = binary(args, &repository)?;
-    let server = RunningServer::start(&binary, &sources, &build)?;
-    let (root, url, long) = (repository.root.as_path(), server.url.as_str(), args.long);
-    let setting = Setting { sources: &sources, build: &build, root, packages: &packages, url, binary: &binary, long };
+    let folders = Folders { sources: &sources, build: &build, root: &repository.root };
     let mut failed = Vec::new();
-    for journey in &possible {
-        on_line(&format!("── {}", journey.name));
-        let started = std::time::Instant::now();
-        if !command::run_lines(&mut journey.command(&setting)?, &mut *on_line)? {
-            failed.push(journey.name);
+    let mut take = |journeys: &[&Journey], url: &str| -> Result<()> {
+        for journey in journeys {
+            on_line(&format!("── {}", journey.name));
+            let started = std::time::Instant::now();
+            let setting = Setting {
+                sources: &sources,
+                build: &build,
+                root: folders.root,
+                packages: &packages,
+                url,
+                binary: &binary,
+                long: args.long,
+            };
+            if !command::run_lines(&mut journey.command(&setting)?, &mut *on_line)? {
+                failed.push(journey.name);
+            }
+            on_line(&format!("   {:.1} s", started.elapsed().as_secs_f64()));
         }
-        on_line(&format!("   {:.1} s", started.elapsed().as_secs_f64()));
+        Ok(())
+    };
+    let (shared, own): (Vec<&Journey>, Vec<&Journey>) = possible.into_iter().partition(|journey| journey.keeps == Keeps::Nothing);
+    if !shared.is_empty() {
+        let server = RunningServer::start(&binary, &sources, &build)?;
+        take(&shared, &server.url)?;
+        server.end()?;
     }
-    server.end()?;
+    for journey in own {
+        on_platform(journey, (&binary, &packages, &folders), &mut take)?;
+    }
     if !failed.is_empty() {
         bail!("{} failed", failed.join(", "));
     }
     Ok(())
+}
+
+/// Where everything is.
+struct Folders<'a> {
+    sources: &'a Path,
+    build: &'a Path,
+    root: &'a Path,
+}
+
+/// Takes a journey on a server with a fresh database of its own.
+fn on_platform(
+    journey: &Journey,
+    (binary, packages, folders): (&Path, &Packages, &Folders),
+    take: &mut dyn FnMut(&[&Journey], &str) -> Result<()>,
+) -> Result<()> {
+    let home = folders.build.join("platform");
+    if home.exists() {
+        fs::remove_dir_all(&home).with_context(|| format!("cannot remove {}", home.display()))?;
+    }
+    fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+    let initdb = packages.program(Component::Postgres).filter(|_| journey.keeps == Keeps::Postgres);
+    let postgres = initdb.map(RunningPostgres::start).transpose()?;
+    let url = postgres.as_ref().map_or_else(|| format!("sqlite:{}", home.join("portal.db").display()), |postgres| postgres.url.clone());
+    let server = RunningServer::start_platform(binary, folders.sources, folders.build, (&url, &home.join("secret")))?;
+    take(&[journey], &server.url)?;
+    server.end()
 }
 
 fn binary(args: &ClientsArgs, repository: &Repository) -> Result<PathBuf> {

@@ -7,6 +7,7 @@ pub(crate) mod db;
 pub(crate) mod invoices;
 pub(crate) mod keys;
 pub(crate) mod licence;
+pub(crate) mod people;
 
 use std::path::PathBuf;
 use std::sync::Arc;

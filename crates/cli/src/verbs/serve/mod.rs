@@ -3,6 +3,7 @@
 mod check;
 pub(crate) mod models;
 mod opened;
+mod portal;
 mod random_model;
 mod settings;
 
@@ -21,6 +22,7 @@ use crate::terminal::Terminal;
 use crate::verbs::platform::{DEFAULT_URL, PlatformArguments, licence};
 use crate::verbs::serve::models::ServedArguments;
 use crate::verbs::serve::opened::{Opened, OutsideArguments};
+use crate::verbs::serve::portal::PortalArguments;
 use crate::verbs::serve::settings::Settings;
 
 /// Longest time that the runtime's threads may take to end once the server has.
@@ -40,13 +42,15 @@ pub(crate) struct ServeArguments {
     /// Check all that a start needs and loads no weights: settings, certificate, models and whether they fit; then end
     #[arg(long, help_heading = "Server")]
     check_config: bool,
-    /// Serve accounts and their keys, metered: a database, sqlite:FILE or postgres://USER@HOST/NAME; by default sqlite:bitnet.db, which
-    /// is made if it is not there
+    /// Serve accounts and their keys, metered, with a portal at /: a database, sqlite:FILE or postgres://USER@HOST/NAME; by default
+    /// sqlite:bitnet.db, which is made if it is not there
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = DEFAULT_URL, env = "BITNET_PLATFORM", hide_env_values = true, help_heading = "Platform")]
     platform: Option<String>,
     /// The installation's secret, made if it is not there; by default a file beside the database
     #[arg(long, value_name = "FILE", env = "BITNET_PLATFORM_SECRET", hide_env_values = true, help_heading = "Platform")]
     platform_secret: Option<PathBuf>,
+    #[command(flatten)]
+    portal: PortalArguments,
     /// What this installation may use, as a signed file; see `bitnet licence`
     #[arg(long, value_name = "FILE", env = "BITNET_LICENCE", hide_env_values = true, help_heading = "Platform")]
     licence: Option<PathBuf>,
@@ -75,6 +79,8 @@ impl ServeArguments {
             return Err(Misuse::new("keys of a platform stand in its database", "leave out --api-key, and see `bitnet keys`").into());
         }
         settings.allow_unauthenticated = Some(true);
+        // The portal is at /, and has a playground.
+        settings.no_chat_page = Some(true);
         Ok(Some(PlatformArguments::new(url.clone(), self.platform_secret.clone())))
     }
 }
@@ -96,17 +102,18 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
         None => Rights::unlimited(),
     };
     let runtime = runtime(config.n_io_threads)?;
-    let open = |platform| runtime.block_on(Opened::open(platform, &arguments.outside, rights, terminal));
+    let open = |platform| runtime.block_on(Opened::open(platform, &arguments.outside, rights));
     let platform = platform.map(open).transpose()?;
     let app = app(config, platform.as_ref().map(|opened| opened.platform.admission()))?;
+    let portal = arguments.portal.clone();
     let served = runtime.block_on(async {
-        let running = platform.as_ref().map(Opened::start).transpose()?;
+        let mut running = platform.as_ref().map(Opened::start).transpose()?;
         let server = Server::bind(app.clone()).await.with_context(|| format!("cannot listen on {}", app.config().listen))?;
-        let server = match &platform {
-            Some(opened) => server.mount(opened.platform.routes()),
-            None => server,
-        };
         let address = server.address()?;
+        let server = match (&platform, &mut running) {
+            (Some(opened), Some(running)) => opened.mount(server, (&portal, &app), running)?,
+            _ => server,
+        };
         // The address is taken before models load, so that a supervisor sees a server that starts and not none.
         let end = end_of_service()?;
         let serving = tokio::spawn(server.run(end));
@@ -117,6 +124,10 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
         }
         let scheme = if app.config().tls.is_some() { "https" } else { "http" };
         terminal.note(&format!("serving {} on {scheme}://{address}", names(&app)));
+        match &platform {
+            Some(opened) => terminal.note(&opened.invitation(&portal.url((address, app.config().tls.is_some()))).await?),
+            None => terminal.note("with accounts, keys, usage and invoices at the same address: bitnet serve --platform"),
+        }
         app.resume_batches();
         let served = serving.await.context("the server panicked");
         if let (Some(opened), Some(running)) = (platform, running) {

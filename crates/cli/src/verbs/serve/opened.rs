@@ -6,15 +6,17 @@ use anyhow::Context;
 use bitnet_platform::Platform;
 use bitnet_platform::audit::{CheckpointFile, CheckpointKey};
 use bitnet_platform::payment::{HookSecret, Stripe};
+use bitnet_platform::portal::Portal;
 use bitnet_platform::rights::Rights;
 use bitnet_platform::store::Store;
 use bitnet_platform::time::Timestamp;
+use bitnet_server::{App, Server};
 use clap::Args;
 use tokio::task::JoinSet;
 
 use crate::failure::Misuse;
-use crate::terminal::Terminal;
 use crate::verbs::platform::PlatformArguments;
+use crate::verbs::serve::portal::PortalArguments;
 
 /// How often the audit log is signed, if there is anything new in it.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
@@ -52,12 +54,7 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Opens it, making what is missing.
-    pub(super) async fn open(
-        arguments: PlatformArguments,
-        outside: &OutsideArguments,
-        rights: Rights,
-        terminal: &Terminal,
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn open(arguments: PlatformArguments, outside: &OutsideArguments, rights: Rights) -> anyhow::Result<Self> {
         let (secret, stripe) = (arguments.secret()?, outside.stripe()?);
         let mut platform = Platform::open(arguments.url(), &secret, Timestamp::now).await?.with_rights(rights);
         if outside.private_webhooks {
@@ -66,10 +63,26 @@ impl Opened {
         if let Some((stripe, hook)) = stripe {
             platform = platform.with_payments(stripe, hook);
         }
-        if platform.store().accounts(Timestamp::now()).await?.is_empty() {
-            terminal.note("there is no account yet, so nobody may use a model: bitnet accounts create NAME");
-        }
         Ok(Self { platform, arguments })
+    }
+
+    /// Puts the platform's routes and the portal on a server; what sends its mails runs beside it.
+    pub(super) fn mount(
+        &self,
+        server: Server,
+        (portal, app): (&PortalArguments, &App),
+        running: &mut JoinSet<()>,
+    ) -> anyhow::Result<Server> {
+        let config = portal.config((server.address()?, app.config().tls.is_some()));
+        let (portal, sender) = Portal::new(self.platform.clone(), app.clone(), &self.arguments.secret()?, config)?;
+        running.spawn(sender.run());
+        Ok(server.mount(self.platform.routes()).mount(portal.routes()))
+    }
+
+    /// What to do next, for whoever has started it.
+    pub(super) async fn invitation(&self, url: &str) -> anyhow::Result<String> {
+        let is_new = self.platform.store().has_no_people().await?;
+        Ok(if is_new { format!("nobody has signed up yet: open {url}/sign-up") } else { format!("the portal is at {url}") })
     }
 
     /// What runs beside the server.

@@ -1,0 +1,81 @@
+-- People, how they prove who they are, and what they are in which account. Of everything that is presented to prove something
+-- (sessions, links, codes) only a keyed hash is here.
+
+CREATE TABLE person (
+    id             TEXT PRIMARY KEY,
+    -- In small letters.
+    email          TEXT NOT NULL UNIQUE,
+    name           TEXT NOT NULL,
+    -- Argon2id, as PHC strings are written; peppered with the installation's secret.
+    password_hash  TEXT NOT NULL,
+    created_at     BIGINT NOT NULL,
+    -- Since when the address is known to be theirs; before, nothing opens.
+    verified_at    BIGINT,
+    -- Since when they run this installation.
+    operator_since BIGINT,
+    -- The second factor's secret is made of this and the installation's secret.
+    totp_salt      BYTEA,
+    totp_since     BIGINT,
+    -- The last step of time whose code was taken: none is taken twice.
+    totp_last_step BIGINT NOT NULL DEFAULT 0
+);
+
+-- For whoever has lost the second factor; each opens once.
+CREATE TABLE recovery_code (
+    hash      BYTEA PRIMARY KEY,
+    person_id TEXT NOT NULL REFERENCES person (id),
+    used_at   BIGINT
+);
+CREATE INDEX recovery_code_by_person ON recovery_code (person_id);
+
+CREATE TABLE session (
+    hash       BYTEA PRIMARY KEY,
+    person_id  TEXT NOT NULL REFERENCES person (id),
+    -- Whether the second factor is still to come.
+    stage      TEXT NOT NULL CHECK (stage IN ('second_factor', 'open')),
+    created_at BIGINT NOT NULL,
+    seen_at    BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    address    TEXT NOT NULL,
+    agent      TEXT NOT NULL
+);
+CREATE INDEX session_by_person ON session (person_id);
+
+-- Links that were sent by e-mail; gone once they are used.
+CREATE TABLE mail_link (
+    hash       BYTEA PRIMARY KEY,
+    person_id  TEXT NOT NULL REFERENCES person (id),
+    purpose    TEXT NOT NULL CHECK (purpose IN ('confirm', 'reset')),
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL
+);
+CREATE INDEX mail_link_by_person ON mail_link (person_id);
+
+CREATE TABLE member (
+    account_id TEXT NOT NULL REFERENCES account (id),
+    person_id  TEXT NOT NULL REFERENCES person (id),
+    role       TEXT NOT NULL CHECK (role IN ('owner', 'admin', 'developer', 'billing', 'viewer')),
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (account_id, person_id)
+);
+CREATE INDEX member_by_person ON member (person_id);
+
+CREATE TABLE invitation (
+    id         TEXT PRIMARY KEY,
+    account_id TEXT NOT NULL REFERENCES account (id),
+    email      TEXT NOT NULL,
+    role       TEXT NOT NULL CHECK (role IN ('owner', 'admin', 'developer', 'billing', 'viewer')),
+    hash       BYTEA NOT NULL UNIQUE,
+    invited_by TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    UNIQUE (account_id, email)
+);
+
+-- Forms that were sent: the same form again does nothing, and leads to where the first one led.
+CREATE TABLE submission (
+    hash     BYTEA PRIMARY KEY,
+    location TEXT,
+    at       BIGINT NOT NULL
+);
+CREATE INDEX submission_by_time ON submission (at);

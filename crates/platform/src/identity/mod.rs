@@ -1,0 +1,471 @@
+//! Who people are and how they prove it: signing up, confirming an address, passwords, second factors, sessions, members of accounts
+//! and invitations. What anybody may then do is the policy's to say.
+//!
+//! Nothing here tells a stranger whether an address is known: answers and their times are the same, and what differs goes by mail.
+
+pub mod mail;
+mod member;
+mod password;
+mod person;
+mod second_factor;
+mod session;
+mod throttle;
+mod token;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::audit::By;
+use crate::directory::NewAccount;
+use crate::error::PlatformError;
+use crate::identity::mail::{Mail, Mailer};
+use crate::identity::password::{Passwords, check_password};
+use crate::identity::person::{LinkPurpose, personal};
+use crate::identity::second_factor::{SecondFactor, recovery_code_as_hashed, recovery_codes};
+use crate::identity::session::{NewSession, Proof, end_of_session};
+use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, MAILS, Throttle};
+use crate::identity::token::TokenHasher;
+use crate::ids::{AccountId, InvitationId, PersonId};
+use crate::ledger::Overage;
+use crate::limits::{CONFIRM_LINK_AGE_MAX, RESET_LINK_AGE_MAX, SECOND_FACTOR_WAIT_MAX};
+use crate::money::Micros;
+use crate::policy::Role;
+use crate::secret_file::InstallationSecret;
+use crate::store::Store;
+
+pub use member::{Invitation, Member};
+pub use person::{OperatorRight, Person, email_of};
+pub(crate) use session::Submission;
+pub use session::{Session, Stage, Visitor};
+pub use token::Token;
+
+/// Somebody who signs up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPerson {
+    /// As it was typed.
+    pub email: String,
+    /// As they call themselves.
+    pub name: String,
+    /// As it was typed.
+    pub password: String,
+}
+
+/// From where somebody asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whence {
+    /// Who, where, when, for the audit log.
+    pub by: By,
+    /// The program, as it names itself.
+    pub agent: String,
+    /// Whether this is the machine itself, asked by its own name, with nothing between.
+    pub is_local: bool,
+}
+
+impl Whence {
+    /// The place that attempts are counted by: half of an IPv6 address belongs to whoever has the other half.
+    fn place(&self) -> String {
+        match self.by.address.parse() {
+            Ok(IpAddr::V6(address)) => address.segments()[..4].iter().map(|part| format!("{part:x}:")).collect(),
+            _ => self.by.address.clone(),
+        }
+    }
+}
+
+/// What signing up or in came to.
+#[derive(Debug)]
+pub enum SignedIn {
+    /// The session is open.
+    Open(Token),
+    /// A code is still to come.
+    SecondFactor(Token),
+    /// The address is still to be confirmed, in this browser or another.
+    Unconfirmed(Token),
+}
+
+/// See the module.
+pub struct Identity {
+    store: Arc<Store>,
+    passwords: Passwords,
+    hasher: TokenHasher,
+    totp_secret: [u8; 32],
+    throttle: Throttle,
+    mailer: Mailer,
+    /// Where links lead, without a slash at the end. Never what a request calls the server.
+    public_url: String,
+}
+
+/// A link to set a new password, for an operator at the command line to hand over: its path. It also confirms the address.
+pub async fn reset_link(store: &Store, secret: &InstallationSecret, email: &str, by: &By) -> Result<String, PlatformError> {
+    let person = store.person_by_email(&email_of(email)?).await?.ok_or(PlatformError::NotFound { what: "person" })?;
+    let token = Token::random()?;
+    let purpose = LinkPurpose::Reset;
+    let hash = hasher(secret).hash_any(purpose.name(), token.reveal());
+    store.put_link(hash, (person.id, purpose), (by.at, by.at.plus(RESET_LINK_AGE_MAX))).await?;
+    store.note(by, personal("person.password_reset_asked", person.id, None, Value::Null)).await?;
+    Ok(format!("/reset/{}", token.reveal()))
+}
+
+fn hasher(secret: &InstallationSecret) -> TokenHasher {
+    TokenHasher(secret.derive("bitnet platform 2026 hashes of sessions and links"))
+}
+
+/// Longest name of a program that is kept, in characters.
+const AGENT_CHARS_MAX: usize = 120;
+
+impl Identity {
+    pub(crate) fn new(store: Arc<Store>, secret: &InstallationSecret, mailer: Mailer, public_url: String) -> Self {
+        let derive = |context| secret.derive(context);
+        Self {
+            store,
+            passwords: Passwords::new(derive("bitnet platform 2026 pepper of passwords")),
+            hasher: hasher(secret),
+            totp_secret: derive("bitnet platform 2026 secrets of second factors"),
+            throttle: Throttle::default(),
+            mailer,
+            public_url,
+        }
+    }
+
+    fn throttle(&self, email: &str, whence: &Whence) -> Result<(), PlatformError> {
+        let place = whence.place();
+        self.throttle.count(format!("place {place}"), BY_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("pair {place} {email}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("person {email}"), BY_PERSON, whence.by.at)
+    }
+
+    /// The hash of anything that is presented once, for a purpose.
+    pub(crate) fn hash_of(&self, purpose: &'static str, text: &str) -> Vec<u8> {
+        self.hasher.hash_any(purpose, text)
+    }
+
+    /// Signs somebody up. Whoever is first, on the machine itself, is the operator and needs no mail; everybody else gets one,
+    /// whether the address is known or not, and hears nothing before that, so that no time tells the one from the other.
+    pub(crate) async fn sign_up(self: &Arc<Self>, new: NewPerson, whence: &Whence) -> Result<SignedIn, PlatformError> {
+        let email = email_of(&new.email)?;
+        let name = new.name.trim().to_string();
+        crate::directory::check_label(&name)?;
+        check_password(&new.password, &email)?;
+        self.throttle(&email, whence)?;
+        let password_hash = self.passwords.hash(new.password).await?;
+        // A database that is away is said at once.
+        self.store.person_by_email(&email).await?;
+        let token = Token::random()?;
+        let (own, later, shown) = (self.clone(), whence.clone(), token.clone());
+        let enrolling = async move { own.enrol((&email, &name, password_hash), token, &later).await };
+        if whence.is_local {
+            return enrolling.await;
+        }
+        tokio::spawn(async move {
+            if let Err(error) = enrolling.await {
+                tracing::error!(%error, "somebody could not be signed up");
+            }
+        });
+        Ok(SignedIn::Unconfirmed(shown))
+    }
+
+    async fn enrol(&self, new: (&str, &str, String), token: Token, whence: &Whence) -> Result<SignedIn, PlatformError> {
+        let email = new.0;
+        let Some(person) = self.store.put_person(new, whence.is_local, &whence.by).await? else {
+            self.mail_about_known_address(email, whence);
+            return Ok(SignedIn::Unconfirmed(token));
+        };
+        let session = self.new_session(&token, person.id, (Stage::Open, end_of_session(whence.by.at)), whence);
+        self.store.begin_session(session, &whence.by).await?;
+        if person.verified_at.is_some() {
+            self.first_account(&person, whence).await?;
+            return Ok(SignedIn::Open(token));
+        }
+        self.mail_link((person.id, email), LinkPurpose::Confirm, whence).await?;
+        Ok(SignedIn::Unconfirmed(token))
+    }
+
+    /// Notes a failure, and lets nobody wait for it: only an address that is known has one.
+    fn note_failure(&self, person: PersonId, wrong: &'static str, whence: &Whence) {
+        let (store, by) = (self.store.clone(), whence.by.clone());
+        tokio::spawn(async move {
+            let deed = personal("person.sign_in_failed", person, None, json!({ "wrong": wrong }));
+            if let Err(error) = store.note(&by, deed).await {
+                tracing::error!(%error, "a failure could not be noted");
+            }
+        });
+    }
+
+    async fn begin(&self, person: PersonId, stage: Stage, whence: &Whence) -> Result<Token, PlatformError> {
+        let token = Token::random()?;
+        let expires_at = match stage {
+            Stage::Open => end_of_session(whence.by.at),
+            Stage::SecondFactor => whence.by.at.plus(SECOND_FACTOR_WAIT_MAX),
+        };
+        let session = self.new_session(&token, person, (stage, expires_at), whence);
+        self.store.begin_session(session, &whence.by).await?;
+        Ok(token)
+    }
+
+    fn new_session(
+        &self,
+        token: &Token,
+        person: PersonId,
+        (stage, expires_at): (Stage, crate::time::Timestamp),
+        whence: &Whence,
+    ) -> NewSession {
+        let agent = whence.agent.chars().filter(|c| !c.is_control()).take(AGENT_CHARS_MAX).collect();
+        NewSession { hash: self.hasher.hash_any("session", token.reveal()), person, stage, expires_at, agent }
+    }
+
+    /// An account for somebody who has none.
+    async fn first_account(&self, person: &Person, whence: &Whence) -> Result<(), PlatformError> {
+        if self.store.accounts_of(person.id, whence.by.at).await?.is_empty() {
+            self.create_account(person, &person.name, &By { actor: person.id.to_string(), ..whence.by.clone() }).await?;
+        }
+        Ok(())
+    }
+
+    /// An account of somebody's own, on the plan that costs nothing.
+    pub(crate) async fn create_account(&self, owner: &Person, name: &str, by: &By) -> Result<AccountId, PlatformError> {
+        let account = NewAccount { name: name.trim().into(), plan: "free".into(), overage: Overage::Refuse, spending_cap: Micros::ZERO };
+        self.store.create_owned_account(account, owner.id, by).await
+    }
+
+    async fn mail_link(&self, (person, email): (PersonId, &str), purpose: LinkPurpose, whence: &Whence) -> Result<(), PlatformError> {
+        self.throttle.count(format!("mail {email}"), MAILS, whence.by.at)?;
+        let (age, path, subject, what) = match purpose {
+            LinkPurpose::Confirm => (CONFIRM_LINK_AGE_MAX, "confirm", "Confirm your address", "confirm that this is your address"),
+            LinkPurpose::Reset => (RESET_LINK_AGE_MAX, "reset", "Set a new password", "set a new password"),
+        };
+        let token = Token::random()?;
+        let hash = self.hasher.hash_any(purpose.name(), token.reveal());
+        self.store.put_link(hash, (person, purpose), (whence.by.at, whence.by.at.plus(age))).await?;
+        let text = format!(
+            "Hello,\n\nto {what}, open\n\n{}/{path}/{}\n\nThe link is good for {} hours. If you did not ask for it, there is nothing to do.\n",
+            self.public_url,
+            token.reveal(),
+            age.as_secs() / 3600
+        );
+        self.mailer.send(Mail { to: email.into(), subject: format!("bitnet: {subject}"), text })
+    }
+
+    fn mail_about_known_address(&self, email: &str, whence: &Whence) {
+        if self.throttle.count(format!("mail {email}"), MAILS, whence.by.at).is_err() {
+            return;
+        }
+        let text = format!(
+            "Hello,\n\nsomebody, perhaps you, wanted to sign up with this address. It has signed up already: sign in at\n\n{0}/log-in\n\nor set a new password at\n\n{0}/forgot\n",
+            self.public_url
+        );
+        let mail = Mail { to: email.into(), subject: "bitnet: You have signed up already".into(), text };
+        if let Err(error) = self.mailer.send(mail) {
+            tracing::warn!(%error, "a mail was left out");
+        }
+    }
+
+    /// Confirms an address by its link. Only the browser that signed up is signed in by that.
+    pub(crate) async fn confirm(&self, link: &str, whence: &Whence) -> Result<(), PlatformError> {
+        let hash = self.hasher.hash("confirm", link).ok_or(PlatformError::Credentials)?;
+        let id = self.store.confirm_person(&hash, &whence.by).await?;
+        let person = self.store.person(id).await?.ok_or(PlatformError::NotFound { what: "person" })?;
+        if self.store.invitations_of(&person.email, whence.by.at).await? == 0 {
+            self.first_account(&person, whence).await?;
+        }
+        Ok(())
+    }
+
+    /// Signs somebody in, as far as a password goes.
+    pub(crate) async fn log_in(&self, email: &str, password: String, whence: &Whence) -> Result<SignedIn, PlatformError> {
+        // What is no address is counted as well, and takes as long.
+        let email = email_of(email).unwrap_or_else(|_| "none".into());
+        self.throttle(&email, whence)?;
+        let person = self.store.person_by_email(&email).await?;
+        let hash = person.as_ref().map(|person| person.password_hash.clone());
+        let is_right = self.passwords.is_right(hash, password).await?;
+        let Some(person) = person else { return Err(PlatformError::Credentials) };
+        if !is_right {
+            self.note_failure(person.id, "password", whence);
+            return Err(PlatformError::Credentials);
+        }
+        if person.verified_at.is_none() {
+            let token = self.begin(person.id, Stage::Open, whence).await?;
+            self.mail_link((person.id, &email), LinkPurpose::Confirm, whence).await?;
+            return Ok(SignedIn::Unconfirmed(token));
+        }
+        if person.totp_since.is_some() {
+            return Ok(SignedIn::SecondFactor(self.begin(person.id, Stage::SecondFactor, whence).await?));
+        }
+        Ok(SignedIn::Open(self.begin(person.id, Stage::Open, whence).await?))
+    }
+
+    /// Signs somebody in whose password was right, by a code of the second factor or of the paper.
+    pub(crate) async fn second_factor(&self, waiting: &Visitor, code: &str, whence: &Whence) -> Result<Token, PlatformError> {
+        let person = &waiting.person;
+        self.throttle(&format!("code of {}", person.id), whence)?;
+        let proof = match self.factor_of(person)?.step_of(code, unix_seconds(&whence.by), person.totp_last_step) {
+            Some(step) => Some(Proof::Step(step)),
+            None => recovery_code_as_hashed(code).map(|code| Proof::Recovery(self.hasher.hash_any("recovery code", &code))),
+        };
+        let token = Token::random()?;
+        let session = self.new_session(&token, person.id, (Stage::Open, end_of_session(whence.by.at)), whence);
+        let passed = match proof {
+            Some(proof) => self.store.pass_second_factor(&waiting.session.hash, session, (proof, &whence.by)).await?,
+            None => false,
+        };
+        if passed {
+            return Ok(token);
+        }
+        self.note_failure(person.id, "code", whence);
+        Err(PlatformError::Credentials)
+    }
+
+    fn factor_of(&self, person: &Person) -> Result<SecondFactor, PlatformError> {
+        let salt = person.totp_salt.as_deref().ok_or(PlatformError::Credentials)?;
+        SecondFactor::new(&self.totp_secret, salt, &person.email)
+    }
+
+    /// Whose a cookie is, if its session is not over.
+    pub(crate) async fn visitor(&self, cookie: &str, now: crate::time::Timestamp) -> Result<Option<Visitor>, PlatformError> {
+        match self.hasher.hash("session", cookie) {
+            Some(hash) => self.store.visitor(&hash, now).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Mails a link to set a new password, if there is somebody of that address; nobody waits for it.
+    pub(crate) async fn forgot(self: &Arc<Self>, email: &str, whence: &Whence) -> Result<(), PlatformError> {
+        let email = email_of(email)?;
+        self.throttle(&email, whence)?;
+        let Some(person) = self.store.person_by_email(&email).await? else { return Ok(()) };
+        let (own, whence) = (self.clone(), whence.clone());
+        tokio::spawn(async move {
+            let asked = personal("person.password_reset_asked", person.id, None, Value::Null);
+            let noted = own.store.note(&whence.by, asked).await;
+            let sent = own.mail_link((person.id, &email), LinkPurpose::Reset, &whence).await;
+            if let Err(error) = noted.and(sent) {
+                tracing::warn!(%error, "a link to set a password was left out");
+            }
+        });
+        Ok(())
+    }
+
+    /// Whether a link to set a new password is good.
+    pub(crate) async fn is_reset_link(&self, link: &str, now: crate::time::Timestamp) -> Result<bool, PlatformError> {
+        let Some(hash) = self.hasher.hash("reset", link) else { return Ok(false) };
+        Ok(self.store.link(&hash, LinkPurpose::Reset, now).await?.is_some())
+    }
+
+    /// Sets a new password by a link; all sessions end.
+    pub(crate) async fn reset(&self, link: &str, password: String, whence: &Whence) -> Result<(), PlatformError> {
+        let hash = self.hasher.hash("reset", link).ok_or(PlatformError::Credentials)?;
+        self.throttle.count(format!("place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
+        let owner = self.store.link(&hash, LinkPurpose::Reset, whence.by.at).await?.ok_or(PlatformError::Credentials)?;
+        let owner = self.store.person(owner).await?.ok_or(PlatformError::Credentials)?;
+        check_password(&password, &owner.email)?;
+        let password_hash = self.passwords.hash(password).await?;
+        self.store.reset_password(&hash, password_hash, &whence.by).await?;
+        Ok(())
+    }
+
+    async fn check_own_password(&self, person: &Person, password: String, whence: &Whence) -> Result<(), PlatformError> {
+        self.throttle(&format!("own password of {}", person.id), whence)?;
+        let is_right = self.passwords.is_right(Some(person.password_hash.clone()), password).await?;
+        if is_right { Ok(()) } else { Err(PlatformError::Invalid { field: "password", reason: "this is not your password".into() }) }
+    }
+
+    /// Sets a new password, by the old one.
+    pub(crate) async fn change_password(
+        &self,
+        visitor: &Visitor,
+        (old, new): (String, String),
+        whence: &Whence,
+    ) -> Result<(), PlatformError> {
+        self.check_own_password(&visitor.person, old, whence).await?;
+        check_password(&new, &visitor.person.email).map_err(|error| match error {
+            PlatformError::Invalid { reason, .. } => PlatformError::Invalid { field: "new_password", reason },
+            other => other,
+        })?;
+        let hash = self.passwords.hash(new).await?;
+        self.store.set_password(visitor.person.id, hash, (&visitor.session.hash, &whence.by)).await
+    }
+
+    /// A second factor to be: what an app needs to show codes. `None` if there is one in use.
+    pub(crate) async fn prepare_second_factor(&self, person: &Person) -> Result<Option<Prepared>, PlatformError> {
+        if person.totp_since.is_some() {
+            return Ok(None);
+        }
+        let mut person = person.clone();
+        if person.totp_salt.is_none() {
+            let mut salt = vec![0; 16];
+            getrandom::fill(&mut salt).map_err(|error| PlatformError::Randomness { reason: error.to_string() })?;
+            self.store.set_totp_salt(person.id, salt.clone()).await?;
+            person.totp_salt = Some(salt);
+        }
+        let factor = self.factor_of(&person)?;
+        let (path, side) = factor.picture()?;
+        Ok(Some(Prepared { path, side, secret: factor.secret_text() }))
+    }
+
+    /// Uses the second factor from now on, if its code is right; returns the codes for paper.
+    pub(crate) async fn enable_second_factor(&self, person: &Person, code: &str, whence: &Whence) -> Result<Vec<String>, PlatformError> {
+        self.throttle(&format!("code of {}", person.id), whence)?;
+        let step = self.factor_of(person)?.step_of(code, unix_seconds(&whence.by), 0);
+        let wrong = || PlatformError::Invalid { field: "code", reason: "this is not the code of now: is the device's clock right?".into() };
+        let step = step.ok_or_else(wrong)?;
+        let codes = recovery_codes()?;
+        let hash = |code: &String| self.hasher.hash_any("recovery code", &recovery_code_as_hashed(code).unwrap_or_default());
+        self.store.enable_totp(person.id, (step, codes.iter().map(hash).collect()), &whence.by).await?;
+        Ok(codes)
+    }
+
+    /// Does without a second factor, by the password.
+    pub(crate) async fn disable_second_factor(&self, person: &Person, password: String, whence: &Whence) -> Result<(), PlatformError> {
+        self.check_own_password(person, password, whence).await?;
+        self.store.disable_totp(person.id, &whence.by).await
+    }
+
+    /// Invites somebody by mail.
+    pub(crate) async fn invite(
+        &self,
+        (account, name): (AccountId, &str),
+        (email, role): (&str, Role),
+        by: &By,
+    ) -> Result<InvitationId, PlatformError> {
+        let email = email_of(email)?;
+        self.throttle.count(format!("mail {email}"), MAILS, by.at)?;
+        let token = Token::random()?;
+        let hash = self.hasher.hash_any("invitation", token.reveal());
+        let id = self.store.put_invitation(account, (&email, role, hash), by).await?;
+        let text = format!(
+            "Hello,\n\nyou are invited to the account “{name}” as {}. To accept, open\n\n{}/invitations/{}\n\nThe link is good for seven days.\n",
+            role.name(),
+            self.public_url,
+            token.reveal()
+        );
+        self.mailer.send(Mail { to: email, subject: format!("bitnet: An invitation to {name}"), text })?;
+        Ok(id)
+    }
+
+    /// The invitation of a link.
+    pub(crate) async fn invitation(&self, link: &str, now: crate::time::Timestamp) -> Result<Invitation, PlatformError> {
+        let hash = self.hasher.hash("invitation", link).ok_or(PlatformError::Credentials)?;
+        self.store.invitation(&hash, now).await
+    }
+
+    /// Accepts the invitation of a link.
+    pub(crate) async fn accept(&self, link: &str, person: &Person, by: &By) -> Result<AccountId, PlatformError> {
+        let hash = self.hasher.hash("invitation", link).ok_or(PlatformError::Credentials)?;
+        self.store.accept_invitation(&hash, person, by).await
+    }
+}
+
+/// What an app needs to show codes.
+pub(crate) struct Prepared {
+    /// The picture, as the path of an SVG.
+    pub(crate) path: String,
+    /// The length of its side.
+    pub(crate) side: i32,
+    /// The same, to be typed.
+    pub(crate) secret: String,
+}
+
+fn unix_seconds(by: &By) -> u64 {
+    u64::try_from(by.at.0 / 1_000_000).unwrap_or(0)
+}

@@ -1,0 +1,85 @@
+//! The audit log of an account, or of all, the latest first; and an account's as lines of JSON to keep elsewhere.
+
+use std::collections::HashMap;
+
+use askama::Template;
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::audit::AuditRecord;
+use crate::ids::AccountId;
+use crate::portal::Portal;
+use crate::portal::guard::Visit;
+use crate::portal::page::{PortalError, Shell, moment, show};
+
+type Answer = Result<Response, PortalError>;
+
+struct RecordView {
+    seq: u64,
+    at: String,
+    actor: String,
+    action: String,
+    target: String,
+    before: String,
+    after: String,
+    address: String,
+}
+
+#[derive(Template)]
+#[template(path = "portal/audit.html")]
+struct AuditPage<'a> {
+    shell: Shell<'a>,
+    account: Option<AccountId>,
+    records: Vec<RecordView>,
+    older: Option<u64>,
+}
+
+async fn list(portal: &Portal, visit: &Visit, account: Option<AccountId>) -> Answer {
+    let before = visit.asked("before").parse().unwrap_or(i64::MAX as u64);
+    let store = portal.platform().store();
+    let records = store.latest_audit_records(before, account).await?;
+    let names: HashMap<String, String> = match account {
+        Some(account) => store.members(account).await?.into_iter().map(|member| (member.person.to_string(), member.email)).collect(),
+        None => store.people().await?.into_iter().map(|person| (person.id.to_string(), person.email)).collect(),
+    };
+    let older =
+        records.last().map(|record| record.seq).filter(|seq| *seq > 1 && records.len() as i64 == crate::limits::N_AUDIT_RECORDS_PER_PAGE);
+    let named = |id: String| names.get(&id).cloned().unwrap_or(id);
+    let view = |record: AuditRecord| RecordView {
+        seq: record.seq,
+        at: moment(record.at).trim_end_matches(" UTC").to_string(),
+        actor: named(record.actor),
+        action: record.action,
+        target: named(record.target),
+        before: record.before,
+        after: record.after,
+        address: record.address,
+    };
+    let records = records.into_iter().map(view).collect();
+    let here = if account.is_some() { "audit" } else { "operator-audit" };
+    show(&AuditPage { shell: Shell::new(visit, "Audit log", here)?, account, records, older })
+}
+
+/// An account's.
+pub(super) async fn page(State(portal): State<Portal>, visit: Visit) -> Answer {
+    let account = visit.account()?;
+    list(&portal, &visit, Some(account)).await
+}
+
+/// Everybody's, for operators.
+pub(super) async fn all(State(portal): State<Portal>, visit: Visit) -> Answer {
+    list(&portal, &visit, None).await
+}
+
+/// An account's, as lines of JSON: `?after=SEQ` goes on behind the last of them.
+pub(super) async fn export(State(portal): State<Portal>, visit: Visit) -> Answer {
+    let after = visit.asked("after").parse().unwrap_or(0);
+    let records = portal.platform().store().audit_records(after, Some(visit.account()?)).await?;
+    let lines: String = records.iter().map(|record| format!("{}\n", record.to_json())).collect();
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/jsonl")),
+        (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"audit.jsonl\"")),
+    ];
+    Ok((headers, lines).into_response())
+}

@@ -1,0 +1,197 @@
+//! The operator's console: how the installation is, its accounts with plans and credit, its people, and whether the books balance.
+
+use std::time::Duration;
+
+use askama::Template;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use crate::directory::{AccountRow, NewCredit};
+use crate::error::PlatformError;
+use crate::identity::{Member, OperatorRight, Person};
+use crate::ids::{AccountId, PersonId};
+use crate::ledger::{AccountStatus, Balance, Overage};
+use crate::money::Micros;
+use crate::portal::Portal;
+use crate::portal::account::{ModelView, model_views};
+use crate::portal::billing::{PlanView, plan_views};
+use crate::portal::guard::Visit;
+use crate::portal::keys::optional;
+use crate::portal::page::{Fault, PortalError, Shell, id_of, redirect, show, show_as};
+use crate::reconcile::Report;
+use crate::store::Dialect;
+
+type Answer = Result<Response, PortalError>;
+
+#[derive(Template)]
+#[template(path = "portal/operator.html")]
+struct OperatorPage<'a> {
+    shell: Shell<'a>,
+    database: &'static str,
+    n_accounts: usize,
+    n_people: usize,
+    n_in_flight: usize,
+    n_holding: usize,
+    n_audit: u64,
+    models: Vec<ModelView>,
+    sends_mail: bool,
+    report: Option<Report>,
+}
+
+async fn console(portal: &Portal, visit: &Visit, report: Option<Report>) -> Answer {
+    let store = portal.platform().store();
+    let n_holding = portal.platform().ledger().ledger().n_holding();
+    let page = OperatorPage {
+        shell: Shell::new(visit, "Console", "operator")?,
+        database: if store.dialect() == Dialect::Sqlite { "SQLite" } else { "PostgreSQL" },
+        n_accounts: store.accounts(portal.now()).await?.len(),
+        n_people: store.people().await?.len(),
+        n_in_flight: portal.app().lifecycle().n_in_flight(),
+        n_holding,
+        n_audit: store.audit_head().await?.0,
+        models: model_views(portal).await?,
+        sends_mail: portal.sends_mail(),
+        report,
+    };
+    show(&page)
+}
+
+/// How it is.
+pub(super) async fn overview(State(portal): State<Portal>, visit: Visit) -> Answer {
+    console(&portal, &visit, None).await
+}
+
+/// Checks the books now. What is in flight is written first.
+pub(super) async fn reconcile(State(portal): State<Portal>, visit: Visit) -> Answer {
+    portal.platform().ledger().flush().await?;
+    let report = portal.platform().store().reconcile().await?;
+    console(&portal, &visit, Some(report)).await
+}
+
+#[derive(Template)]
+#[template(path = "portal/operator_accounts.html")]
+struct AccountsPage<'a> {
+    shell: Shell<'a>,
+    accounts: Vec<(AccountRow, Balance)>,
+}
+
+/// All accounts.
+pub(super) async fn accounts(State(portal): State<Portal>, visit: Visit) -> Answer {
+    let now = portal.now();
+    let rows = portal.platform().store().accounts(now).await?;
+    let balance = |row: AccountRow| {
+        let balance = portal.platform().ledger().ledger().balance(row.id, now);
+        (row, balance)
+    };
+    let accounts = rows.into_iter().map(balance).collect();
+    show(&AccountsPage { shell: Shell::new(&visit, "Accounts", "operator-accounts")?, accounts })
+}
+
+#[derive(Template)]
+#[template(path = "portal/operator_account.html")]
+struct AccountPage<'a> {
+    shell: Shell<'a>,
+    account: AccountRow,
+    balance: Balance,
+    plans: Vec<PlanView>,
+    members: Vec<Member>,
+    n_keys: usize,
+}
+
+async fn account_page(portal: &Portal, visit: &Visit, (id, fault): (AccountId, Option<Fault>)) -> Answer {
+    let now = portal.now();
+    let store = portal.platform().store();
+    let account = store.account(id, now).await?;
+    let plans = plan_views(portal, account.plan.as_deref()).await?;
+    let balance = portal.platform().ledger().ledger().balance(id, now);
+    let n_keys = store.api_keys(Some(id)).await?.iter().filter(|key| key.is_valid_at(now)).count();
+    let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
+    let shell = Shell::new(visit, account.name.clone(), "operator-accounts")?.with_fault(text);
+    let members = store.members(id).await?;
+    show_as(status, &AccountPage { shell, account, balance, plans, members, n_keys })
+}
+
+/// One account.
+pub(super) async fn account(State(portal): State<Portal>, visit: Visit, Path(id): Path<String>) -> Answer {
+    account_page(&portal, &visit, (id_of(&id)?, None)).await
+}
+
+async fn done(portal: &Portal, visit: &Visit, (id, said): (AccountId, &str), result: Result<(), PlatformError>) -> Answer {
+    match result {
+        Ok(()) => {
+            portal.know().await?;
+            Ok(redirect(&format!("/operator/accounts/{id}?said={said}")))
+        }
+        Err(error) => account_page(portal, visit, (id, Some(PortalError(error).fault()?))).await,
+    }
+}
+
+/// Gives an account another plan.
+pub(super) async fn set_plan(State(portal): State<Portal>, visit: Visit, Path(id): Path<String>) -> Answer {
+    let id: AccountId = id_of(&id)?;
+    let result = portal.platform().store().set_plan(id, visit.field("plan"), visit.by()).await.map(|_| ());
+    done(&portal, &visit, (id, "plan"), result).await
+}
+
+/// Gives an account credit.
+pub(super) async fn give_credit(State(portal): State<Portal>, visit: Visit, Path(id): Path<String>) -> Answer {
+    let id: AccountId = id_of(&id)?;
+    let given = async {
+        let amount = optional::<Micros>(&visit, "amount")?.unwrap_or(Micros::ZERO);
+        let days: Option<u32> = optional(&visit, "days")?;
+        let expires_at = days.map(|days| portal.now().plus(Duration::from_secs(u64::from(days) * 86_400)));
+        let credit = NewCredit { account: id, amount, expires_at, reason: visit.field("reason").into() };
+        portal.platform().store().order_credit(credit, visit.by()).await.map(|_| ())
+    };
+    let result = given.await;
+    done(&portal, &visit, (id, "credit"), result).await
+}
+
+/// Says what an account may owe.
+pub(super) async fn set_spending(State(portal): State<Portal>, visit: Visit, Path(id): Path<String>) -> Answer {
+    let id: AccountId = id_of(&id)?;
+    let set = async {
+        let cap = optional::<Micros>(&visit, "spending_cap")?.unwrap_or(Micros::ZERO);
+        let overage = if visit.field("overage") == "charge" { Overage::Charge } else { Overage::Refuse };
+        portal.platform().store().set_spending(id, (overage, cap), visit.by()).await
+    };
+    let result = set.await;
+    done(&portal, &visit, (id, "saved"), result).await
+}
+
+/// Lets an account work, or not.
+pub(super) async fn set_status(State(portal): State<Portal>, visit: Visit, Path(id): Path<String>) -> Answer {
+    let id: AccountId = id_of(&id)?;
+    let (status, said) = match visit.field("status") {
+        "suspended" => (AccountStatus::Suspended, "suspended"),
+        _ => (AccountStatus::Active, "resumed"),
+    };
+    let result = portal.platform().store().set_account_status(id, status, visit.by()).await;
+    done(&portal, &visit, (id, said), result).await
+}
+
+#[derive(Template)]
+#[template(path = "portal/operator_people.html")]
+struct PeoplePage<'a> {
+    shell: Shell<'a>,
+    people: Vec<Person>,
+    own: PersonId,
+}
+
+/// Everybody.
+pub(super) async fn people(State(portal): State<Portal>, visit: Visit) -> Answer {
+    let people = portal.platform().store().people().await?;
+    show(&PeoplePage { shell: Shell::new(&visit, "People", "operator-people")?, people, own: visit.person()?.person.id })
+}
+
+/// Makes somebody an operator, or not any more; nobody does that to themselves, so there is always one.
+pub(super) async fn set_operator(State(portal): State<Portal>, visit: Visit, Path(person): Path<String>) -> Answer {
+    let person: PersonId = id_of(&person)?;
+    if person == visit.person()?.person.id {
+        return Err(PortalError(PlatformError::Invalid { field: "person", reason: "nobody changes this of themselves".into() }));
+    }
+    let right = if visit.field("operator") == "yes" { OperatorRight::Granted } else { OperatorRight::Withdrawn };
+    portal.platform().store().set_operator(person, right, visit.by()).await?;
+    Ok(redirect("/operator/people?said=saved"))
+}
