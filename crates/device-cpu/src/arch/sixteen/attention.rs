@@ -83,21 +83,7 @@ fn attend<I: Sixteen, R: LoadRow>(
     }
     for block in 0..n_blocks {
         let keys = step.keys(store, (unit.tokens.start, block, unit.kv_head));
-        let first = block * BLOCK_TOKENS;
-        let (mut token, mut queries, mut scores) = (unit.tokens.start, &queries[..], &mut scores[..]);
-        while token < unit.tokens.end {
-            let n_tokens = if I::HAS_ROOM { 2.min(unit.tokens.end - token) } else { 1 };
-            let (these, more) = queries.split_at(n_tokens * n_heads * dim);
-            let (these_scores, more_scores) = scores.split_at_mut(n_tokens * token_stride);
-            // A block that only the later token reaches: the other's scores are written and never read.
-            if (token..token + n_tokens).any(|token| first < step.n_positions(token)) {
-                match n_tokens {
-                    2 => score_block::<I, R, 2>(isa, these, &keys, (these_scores, stride, first)),
-                    _ => score_block::<I, R, 1>(isa, these, &keys, (these_scores, stride, first)),
-                }
-            }
-            (token, queries, scores) = (token + n_tokens, more, more_scores);
-        }
+        score_tokens(isa, (step, unit, block), (&queries[..unit.tokens.len() * n_heads * dim], &keys), (scores, stride));
     }
     let first_column = unit.heads.start * dim - out.range().start;
     for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact_mut(token_stride)) {
@@ -165,6 +151,31 @@ fn order_tile<const Q: usize>(queries: &[f32], ordered: &mut [[f32; Q]]) {
     }
 }
 
+/// Scores of a unit's tokens that reach a block, against its keys.
+#[inline(always)]
+fn score_tokens<I: Sixteen, R: LoadRow>(
+    isa: I,
+    (step, unit, block): (&AttentionStep<'_>, &Unit, usize),
+    (queries, keys): (&[f32], &KvBlock<'_, R>),
+    (scores, stride): (&mut [f32], usize),
+) {
+    let first = block * BLOCK_TOKENS;
+    let at_once = if I::HAS_ROOM { 2 } else { 1 };
+    let (token_queries, token_scores) = (queries.len() / unit.tokens.len(), scores.len() / unit.tokens.len());
+    let groups = queries.chunks(at_once * token_queries).zip(scores.chunks_mut(at_once * token_scores));
+    for (token, (queries, scores)) in unit.tokens.clone().step_by(at_once).zip(groups) {
+        let n_tokens = queries.len() / token_queries;
+        // A block that only the later token reaches: the other's scores are written and never read.
+        if (token..token + n_tokens).all(|token| step.n_positions(token) <= first) {
+            continue;
+        }
+        match n_tokens {
+            2 => score_block::<I, R, 2>(isa, queries, keys, (scores, stride, first)),
+            _ => score_block::<I, R, 1>(isa, queries, keys, (scores, stride, first)),
+        }
+    }
+}
+
 /// Scores of the query heads of T tokens, `[T, heads, stride]`, against a block of keys, positions past the last included (they are
 /// never read). Queries are `[T, tiles of heads]`.
 #[inline(always)]
@@ -225,9 +236,7 @@ fn score_tile<I: Sixteen, R: LoadRow, const Q: usize, const T: usize>(
         for (chunk, key) in keys.iter().enumerate() {
             let key = scaled::<I, R>(isa, key.load(isa), scales);
             for (sums, queries) in sums.iter_mut().zip(queries) {
-                for (sum, query) in sums.iter_mut().zip(queries[chunk]) {
-                    *sum = isa.add(*sum, isa.mul(isa.splat(query), key));
-                }
+                add_products(isa, sums, queries[chunk], key);
             }
         }
         let n_merged = lane.trailing_ones() as usize;
@@ -242,6 +251,14 @@ fn score_tile<I: Sixteen, R: LoadRow, const Q: usize, const T: usize>(
         waiting[n_merged] = sums;
     }
     waiting[0]
+}
+
+/// sums[q] += queries[q] · key.
+#[inline(always)]
+fn add_products<I: Sixteen, const Q: usize>(isa: I, sums: &mut [I::Row; Q], queries: [f32; Q], key: I::Row) {
+    for (sum, query) in sums.iter_mut().zip(queries) {
+        *sum = isa.add(*sum, isa.mul(isa.splat(query), key));
+    }
 }
 
 /// `numerics::softmax_numerators`: the maximum is the same in any order, save the sign of a zero, which the subtraction drops.
