@@ -21,6 +21,7 @@ use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::speculation::{DraftModel, DraftSource, Drafter, PromptLookup, check_draft_vocabulary};
 use crate::state::EngineState;
 use crate::stats::EngineStats;
+use crate::step::RunEnd;
 
 /// A model and what belongs to it.
 pub struct EngineModel {
@@ -57,6 +58,8 @@ pub enum StepOutcome {
     Computed { n_tokens: usize },
     /// There was nothing to compute: no request, or only such as wait for their readers.
     Idle,
+    /// The device is gone: every request has failed, and every step would.
+    Lost,
 }
 
 /// The engine without its thread.
@@ -89,7 +92,31 @@ impl EngineCore {
             constraints,
             quarantine: Quarantine::default(),
         };
-        let admission = Arc::new(admission);
+        Self::with_admission(runner, draft, (options, Arc::new(admission)))
+    }
+
+    /// An engine of the same model, which takes what this one takes.
+    ///
+    /// # Errors
+    /// Another vocabulary or room than this one's.
+    pub(crate) fn replica(&self, model: EngineModel) -> Result<Self, StartError> {
+        let EngineModel { runner, draft, .. } = model;
+        let check = |name, expected: usize, got: usize| {
+            if expected == got { Ok(()) } else { Err(StartError::ReplicaDiffers { name, expected, got }) }
+        };
+        let (own, other) = (self.runner.limits(), runner.limits());
+        check("n_vocab", own.n_vocab, other.n_vocab)?;
+        check("context_length", own.context_length, other.context_length)?;
+        check("n_blocks", own.n_blocks, other.n_blocks)?;
+        check("hidden_size", self.runner.config().hidden_size, runner.config().hidden_size)?;
+        Self::with_admission(runner, draft, (self.options, Arc::clone(&self.admission)))
+    }
+
+    fn with_admission(
+        runner: Box<dyn Runner>,
+        draft: Option<DraftPart>,
+        (options, admission): (EngineOptions, Arc<Admission>),
+    ) -> Result<Self, StartError> {
         let drafter = drafter(&*runner, admission.tokenizer.as_deref(), draft, options.speculation)?;
         let state = EngineState::new(scheduler(&*runner, options), drafter, Arc::clone(&admission));
         Ok(Self { runner, batch: Batch::default(), state, admission, options })
@@ -143,8 +170,10 @@ impl EngineCore {
         if n_tokens == 0 {
             return StepOutcome::Idle;
         }
-        self.run(plan, sink);
-        StepOutcome::Computed { n_tokens }
+        match self.run(plan, sink) {
+            RunEnd::Computed => StepOutcome::Computed { n_tokens },
+            RunEnd::Lost => StepOutcome::Lost,
+        }
     }
 
     /// Counts how long a step took.

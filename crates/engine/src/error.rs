@@ -96,6 +96,10 @@ pub enum StartError {
     DraftPooling,
     #[error("option `{name}` is {got}, not in {expected}")]
     Option { name: &'static str, got: usize, expected: String },
+    #[error("{got} replicas of a model, not 1..={limit}")]
+    Replicas { got: usize, limit: usize },
+    #[error("a replica has {got} of `{name}` and the first {expected}: replicas are of one model with one size of cache")]
+    ReplicaDiffers { name: &'static str, expected: usize, got: usize },
     #[error("the tokenizer cannot constrain text: {reason}")]
     Tokenizer { reason: String },
     #[error("the engine's thread could not be started: {reason}")]

@@ -1,39 +1,29 @@
-//! `EngineHandle`: an engine on its own thread, as a server sees it. Nothing here blocks but what says so.
+//! `EngineHandle`: a model's engines on their threads, as a server sees them: one, or several replicas that share the requests. Nothing
+//! here blocks but what says so.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::admission::{Admission, Output};
+use crate::dispatch::{Dispatcher, PromptStart};
 use crate::engine::{EngineCore, EngineModel};
 use crate::error::{StartError, SubmitError};
-use crate::inbox::{Inbox, Phase};
+use crate::inbox::{IdSeries, Phase};
+use crate::limits::N_REPLICAS_MAX;
 use crate::options::EngineOptions;
+use crate::replica::{Replica, ReplicaBounds};
 use crate::request::{Request, TenantSalt};
 use crate::stats::EngineStats;
 use crate::stream::TokenStream;
-use crate::thread::{EngineThread, Published};
 
-/// Where requests go in. Cheap to clone; the engine ends when the last handle is gone.
+/// Where requests go in. Cheap to clone; the engines end when the last handle is gone.
 #[derive(Clone)]
 pub struct EngineHandle {
-    inbox: Arc<Inbox>,
     admission: Arc<Admission>,
-    published: Arc<Published>,
+    /// At least one.
+    replicas: Arc<[Replica]>,
+    dispatcher: Arc<Mutex<Dispatcher>>,
     n_events_max: usize,
-    thread: Arc<OwnedThread>,
-}
-
-/// Ends the engine when the last handle goes.
-struct OwnedThread {
-    inbox: Arc<Inbox>,
-    join: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Drop for OwnedThread {
-    fn drop(&mut self) {
-        self.inbox.advance(Phase::Stopping);
-    }
 }
 
 impl EngineHandle {
@@ -42,35 +32,88 @@ impl EngineHandle {
     /// # Errors
     /// Options out of range; a draft model that does not fit; no thread to be had.
     pub fn start(model: EngineModel, options: EngineOptions) -> Result<Self, StartError> {
-        let core = EngineCore::new(model, options)?;
-        let inbox = Arc::new(Inbox::new(options.n_waiting_max));
-        let published = Arc::new(Published::default());
-        let admission = Arc::clone(&core.admission);
-        let engine = EngineThread::new(core, Arc::clone(&inbox), Arc::clone(&published), options.n_stream_events_max);
-        let join = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run());
-        let join = join.map_err(|error| StartError::Thread { reason: error.to_string() })?;
-        let thread = Arc::new(OwnedThread { inbox: Arc::clone(&inbox), join: Mutex::new(Some(join)) });
-        Ok(Self { inbox, admission, published, n_events_max: options.n_stream_events_max, thread })
+        Self::start_replicas(vec![model], options)
+    }
+
+    /// Starts an engine for each of `models`, which are one model several times, each on a device of its own. A request goes to the
+    /// replica that will be done with it first (`dispatch`); its tokens do not depend on which that is. Where one breaks down, its
+    /// requests fail and the others go on. All of them together let `n_waiting_max` requests wait.
+    ///
+    /// # Errors
+    /// None or too many of them, or such as differ; options out of range; a draft model that does not fit; no thread to be had.
+    pub fn start_replicas(models: Vec<EngineModel>, options: EngineOptions) -> Result<Self, StartError> {
+        let n_replicas = models.len();
+        let mut models = models.into_iter();
+        let first = models.next().filter(|_| n_replicas <= N_REPLICAS_MAX);
+        let first = first.ok_or(StartError::Replicas { got: n_replicas, limit: N_REPLICAS_MAX })?;
+        let mut cores = vec![EngineCore::new(first, options)?];
+        for model in models {
+            cores.push(cores[0].replica(model)?);
+        }
+        let admission = Arc::clone(&cores[0].admission);
+        let n_waiting_max = options.n_waiting_max.div_ceil(n_replicas);
+        let bounds = ReplicaBounds { n_waiting_max, n_events_max: options.n_stream_events_max };
+        let ids = |index: usize| IdSeries { first: index as u64 + 1, step: n_replicas as u64 };
+        let start = |(index, core)| Replica::start(core, bounds, ids(index));
+        let replicas = cores.into_iter().enumerate().map(start).collect::<Result<Arc<[Replica]>, StartError>>()?;
+        Ok(Self { admission, replicas, dispatcher: Arc::default(), n_events_max: options.n_stream_events_max })
     }
 
     /// Checks a request and queues it. Never waits for the engine; a constraint that was not seen before is compiled here, which may
     /// take some ten milliseconds.
     pub fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
-        let retry_after = self.published.retry_after();
-        self.inbox.check(request.tenant, retry_after)?;
+        let start = (self.replicas.len() > 1).then(|| PromptStart::new(request.tenant, &request.prompt));
+        let index = self.choose(request.tenant, start.as_ref())?;
         let prepared = self.admission.prepare(request)?;
-        let (id, queue) = self.inbox.submit(prepared, retry_after)?;
-        Ok(TokenStream::new(id, queue, Arc::clone(&self.inbox), self.n_events_max))
+        let replica = &self.replicas[index];
+        let (id, queue) = replica.inbox.submit(prepared, replica.published.retry_after())?;
+        if let Some(start) = &start {
+            self.dispatcher().sent(start, index);
+        }
+        Ok(TokenStream::new(id, queue, Arc::clone(&replica.inbox), self.n_events_max))
+    }
+
+    /// The replica that a request goes to, or why none takes it.
+    fn choose(&self, tenant: TenantSalt, start: Option<&PromptStart>) -> Result<usize, SubmitError> {
+        let check = |index: usize| {
+            let Replica { inbox, published, .. } = &self.replicas[index];
+            inbox.check(tenant, published.retry_after()).map(|()| index)
+        };
+        let Some(start) = start else { return check(0) };
+        let load = |replica: &Replica| {
+            let room = replica.inbox.has_room(tenant, replica.published.retry_after());
+            room.is_ok().then(|| replica.inbox.n_unfinished())
+        };
+        let loads: Vec<Option<usize>> = self.replicas.iter().map(load).collect();
+        let first = self.dispatcher().first(start, &loads);
+        // Where none has room, one that works says why: that another is broken says less.
+        check(first.or_else(|| self.replicas.iter().position(|replica| !replica.is_broken())).unwrap_or(0))
+    }
+
+    fn dispatcher(&self) -> std::sync::MutexGuard<'_, Dispatcher> {
+        // No user code runs under the lock, so a poisoned one is whole.
+        self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a request of this tenant would be let in now, so that it can be refused before there is any work with it.
     pub fn check_room(&self, tenant: TenantSalt) -> Result<(), SubmitError> {
-        self.inbox.check(tenant, self.published.retry_after())
+        let start = (self.replicas.len() > 1).then(|| PromptStart::new(tenant, &[]));
+        self.choose(tenant, start.as_ref()).map(|_| ())
     }
 
-    /// Whether the engine has broken down. It takes no requests then and never will.
+    /// Whether no replica is left that has not broken down. It takes no requests then and never will.
     pub fn is_broken(&self) -> bool {
-        self.inbox.phase() == Phase::Broken
+        self.replicas.iter().all(Replica::is_broken)
+    }
+
+    /// Replicas that were started.
+    pub fn n_replicas(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Replicas that have broken down.
+    pub fn n_broken_replicas(&self) -> usize {
+        self.replicas.iter().filter(|replica| replica.is_broken()).count()
     }
 
     /// What the model yields.
@@ -88,41 +131,41 @@ impl EngineHandle {
         self.admission.n_vocab
     }
 
-    /// Counts and levels, as of the last step.
+    /// Counts and levels of all replicas together, as of the last step.
     pub fn stats(&self) -> EngineStats {
-        let (n_waiting, n_refused) = self.inbox.n_waiting_and_refused();
-        EngineStats { n_waiting, n_refused, ..self.published.stats() }
+        self.replicas.iter().fold(EngineStats::default(), |sum, replica| sum.plus(&replica.stats()))
+    }
+
+    /// The same of each replica.
+    pub fn stats_of_replicas(&self) -> Vec<EngineStats> {
+        self.replicas.iter().map(Replica::stats).collect()
     }
 
     /// Takes no new requests from now on; those accepted are finished.
     pub fn drain(&self) {
-        self.inbox.advance(Phase::Draining);
+        self.replicas.iter().for_each(|replica| replica.inbox.advance(Phase::Draining));
     }
 
     /// Whether requests are refused.
     pub fn is_draining(&self) -> bool {
-        self.inbox.phase() > Phase::Open
+        self.replicas.iter().all(|replica| replica.inbox.phase() > Phase::Open)
     }
 
     /// Whether everything accepted is finished. Meant for polling after `drain`.
     pub fn is_idle(&self) -> bool {
-        // In this order: a request that does not wait any more is counted as live before (`EngineThread::publish_stats`).
-        self.inbox.n_waiting_and_refused().0 == 0 && self.published.n_live() == 0
+        self.replicas.iter().all(Replica::is_idle)
     }
 
-    /// Fails what is not finished and waits until the engine's thread has ended and its memory is free, as long as the step at hand
-    /// takes. A second caller does not wait.
+    /// Fails what is not finished and waits until the engines' threads have ended and their memory is free, as long as the steps at hand
+    /// take. A second caller does not wait.
     pub fn shutdown(&self) {
-        self.inbox.advance(Phase::Stopping);
-        let join = self.thread.join.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(join) = join {
-            // A panic of the thread was reported when it happened; there is nothing left to do about it.
-            drop(join.join());
-        }
+        self.replicas.iter().for_each(|replica| replica.inbox.advance(Phase::Stopping));
+        self.replicas.iter().for_each(Replica::join);
     }
 
     /// How long a refused client had better wait.
     pub fn retry_after(&self) -> Duration {
-        self.published.retry_after()
+        let working = self.replicas.iter().filter(|replica| !replica.is_broken());
+        working.map(|replica| replica.published.retry_after()).min().unwrap_or_else(|| self.replicas[0].published.retry_after())
     }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Phase {
     /// It gives up what it has and ends.
     Stopping,
     Stopped,
-    /// Its thread ended by a panic.
+    /// Its thread ended by a panic, or its device is lost.
     Broken,
 }
 
@@ -48,7 +48,9 @@ struct InboxState {
     /// Of each tenant, those that came and whose turn has not come yet.
     waiting_of: HashMap<TenantSalt, usize>,
     n_refused: u64,
-    last_id: u64,
+    /// Requests taken that have not ended.
+    n_unfinished: usize,
+    next_id: u64,
 }
 
 /// Letter box of one engine.
@@ -56,11 +58,20 @@ pub(crate) struct Inbox {
     state: Mutex<InboxState>,
     changed: Condvar,
     n_waiting_max: usize,
+    ids: IdSeries,
+}
+
+/// Which ids requests get: those of a model's replicas are all different.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IdSeries {
+    pub(crate) first: u64,
+    pub(crate) step: u64,
 }
 
 impl Inbox {
-    pub(crate) fn new(n_waiting_max: usize) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), n_waiting_max }
+    pub(crate) fn new(n_waiting_max: usize, ids: IdSeries) -> Self {
+        let state = InboxState { next_id: ids.first, ..InboxState::default() };
+        Self { state: Mutex::new(state), changed: Condvar::new(), n_waiting_max, ids }
     }
 
     fn lock(&self) -> MutexGuard<'_, InboxState> {
@@ -73,9 +84,20 @@ impl Inbox {
         self.check_state(&mut self.lock(), tenant, retry_after)
     }
 
+    /// The same, and nothing is counted: another replica may take the request.
+    pub(crate) fn has_room(&self, tenant: TenantSalt, retry_after: Duration) -> Result<(), SubmitError> {
+        self.room(&self.lock(), tenant, retry_after)
+    }
+
+    fn check_state(&self, state: &mut InboxState, tenant: TenantSalt, retry_after: Duration) -> Result<(), SubmitError> {
+        let room = self.room(state, tenant, retry_after);
+        state.n_refused += u64::from(matches!(room, Err(SubmitError::QueueFull { .. } | SubmitError::TenantShare { .. })));
+        room
+    }
+
     /// There is room for `n_waiting_max`, whoever they are. Beyond it, and never beyond twice as many, those are let in whose tenant has
     /// less than its share waiting: a tenant alone may fill the room, and yet does not keep out another.
-    fn check_state(&self, state: &mut InboxState, tenant: TenantSalt, retry_after: Duration) -> Result<(), SubmitError> {
+    fn room(&self, state: &InboxState, tenant: TenantSalt, retry_after: Duration) -> Result<(), SubmitError> {
         match state.phase {
             Phase::Open => {}
             Phase::Broken => return Err(SubmitError::Broken),
@@ -91,7 +113,6 @@ impl Inbox {
         if n_tenants > 1 && is_below_share && n_all < 2 * self.n_waiting_max {
             return Ok(());
         }
-        state.n_refused += 1;
         if n_tenants > 1 && !is_below_share {
             return Err(SubmitError::TenantShare { n_waiting: n_own, n_tenants, retry_after });
         }
@@ -103,9 +124,10 @@ impl Inbox {
         let mut state = self.lock();
         let tenant = prepared.request.tenant;
         self.check_state(&mut state, tenant, retry_after)?;
-        state.last_id += 1;
         *state.waiting_of.entry(tenant).or_default() += 1;
-        let (id, queue) = (RequestId(state.last_id), Arc::new(StreamQueue::new()));
+        state.n_unfinished += 1;
+        let (id, queue) = (RequestId(state.next_id), Arc::new(StreamQueue::new()));
+        state.next_id += self.ids.step;
         state.mail.arrived.push(Arrived { id, prepared, queue: Arc::clone(&queue) });
         self.notify(state);
         Ok((id, queue))
@@ -173,6 +195,16 @@ impl Inbox {
             Some(timeout) => drop(self.changed.wait_timeout_while(state, timeout, is_asleep)),
             None => drop(self.changed.wait_while(state, is_asleep)),
         }
+    }
+
+    /// Takes down that requests have ended.
+    pub(crate) fn report_ended(&self, n_ended: usize) {
+        self.lock().n_unfinished -= n_ended;
+    }
+
+    /// Requests taken that have not ended.
+    pub(crate) fn n_unfinished(&self) -> usize {
+        self.lock().n_unfinished
     }
 
     /// Requests that wait, and how many were refused for want of room.

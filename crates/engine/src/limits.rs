@@ -28,6 +28,10 @@ pub const N_IDLE_TENANTS_MAX: usize = 4096;
 pub const N_PANICS_MAX: usize = 2;
 /// Prompts that are remembered for having panicked.
 pub const N_QUARANTINED_MAX: usize = 256;
+/// Replicas of one model.
+pub const N_REPLICAS_MAX: usize = 64;
+/// Chunks of prompts of which it is remembered to which replica they went.
+pub const N_DISPATCHED_CHUNKS_MAX: usize = 1 << 16;
 /// Models in one pool.
 pub const N_MODELS_MAX: usize = 64;
 /// Longest name of a model, in bytes.

@@ -23,6 +23,8 @@ pub enum Fault {
     Error,
     /// The row of the token is not finite.
     NotFinite,
+    /// The device is gone, and every step after it fails too.
+    Lost,
 }
 
 /// How long steps take.
@@ -42,6 +44,7 @@ pub struct SimulatedRunner {
     slots: Vec<u64>,
     output: StepOutput,
     n_steps: u64,
+    is_lost: bool,
 }
 
 impl SimulatedRunner {
@@ -50,7 +53,7 @@ impl SimulatedRunner {
         let width = if config.last_token_pooling { config.hidden_size } else { config.n_vocab };
         let output = StepOutput { width, ..StepOutput::default() };
         let slots = vec![0; limits.n_blocks * BLOCK_TOKENS];
-        Self { config, limits, pace: SimulatedPace::default(), faults: Vec::new(), slots, output, n_steps: 0 }
+        Self { config, limits, pace: SimulatedPace::default(), faults: Vec::new(), slots, output, n_steps: 0, is_lost: false }
     }
 
     /// The same, at a pace.
@@ -180,12 +183,20 @@ impl Runner for SimulatedRunner {
         self.wait(batch.token_ids.len());
         self.output.values.clear();
         self.output.greedy.clear();
+        let lost = || Err(DeviceError::Lost { reason: "planted".into() }.into());
+        if self.is_lost {
+            return lost();
+        }
         if let Some((fault, row)) = self.fault(batch) {
             self.scramble(batch);
             match fault {
                 Fault::Panic => panic_any("planted"),
                 Fault::Error => return Err(DeviceError::Failed { reason: "planted".into() }.into()),
                 Fault::NotFinite => return Err(RunnerError::NotFinite { row }),
+                Fault::Lost => {
+                    self.is_lost = true;
+                    return lost();
+                }
             }
         }
         let mut first = 0;

@@ -42,6 +42,32 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
+    /// Counts and levels of two engines together.
+    pub(crate) fn plus(mut self, other: &Self) -> Self {
+        self.n_running += other.n_running;
+        self.n_waiting += other.n_waiting;
+        self.n_blocks += other.n_blocks;
+        self.n_used_blocks += other.n_used_blocks;
+        self.n_idle_blocks += other.n_idle_blocks;
+        self.n_prefix_queried_tokens += other.n_prefix_queried_tokens;
+        self.n_prefix_hit_tokens += other.n_prefix_hit_tokens;
+        self.n_preemptions += other.n_preemptions;
+        self.n_prompt_tokens += other.n_prompt_tokens;
+        self.n_completion_tokens += other.n_completion_tokens;
+        self.n_computed_tokens += other.n_computed_tokens;
+        self.n_drafted_tokens += other.n_drafted_tokens;
+        self.n_accepted_tokens += other.n_accepted_tokens;
+        self.n_finished += other.n_finished;
+        self.n_failed += other.n_failed;
+        self.n_cancelled += other.n_cancelled;
+        self.n_expired += other.n_expired;
+        self.n_refused += other.n_refused;
+        self.n_steps += other.n_steps;
+        self.step_time += other.step_time;
+        self.step_histogram.iter_mut().zip(other.step_histogram).for_each(|(own, other)| *own += other);
+        self
+    }
+
     /// Counts a step.
     pub(crate) fn record_step(&mut self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);

@@ -5,6 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bitnet_model::batch::{Batch, BatchSequence, Rows};
+use bitnet_model::device::DeviceError;
 use bitnet_model::{Runner, RunnerError, StepOutput, TokenId};
 
 use crate::choice::{Choice, LogitsRow};
@@ -40,7 +41,7 @@ impl<'a> ShareRows<'a> {
 
 impl EngineCore {
     /// Computes a plan, in one batch if all goes well.
-    pub(crate) fn run(&mut self, plan: Vec<Share>, sink: &mut dyn EventSink) {
+    pub(crate) fn run(&mut self, plan: Vec<Share>, sink: &mut dyn EventSink) -> RunEnd {
         let mut parts = vec![plan];
         while let Some(mut part) = parts.pop() {
             part.retain(|share| self.state.live.contains_key(&share.id.request));
@@ -51,9 +52,15 @@ impl EngineCore {
             self.state.stats.n_computed_tokens += self.batch.token_ids.len() as u64;
             match guarded_step(&mut *self.runner, &self.batch) {
                 Ok(output) => self.state.apply(&part, (&self.batch, output), sink),
+                // Whose work it was does not matter: nobody's goes on.
+                Err(error) if is_lost(&error) => {
+                    self.fail_all(&error, sink);
+                    return RunEnd::Lost;
+                }
                 Err(error) => self.isolate(part, error, &mut parts, sink),
             }
         }
+        RunEnd::Computed
     }
 
     /// Fails the request that made a step fail if it is known, else sets up smaller steps that will tell.
@@ -93,6 +100,19 @@ impl EngineCore {
         });
         owner.map(|(share, _)| share.id.request)
     }
+}
+
+/// How the computing of a plan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunEnd {
+    Computed,
+    /// The device is gone, and with it every request.
+    Lost,
+}
+
+/// Whether no step will succeed any more.
+fn is_lost(error: &RequestError) -> bool {
+    matches!(error, RequestError::Runner(RunnerError::Device(DeviceError::Lost { .. })))
 }
 
 /// Rows of values that a sequence gets.

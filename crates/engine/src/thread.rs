@@ -45,6 +45,8 @@ struct Streams {
     queues: HashMap<RequestId, Reader>,
     /// Tenants of requests that wait no more, once for each.
     served: Vec<TenantSalt>,
+    /// Requests that ended since the inbox was told.
+    n_ended: usize,
     /// Those that were sent something since the last flush.
     touched: Vec<(RequestId, Arc<StreamQueue>)>,
     n_events_max: usize,
@@ -68,6 +70,7 @@ impl EventSink for Streams {
         }
         if is_last {
             let reader = self.queues.remove(&id);
+            self.n_ended += usize::from(reader.is_some());
             self.served.extend(reader.and_then(|reader| reader.waits_for));
         }
     }
@@ -103,11 +106,11 @@ pub(crate) struct EngineThread {
 
 impl EngineThread {
     pub(crate) fn new(core: EngineCore, inbox: Arc<Inbox>, published: Arc<Published>, n_events_max: usize) -> Self {
-        let streams = Streams { queues: HashMap::new(), served: Vec::new(), touched: Vec::new(), n_events_max };
+        let streams = Streams { queues: HashMap::new(), served: Vec::new(), n_ended: 0, touched: Vec::new(), n_events_max };
         Self { core, inbox, published, streams, last_end: Instant::now(), n_ended: 0 }
     }
 
-    /// Serves until told to stop. Whatever breaks here that belongs to no request is the end of the engine, and everybody hears of it.
+    /// Serves until told to stop, or until the device is lost. Whatever breaks here that belongs to no request is the end of the engine, and everybody hears of it.
     pub(crate) fn run(mut self) {
         if catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
             self.break_down();
@@ -130,6 +133,9 @@ impl EngineThread {
             });
             self.publish(now, outcome);
             self.streams.flush();
+            if outcome == StepOutcome::Lost {
+                return self.break_down();
+            }
             if outcome == StepOutcome::Idle {
                 let timeout = self.core.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
                 self.inbox.wait(timeout);
@@ -171,6 +177,7 @@ impl EngineThread {
         // Live before it waits no more, so that no request is ever neither (`EngineHandle::is_idle`).
         self.published.n_live.store(self.core.n_live(), Ordering::Release);
         self.inbox.report_waiting(stats.n_waiting, self.streams.served.drain(..));
+        self.inbox.report_ended(std::mem::take(&mut self.streams.n_ended));
         *self.published.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 
@@ -188,6 +195,7 @@ impl EngineThread {
             self.streams.send(id, Event::Failed(RequestError::Broken));
             self.streams.send(id, Event::Finished(Usage::default()));
         }
+        self.inbox.report_ended(std::mem::take(&mut self.streams.n_ended));
         if told.is_err() {
             self.published.n_live.store(0, Ordering::Release);
             self.inbox.report_waiting(0, self.streams.served.drain(..));

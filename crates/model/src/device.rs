@@ -25,6 +25,9 @@ pub enum DeviceError {
     TableUnreadable { reason: String },
     #[error("the device failed: {reason}")]
     Failed { reason: String },
+    /// Nothing that is on it can be used any more.
+    #[error("the device is lost: {reason}")]
+    Lost { reason: String },
 }
 
 impl DeviceError {
@@ -32,6 +35,17 @@ impl DeviceError {
     pub fn unreadable(error: &CheckpointError) -> Self {
         Self::TableUnreadable { reason: error.to_string() }
     }
+}
+
+/// What a device has taken of its own memory and of its host's, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// All buffers on the device.
+    pub used_bytes: u64,
+    /// Of these, keys and values.
+    pub kv_cache_bytes: u64,
+    /// On the host, for the device to read and write.
+    pub host_bytes: u64,
 }
 
 /// What a device says of itself, for people and benchmarks.
@@ -183,6 +197,11 @@ pub trait Device: Send {
         cache: (&Self::KvCache, usize),
         out: &mut Self::Hidden,
     ) -> Result<(), DeviceError>;
+
+    /// Memory that the device has taken, where it can tell. A device counts its own buffers, and not what its driver takes for itself.
+    fn memory(&self, _cache: &Self::KvCache) -> Option<DeviceMemory> {
+        None
+    }
 
     /// Bytes of a linear layer that a step reads.
     fn linear_bytes(&self, weights: &Self::Linear) -> u64;

@@ -5,7 +5,7 @@ use bitnet_checkpoint::ModelConfig;
 use thiserror::Error;
 
 use crate::batch::{Batch, BatchError, BatchLimits, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, KvLayout, KvType};
+use crate::device::{Device, DeviceDescription, DeviceError, DeviceMemory, KvLayout, KvType};
 use crate::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use crate::rope::RopeTable;
 use crate::token::TokenId;
@@ -53,6 +53,10 @@ pub trait Runner: Send {
     fn limits(&self) -> BatchLimits;
     /// Bytes of weights that a decode step reads at least, however many sequences share it.
     fn decode_bytes(&self) -> u64;
+    /// What the model and its buffers take on a device with memory of its own, so far.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
     /// One step. A failed step leaves the cache slots that it named undefined and everything else untouched.
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError>;
 }
@@ -172,6 +176,10 @@ impl<D: Device> Runner for TransformerRunner<D> {
             weights.layers.iter().flat_map(|layer| layer.qkv.iter().chain([&layer.o]).chain(&layer.gate_up).chain([&layer.down]));
         let head = workspace.logits.as_ref().map_or(0, |_| device.head_bytes(weights.head.as_ref().unwrap_or(&weights.embedding)));
         projections.map(|projection| device.linear_bytes(&projection.weights)).sum::<u64>() + head
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.transformer.device.memory(&self.transformer.cache)
     }
 
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {

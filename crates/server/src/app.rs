@@ -231,6 +231,11 @@ impl App {
         self.models().all().iter().any(|model| model.engine.is_broken())
     }
 
+    /// Whether a replica of a model has broken down.
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.models().all().iter().any(|model| model.engine.n_broken_replicas() > 0)
+    }
+
     /// Refuses a caller for whom no engine has room, before there is any work with the request.
     pub(crate) fn check_room(&self, tenant: TenantSalt) -> Result<(), ServerError> {
         let models = self.models().all();

@@ -10,6 +10,8 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bitnet_engine::{RequestError, SubmitError};
+use bitnet_model::RunnerError;
+use bitnet_model::device::DeviceError;
 use bitnet_model::sampler::SamplerError;
 use bitnet_model::text::TextError;
 use serde_json::{Value, json};
@@ -206,6 +208,10 @@ impl ServerError {
         match error {
             RequestError::DeadlineExceeded => Self::Deadline,
             RequestError::Broken => Self::Broken,
+            RequestError::Runner(RunnerError::Device(DeviceError::Lost { reason })) => {
+                tracing::error!(reason, "the device of a model is lost");
+                Self::Broken
+            }
             RequestError::Shutdown => Self::Draining { retry_after: DRAIN_RETRY_AFTER },
             other => Self::Failed(other),
         }

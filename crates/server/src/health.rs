@@ -14,7 +14,7 @@ use crate::error::ServerError;
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok`, `starting`, `draining` or `broken`.
+    /// `ok`, `degraded` (a replica of a model has broken down, others serve), `starting`, `draining` or `broken`.
     pub status: &'static str,
     /// Models that can serve.
     pub models: usize,
@@ -58,6 +58,7 @@ pub(crate) async fn health(State(app): State<App>) -> Response {
     let word = match (app.lifecycle().is_draining(), app.is_ready()) {
         _ if app.is_broken() => "broken",
         (true, _) => "draining",
+        (false, true) if app.is_degraded() => "degraded",
         (false, true) => "ok",
         (false, false) => "starting",
     };

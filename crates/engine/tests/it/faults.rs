@@ -37,6 +37,7 @@ fn fault_of_one_request_leaves_its_neighbours_bit_equal() {
                 Fault::Panic => assert_eq!(error, &RequestError::Panicked),
                 Fault::Error => assert!(matches!(error, RequestError::Runner(RunnerError::Device(_)))),
                 Fault::NotFinite => assert!(matches!(error, RequestError::Runner(RunnerError::NotFinite { .. }))),
+                Fault::Lost => unreachable!("it is nobody's alone: tests of replicas plant it"),
             }
         }
         let draws_poison = |events: &[Event]| events.iter().any(|event| matches!(event, Event::Token { token_id: TokenId(49), .. }));

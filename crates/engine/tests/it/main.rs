@@ -4,6 +4,7 @@ mod batch_invariance;
 mod constraint;
 mod faults;
 mod handle;
+mod replicas;
 mod requests;
 mod simulation;
 mod support;

@@ -24,6 +24,8 @@ struct Row {
     label: String,
     metrics: std::sync::Arc<ModelMetrics>,
     engine: EngineStats,
+    n_replicas: usize,
+    n_broken_replicas: usize,
 }
 
 fn page(app: &App) -> String {
@@ -32,6 +34,8 @@ fn page(app: &App) -> String {
         label: format!("model_name=\"{}\"", escaped(&model.name)),
         metrics: app.metrics().model(&model.name),
         engine: model.engine.stats(),
+        n_replicas: model.engine.n_replicas(),
+        n_broken_replicas: model.engine.n_broken_replicas(),
     };
     let rows: Vec<Row> = app.models().all().into_iter().map(row).collect();
     of_server(app, &mut page);
@@ -117,6 +121,8 @@ fn of_requests(rows: &[Row], page: &mut Page) {
 }
 
 fn of_engines(rows: &[Row], page: &mut Page) {
+    page.gauge("bitnet_replicas", "Engines of the model, each on a device.", rows, |row| row.n_replicas);
+    page.gauge("bitnet_replicas_broken", "Engines of the model that have broken down.", rows, |row| row.n_broken_replicas);
     page.gauge("bitnet_sequences_running", "Sequences in the batch.", rows, |row| row.engine.n_running);
     page.gauge("bitnet_sequences_waiting", "Sequences that wait.", rows, |row| row.engine.n_waiting);
     page.gauge("bitnet_kv_blocks", "Blocks of the KV cache.", rows, |row| row.engine.n_blocks);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::world::World;
+use crate::world::{POISON, World, replicated_model};
 
 #[test]
 fn health_routes_say_how_the_server_is() {
@@ -123,5 +123,41 @@ fn engine_that_has_broken_down_is_not_ready_and_not_live() {
     assert_eq!((answer.status, answer.json()["error"]["code"].clone()), (503, json!("engine_broken")), "{}", answer.body);
     assert!(answer.body.contains("must be started again"), "{}", answer.body);
     let other = world.post("/v1/embeddings", json!({ "model": "emb", "input": "a" }));
+    assert_eq!(other.status, 200, "another model still answers");
+}
+
+#[test]
+fn model_that_loses_its_devices_one_by_one_degrades_and_then_answers_503_while_others_answer() {
+    let world = World::plain();
+    world.app.models().insert(replicated_model("twice", 2));
+    let ask = |prompt: serde_json::Value| world.post("/v1/completions", json!({ "model": "twice", "prompt": prompt, "max_tokens": 3 }));
+    assert_eq!((ask(json!("a")).status, world.get("/health").json()["status"].clone()), (200, json!("ok")));
+    let replicas = || {
+        world
+            .get("/metrics")
+            .body
+            .lines()
+            .filter(|line| line.starts_with("bitnet_replicas") && line.contains("twice"))
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(replicas(), ["bitnet_replicas{model_name=\"twice\"} 2", "bitnet_replicas_broken{model_name=\"twice\"} 0"]);
+    let engine = world.app.models().all().into_iter().find(|model| model.name == "twice").expect("there").engine.clone();
+    for n_lost in 1..=2 {
+        let answer = ask(json!([POISON.0]));
+        assert_eq!((answer.status, answer.json()["error"]["code"].clone()), (503, json!("engine_broken")), "{}", answer.body);
+        while engine.n_broken_replicas() < n_lost {
+            std::thread::yield_now();
+        }
+        if n_lost == 1 {
+            assert_eq!((world.get("/health").status, world.get("/health").json()["status"].clone()), (200, json!("degraded")));
+            assert!((0..4).all(|_| ask(json!("a")).status == 200), "the other answers for both");
+            assert!(replicas()[1].ends_with(" 1"));
+        }
+    }
+    assert_eq!((world.get("/health").status, world.get("/health").json()["status"].clone()), (503, json!("broken")));
+    let answer = ask(json!("a"));
+    assert_eq!((answer.status, answer.json()["error"]["code"].clone()), (503, json!("engine_broken")), "{}", answer.body);
+    let other = world.post("/v1/completions", json!({ "model": "sim", "prompt": "a", "max_tokens": 3 }));
     assert_eq!(other.status, 200, "another model still answers");
 }

@@ -60,11 +60,27 @@ pub(crate) fn poisoned_model(name: &str, pace: SimulatedPace) -> ServedModel {
     served_by(runner, name, EngineOptions::default(), ModelTask::Text)
 }
 
+/// A model on several devices, each of which is lost once it reads [`POISON`].
+pub(crate) fn replicated_model(name: &str, n_replicas: usize) -> ServedModel {
+    let config = ModelConfig { n_vocab: N_VOCAB, context_length: CONTEXT, ..small_config() };
+    let limits = BatchLimits { n_tokens_max: 512, n_vocab: N_VOCAB, context_length: CONTEXT, n_blocks: 1024 };
+    let runners = (0..n_replicas).map(|_| SimulatedRunner::new(config.clone(), limits).with_fault(POISON, Fault::Lost));
+    served_by_replicas(runners, name, EngineOptions::default(), ModelTask::Text)
+}
+
 fn served_by(runner: SimulatedRunner, name: &str, options: EngineOptions, task: ModelTask) -> ServedModel {
-    let runner = Box::new(runner);
+    served_by_replicas([runner], name, options, task)
+}
+
+fn served_by_replicas(
+    runners: impl IntoIterator<Item = SimulatedRunner>,
+    name: &str,
+    options: EngineOptions,
+    task: ModelTask,
+) -> ServedModel {
     let tokenizer = Arc::new(bytes_and_end().expect("a valid tokenizer"));
-    let engine_model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![END] };
-    let engine = EngineHandle::start(engine_model, options).expect("an engine");
+    let engine_model = |runner| EngineModel { runner: Box::new(runner), draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![END] };
+    let engine = EngineHandle::start_replicas(runners.into_iter().map(engine_model).collect(), options).expect("an engine");
     ServedModel {
         name: name.into(),
         created_unix_seconds: 1_700_000_000,
