@@ -15,6 +15,8 @@ use crate::queue::{Arguments, Queue};
 pub(crate) const BLOCK_COLUMNS: usize = 256;
 /// Tokens of a tile of activations (mma.cuh).
 pub(crate) const TILE_TOKENS: usize = 32;
+/// Most tokens of a block of a product of tiles.
+const TOKENS_AT_ONCE_MAX: usize = 160;
 const THREADS: usize = 512;
 const NARROW_THREADS: usize = 128;
 /// Rows that occupy every multiprocessor with wide blocks.
@@ -62,9 +64,11 @@ impl CudaActivations {
         let rows = match policy {
             ActivationPolicy::Int8PerToken | ActivationPolicy::Int8PerGroup => {
                 let in_groups = policy == ActivationPolicy::Int8PerGroup;
-                let n_scales = n_rows.saturating_mul(if in_groups { n_blocks * BLOCK_COLUMNS / ACTIVATION_GROUP } else { 1 });
+                // Products of many tokens read whole blocks of tokens, of which the last may reach beyond the end.
+                let n_rows_read = n_rows.saturating_add(TOKENS_AT_ONCE_MAX);
+                let n_scales = n_rows_read.saturating_mul(if in_groups { n_blocks * BLOCK_COLUMNS / ACTIVATION_GROUP } else { 1 });
                 Rows::Int8 {
-                    quantized: queue.zeroed("activations", n)?,
+                    quantized: queue.zeroed("activations", n.saturating_add(TOKENS_AT_ONCE_MAX * BLOCK_COLUMNS))?,
                     scales: queue.zeroed("activation scales", n_scales.saturating_mul(size_of::<f32>()))?,
                     sums: queue.zeroed("activation sums", n_scales.saturating_mul(size_of::<i32>()))?,
                     in_groups,
@@ -125,8 +129,12 @@ impl CudaActivations {
             Rows::F32(values) => source.address(0).address(values.address()).address(0).address(0),
         };
         let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(layout);
-        let (kernel, threads) =
-            if n_rows < NARROW_ROWS_MIN { (kernels.norm_quantize, THREADS) } else { (kernels.norm_quantize_narrow, NARROW_THREADS) };
+        let in_rows = matches!(self.rows, Rows::Int8 { in_groups: false, .. });
+        let (kernel, threads) = match by_pieces(n_rows, width).filter(|_| in_rows) {
+            Some((variant, threads)) => (kernels.norm_quantize_pieces[variant], threads),
+            None if n_rows < NARROW_ROWS_MIN => (kernels.norm_quantize, THREADS),
+            None => (kernels.norm_quantize_narrow, NARROW_THREADS),
+        };
         let launch = arguments.launch(kernel, [n_rows, 1], (threads, width * size_of::<f32>()));
         self.recipe = Some(Recipe { launch, source });
         queue.record(launch)
@@ -141,6 +149,21 @@ impl CudaActivations {
         queue.take_back();
         Some(recipe.source)
     }
+}
+
+/// Which of the kernels that keep a row in registers takes `n_rows` rows of `width`, and with how many threads: where there are many rows, several are
+/// to share a multiprocessor.
+fn by_pieces(n_rows: usize, width: usize) -> Option<(usize, usize)> {
+    const COLUMNS: usize = 16;
+    const THREADS_MAX: [usize; 2] = [1024, 512];
+    const MANY_ROWS_THREADS: usize = 256;
+    if n_rows < 2 || !width.is_multiple_of(64) {
+        return None;
+    }
+    let n_pieces = width.next_multiple_of(BLOCK_COLUMNS) / COLUMNS;
+    let threads = [0, 1].map(|variant| n_pieces.div_ceil(1 << variant).next_multiple_of(32));
+    let variant = usize::from(n_rows >= NARROW_ROWS_MIN && threads[0] > MANY_ROWS_THREADS);
+    (threads[variant] <= THREADS_MAX[variant]).then_some((variant, threads[variant]))
 }
 
 /// The kernels' `Norms`.

@@ -40,6 +40,11 @@ impl CudaKvCache {
         Ok(Self { keys: queue.zeroed("KV cache", size_bytes)?, values: queue.zeroed("KV cache", size_bytes)?, layout })
     }
 
+    /// Bytes of keys and values.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        (self.keys.size_bytes() + self.values.size_bytes()) as u64
+    }
+
     /// Keys and values of a layer.
     fn of_layer(&self, layer: usize) -> [u64; 2] {
         let layout = self.layout;
@@ -186,7 +191,7 @@ pub(crate) fn rope_append(
     let [keys, values] = cache.of_layer(layer);
     let (q_norm, k_norm) = heads.qk_norms.unzip();
     let norm = |norm: Option<&CudaVector>| norm.map_or(0, CudaVector::address);
-    let arguments = Arguments::new().address(qkv.address_for_rows(step.n_tokens)).address(norm(q_norm)).address(norm(k_norm));
+    let arguments = Arguments::new().address(qkv.address_for_rows(step.n_tokens, queue)?).address(norm(q_norm)).address(norm(k_norm));
     let arguments = arguments.address(keys).address(values).address(step.cos).address(step.sin).address(step.slots);
     let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon);
     queue.record(arguments.launch(
@@ -210,7 +215,8 @@ pub(crate) fn attention(
     let dim = heads.head_dim;
     assert_eq!(out.width(), heads.n_heads * dim, "a row of all query heads");
     let [keys, values] = cache.0.of_layer(cache.1);
-    let arguments = Arguments::new().address(qkv.address()).address(keys).address(values).address(out.address_for_rows(step.n_tokens));
+    let out = out.address_for_rows(step.n_tokens, queue)?;
+    let arguments = Arguments::new().address(qkv.address()).address(keys).address(values).address(out);
     let arguments = arguments.address(step.positions).address(step.table_starts).address(step.blocks);
     let tile = match dim {
         64 => Some(0),

@@ -7,7 +7,7 @@ use bitnet_checkpoint::StoredTable;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{BestLogits, Step};
-use bitnet_model::device::{Device, DeviceDescription, DeviceError, Heads, KvLayout, Norm, TableUse};
+use bitnet_model::device::{Device, DeviceDescription, DeviceError, DeviceMemory, Heads, KvLayout, Norm, TableUse};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::{CudaActivations, norm_arguments};
@@ -20,7 +20,7 @@ use crate::limits::CAPABILITY_MIN;
 use crate::linear::{self, CudaLinear, Packed, Store, activation_number, bit_linear, float_bytes};
 use crate::queue::{Arguments, Queue};
 use crate::step::{STEP_CAPABILITY_MIN, StepOfOne};
-use crate::table::CudaTable;
+use crate::table::{CudaTable, TablePlace};
 
 /// Rows of logits at a time: so many sequences read the head together.
 const OUTPUT_ROWS: usize = 256;
@@ -40,6 +40,14 @@ pub struct CudaDevice {
     host_best: HostBuffer,
     /// Made by the first attention that may need it.
     split_room: Option<SplitRoom>,
+    options: CudaOptions,
+}
+
+/// How a GPU is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CudaOptions {
+    /// Where large embeddings and heads are.
+    pub table_place: TablePlace,
 }
 
 /// f32 vector `[n]`.
@@ -70,6 +78,11 @@ pub fn check_gpu(gpu: &GpuDescription) -> Result<(), CudaError> {
 impl CudaDevice {
     /// Makes GPU `ordinal` a device: loads its kernels, compiling them if this is their first use here.
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
+        Self::with_options(ordinal, CudaOptions::default())
+    }
+
+    /// The same, used as `options` say.
+    pub fn with_options(ordinal: usize, options: CudaOptions) -> Result<Self, CudaError> {
         let gpu = gpus()?.into_iter().nth(ordinal).ok_or(CudaError::NoSuchDevice { ordinal })?;
         check_gpu(&gpu)?;
         let (major, minor) = gpu.capability;
@@ -93,7 +106,7 @@ impl CudaDevice {
             (12, _) => "sm_120",
             _ => "sm_new",
         };
-        Ok(Self { queue, kernels, gpu, isa, step: None, best, host_best, split_room: None })
+        Ok(Self { queue, kernels, gpu, isa, step: None, best, host_best, split_room: None, options })
     }
 
     /// The GPU.
@@ -162,7 +175,7 @@ impl Device for CudaDevice {
 
     fn table(&mut self, rows: StoredTable, table_use: TableUse) -> Result<CudaTable, DeviceError> {
         let rows = rows.into_tensor().map_err(|error| DeviceError::unreadable(&error))?;
-        CudaTable::new((&rows, table_use), (&mut self.queue, &self.kernels))
+        CudaTable::new((&rows, table_use, self.options.table_place), (&mut self.queue, &self.kernels))
     }
 
     fn hidden(&mut self, n_rows_max: usize, width: usize) -> Result<CudaHidden, DeviceError> {
@@ -235,6 +248,11 @@ impl Device for CudaDevice {
         weights.packed.size_bytes()
     }
 
+    fn memory(&self, cache: &CudaKvCache) -> Option<DeviceMemory> {
+        let (used_bytes, host_bytes) = self.queue.used_bytes();
+        Some(DeviceMemory { used_bytes: used_bytes as u64, kv_cache_bytes: cache.size_bytes(), host_bytes: host_bytes as u64 })
+    }
+
     fn head_bytes(&self, head: &CudaTable) -> u64 {
         head.read_bytes()
     }
@@ -243,7 +261,7 @@ impl Device for CudaDevice {
         const THREADS: usize = 256;
         let (width, n_rows) = (out.width(), gate_up.n_rows());
         assert_eq!(gate_up.width(), 2 * width, "gate and up are as wide as the output");
-        let address = out.address_for_rows(n_rows);
+        let address = out.address_for_rows(n_rows, &mut self.queue)?;
         let device = (&mut self.queue, &self.kernels, self.gpu.n_multiprocessors);
         if linear::gate_behind_product(gate_up, (activation, address), device)? {
             return Ok(());
@@ -258,7 +276,8 @@ impl Device for CudaDevice {
         assert!(rows.iter().all(|&row| row < x.n_rows()), "rows of {}", x.n_rows());
         self.check_width("rows", width)?;
         let staged = self.queue.stage(rows.iter().map(|&row| row as u32))?;
-        let arguments = Arguments::new().address(x.address()).address(staged).address(out.address_for_rows(rows.len()));
+        let out = out.address_for_rows(rows.len(), &mut self.queue)?;
+        let arguments = Arguments::new().address(x.address()).address(staged).address(out);
         let arguments = norm_arguments(arguments, std::slice::from_ref(norm), width).word(width).word(0);
         self.queue.record(arguments.launch(self.kernels.final_norm, [rows.len(), 1], (512, width * size_of::<f32>())))
     }
@@ -293,5 +312,58 @@ impl Device for CudaDevice {
 
     fn finish<'a>(&mut self, x: &'a CudaHidden) -> Result<&'a [f32], DeviceError> {
         x.fetch(&mut self.queue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows};
+    use bitnet_model::device::KvType;
+    use bitnet_model::random::{RandomWeights, small_config};
+    use bitnet_model::{Runner, RunnerError, RunnerOptions, TransformerRunner};
+
+    use super::*;
+
+    /// Says to the test's own process that it is to lose the GPU: nothing else of this process could use it afterwards.
+    const LOSES: &str = "BITNET_TEST_LOSES_THE_GPU";
+
+    /// Runs a kernel that writes where there is no memory.
+    fn lose(device: &mut CudaDevice) -> Result<(), DeviceError> {
+        let nowhere = Arguments::new().address(64).address(128).word(256).word(0);
+        device.queue.record(nowhere.launch(device.kernels.gate, [1, 1], (256, 0)))?;
+        device.queue.wait()
+    }
+
+    fn step(runner: &mut TransformerRunner<CudaDevice>) -> Result<(), RunnerError> {
+        let sequence = BatchSequence { n_tokens: 2, first_position: 0, block_table: vec![BlockId(0)], rows: Rows::Last };
+        runner.step(&Batch { token_ids: vec![TokenId(1), TokenId(2)], sequences: vec![sequence] }).map(|_| ())
+    }
+
+    #[test]
+    fn kernel_that_writes_nowhere_loses_the_gpu_and_every_later_step_says_so() {
+        let mut device = match CudaDevice::new(0) {
+            Ok(device) => device,
+            Err(error @ (CudaError::NoDriver | CudaError::NoDevice)) => return println!("not run: {error}"),
+            Err(error) => panic!("the GPU does not work: {error}"),
+        };
+        if std::env::var_os(LOSES).is_none() {
+            let test = "device::tests::kernel_that_writes_nowhere_loses_the_gpu_and_every_later_step_says_so";
+            let mut own = std::process::Command::new(std::env::current_exe().expect("this program"));
+            let status = own.args(["--exact", test, "--nocapture"]).env(LOSES, "1").status().expect("it starts again");
+            assert!(status.success(), "{status}");
+            assert!(device.hidden(1, 64).is_ok(), "another process's loss is not ours");
+            return;
+        }
+        let other = CudaDevice::new(0).expect("the GPU works");
+        let options = RunnerOptions { n_tokens_max: 16, n_cached_tokens: 64, kv_type: KvType::F16 };
+        let weights = RandomWeights::new(small_config(), 5);
+        let mut runner = TransformerRunner::load(other, &weights, options, &mut |_| {}).expect("a small model loads");
+        assert_eq!(step(&mut runner), Ok(()));
+        assert!(matches!(lose(&mut device), Err(DeviceError::Lost { .. })));
+        for _ in 0..2 {
+            let got = step(&mut runner);
+            assert!(matches!(got, Err(RunnerError::Device(DeviceError::Lost { .. }))), "{got:?}");
+        }
+        assert!(matches!(device.hidden(1, 64).err(), Some(DeviceError::Lost { .. })), "nor is there memory of it");
     }
 }

@@ -1,4 +1,5 @@
-//! `CudaHidden`: f32 rows `[m, width]` on the GPU; m changes from step to step. Their copy on the host is made when it is asked for.
+//! `CudaHidden`: f32 rows `[m, width]` on the GPU; m changes from step to step. Memory is taken for as many rows as a step has had, and
+//! their copy on the host is made when it is asked for.
 
 use std::cell::{Cell, OnceCell};
 
@@ -9,9 +10,11 @@ use crate::queue::Queue;
 
 /// f32 rows `[n_rows, width]`, row-major, at most as many as were asked for.
 pub struct CudaHidden {
-    /// `[n_rows_max, width]`.
+    /// `[n_rows_of_room, width]`.
     values: Buffer,
     width: usize,
+    /// A power of two or `n_rows_max`.
+    n_rows_of_room: usize,
     n_rows_max: usize,
     n_rows: usize,
     /// The rows as last fetched.
@@ -24,9 +27,9 @@ pub struct CudaHidden {
 impl CudaHidden {
     pub(crate) fn new(queue: &mut Queue, n_rows_max: usize, width: usize) -> Result<Self, DeviceError> {
         assert!(width > 0, "hidden rows have a width");
-        let size_bytes = n_rows_max.saturating_mul(width).saturating_mul(size_of::<f32>());
-        let values = queue.zeroed("hidden rows", size_bytes)?;
-        Ok(Self { values, width, n_rows_max, n_rows: 0, host: OnceCell::new(), is_fetched: Cell::new(false) })
+        let n_rows_of_room = n_rows_max.min(1);
+        let values = queue.zeroed("hidden rows", n_rows_of_room * width * size_of::<f32>())?;
+        Ok(Self { values, width, n_rows_of_room, n_rows_max, n_rows: 0, host: OnceCell::new(), is_fetched: Cell::new(false) })
     }
 
     pub(crate) fn width(&self) -> usize {
@@ -42,12 +45,18 @@ impl CudaHidden {
         self.values.address()
     }
 
-    /// Where a kernel writes `n_rows` rows, which are then in use. Panics over the capacity.
-    pub(crate) fn address_for_rows(&mut self, n_rows: usize) -> u64 {
+    /// Where a kernel writes `n_rows` rows, which are then in use. If they are more than ever before, there is new memory for them, and all
+    /// of them are to be written. Panics over the capacity.
+    pub(crate) fn address_for_rows(&mut self, n_rows: usize, queue: &mut Queue) -> Result<u64, DeviceError> {
         assert!(n_rows <= self.n_rows_max, "{n_rows} rows in room for {}", self.n_rows_max);
+        if n_rows > self.n_rows_of_room {
+            let n_rows_of_room = n_rows.next_power_of_two().min(self.n_rows_max);
+            self.values = queue.zeroed("hidden rows", n_rows_of_room.saturating_mul(self.width).saturating_mul(size_of::<f32>()))?;
+            self.n_rows_of_room = n_rows_of_room;
+        }
         self.n_rows = n_rows;
         self.is_fetched.set(false);
-        self.values.address()
+        Ok(self.values.address())
     }
 
     /// The rows in use, after everything recorded has run.

@@ -23,11 +23,11 @@ mod tiles;
 
 pub use activations::CudaActivations;
 pub use attention::CudaKvCache;
-pub use device::{CudaDevice, CudaVector, check_gpu};
-pub use driver::{GpuDescription, driver_version, gpus};
+pub use device::{CudaDevice, CudaOptions, CudaVector, check_gpu};
+pub use driver::{EnergyMeter, GpuDescription, driver_version, gpus};
 pub use error::CudaError;
 pub use hidden::CudaHidden;
 pub use kernels::{compile_all, compiler_version};
 pub use linear::CudaLinear;
 pub use roof::{CudaRoofMeter, CudaRoofs};
-pub use table::CudaTable;
+pub use table::{CudaTable, TablePlace};

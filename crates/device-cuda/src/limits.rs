@@ -18,6 +18,8 @@ pub const LAUNCHES_MAX: usize = 4096;
 pub const ATTENTION_WINDOW: usize = 2048;
 /// Rows (a query head of a token and a split of its positions) whose attention several blocks share.
 pub(crate) const SPLIT_ROWS_MAX: usize = 32_768;
+/// Largest dense table that is on the GPU even where tables are to stay on the host.
+pub const TABLE_BYTES_ON_GPU_MAX: usize = 64 << 20;
 /// Tokens of one step that occupy a GPU while a prompt is read.
 pub const STEP_TOKENS: usize = 2048;
 

@@ -161,7 +161,7 @@ pub(crate) fn bit_linear(
     };
     assert!(first_column + packed.n <= width, "the product fits its columns");
     assert!(store != Store::Add || (packed.n == width && x.n_rows() == out.n_rows()), "the residual is shaped as the product");
-    let address = out.address_for_rows(x.n_rows()) + first_column as u64 * 4;
+    let address = out.address_for_rows(x.n_rows(), queue)? + first_column as u64 * 4;
     let target = Target { address, width, add };
     match (&x.rows, packed.granularity) {
         (Rows::F32(values), _) => {

@@ -93,6 +93,11 @@ impl Queue {
         Ok(buffer)
     }
 
+    /// Bytes in use, of the GPU and pinned on the host.
+    pub(crate) fn used_bytes(&self) -> (usize, usize) {
+        self.memory.used_bytes()
+    }
+
     /// Pinned memory of the host.
     pub(crate) fn host_buffer(&self, what: &'static str, size_bytes: usize) -> Result<HostBuffer, DeviceError> {
         self.memory.host_buffer(what, size_bytes)

@@ -7,9 +7,10 @@ use bitnet_model::batch::BestLogits;
 use bitnet_model::device::{DeviceError, TableUse};
 
 use crate::activations::BLOCK_COLUMNS;
-use crate::driver::Buffer;
+use crate::driver::{Buffer, HostBuffer};
 use crate::hidden::CudaHidden;
 use crate::kernels::Kernels;
+use crate::limits::TABLE_BYTES_ON_GPU_MAX;
 use crate::linear::{F32Rows, Packed, f32_logits};
 use crate::queue::{Arguments, Queue};
 use crate::screen::{DenseHead, Screen, dtype_number};
@@ -31,16 +32,63 @@ pub struct CudaTable {
 enum TableRows {
     /// `[n, stride]`, zero beyond k.
     Dense {
-        values: Buffer,
+        values: Values,
         dtype: DenseType,
         stride: usize,
     },
     Ternary(Packed),
 }
 
+/// Where a dense table's numbers are, and where kernels read them.
+enum Values {
+    Gpu(Buffer),
+    /// Pinned on the host: a step reads the rows that it embeds, and of a head those that may be the largest logit, over the bus.
+    Host(HostBuffer, u64),
+}
+
+impl Values {
+    fn new(bytes: &[u8], place: TablePlace, queue: &mut Queue) -> Result<Self, DeviceError> {
+        if place == TablePlace::Device || bytes.len() <= TABLE_BYTES_ON_GPU_MAX {
+            return Ok(Self::Gpu(queue.uploaded("table", bytes)?));
+        }
+        let mut pinned = queue.host_buffer("table", bytes.len())?;
+        pinned.bytes_mut().copy_from_slice(bytes);
+        let address = pinned.address()?;
+        Ok(Self::Host(pinned, address))
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            Self::Gpu(buffer) => buffer.address(),
+            Self::Host(_, address) => *address,
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Gpu(buffer) => buffer.size_bytes() as u64,
+            Self::Host(buffer, _) => buffer.size_bytes() as u64,
+        }
+    }
+}
+
+/// Where large dense tables are: embeddings and heads in stored precision. Their ternary and int8 parts are on the GPU in any case, and
+/// results are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TablePlace {
+    /// On the GPU: best where sampling needs all logits.
+    #[default]
+    Device,
+    /// In the host's memory, where a step reads the rows that it needs. All logits of a step then take as long as the bus takes for all
+    /// of the table.
+    Host,
+}
+
 impl CudaTable {
-    pub(crate) fn new((rows, table_use): (&Tensor, TableUse), device: (&mut Queue, &Kernels)) -> Result<Self, DeviceError> {
-        let (queue, kernels) = device;
+    pub(crate) fn new(
+        (rows, table_use, place): (&Tensor, TableUse, TablePlace),
+        (queue, kernels): (&mut Queue, &Kernels),
+    ) -> Result<Self, DeviceError> {
         let refused = |reason| DeviceError::Unsupported { what: "a table", reason };
         let &[n, k] = rows.shape().as_slice() else {
             return Err(refused(format!("expected 2 dimensions, got {:?}", rows.shape())));
@@ -49,7 +97,7 @@ impl CudaTable {
             return Err(refused(format!("{n} rows of {k} columns")));
         }
         let rows = match rows {
-            Tensor::Dense(dense) => dense_rows(dense, k, queue)?,
+            Tensor::Dense(dense) => dense_rows((dense, place), k, queue)?,
             Tensor::Ternary(matrix) => TableRows::Ternary(Packed::new(matrix, ActivationPolicy::Unquantised, (queue, kernels))?),
         };
         let mut table = Self { rows, screen: None, n, k };
@@ -63,7 +111,7 @@ impl CudaTable {
     pub(crate) fn read_bytes(&self) -> u64 {
         match (&self.rows, &self.screen) {
             (_, Some(screen)) => screen.size_bytes(),
-            (TableRows::Dense { values, .. }, None) => values.size_bytes() as u64,
+            (TableRows::Dense { values, .. }, None) => values.size_bytes(),
             (TableRows::Ternary(packed), None) => packed.size_bytes(),
         }
     }
@@ -95,7 +143,8 @@ impl CudaTable {
             TableRows::Dense { .. } => (1, 0),
             TableRows::Ternary(packed) => (packed.granularity.size(self.k), packed.granularity.n_groups(self.k)),
         };
-        let arguments = Arguments::new().address(rows).address(scales).address(ids).address(x.address_for_rows(token_ids.len()));
+        let out = x.address_for_rows(token_ids.len(), queue)?;
+        let arguments = Arguments::new().address(rows).address(scales).address(ids).address(out);
         let arguments = arguments.word(self.k).word(stride).word(kind).word(group_size).word(n_groups).word(0);
         queue.record(arguments.launch(kernels.embed, [token_ids.len(), self.k.div_ceil(256)], (256, 0)))
     }
@@ -109,7 +158,7 @@ impl CudaTable {
     ) -> Result<(), DeviceError> {
         assert_eq!((x.width(), out.width()), (self.k, self.n), "hidden rows and logits fit the head");
         let m = x.n_rows();
-        let address = out.address_for_rows(m);
+        let address = out.address_for_rows(m, queue)?;
         if let (Some(screen), Some(head)) = (&self.screen, self.dense())
             && m <= Screen::n_tokens_max()
             && wanted.iter().all(|wanted| *wanted == Some(BestLogits::GREATEST))
@@ -133,17 +182,17 @@ impl CudaTable {
     }
 }
 
-fn dense_rows(dense: &DenseTensor, k: usize, queue: &mut Queue) -> Result<TableRows, DeviceError> {
+fn dense_rows((dense, place): (&DenseTensor, TablePlace), k: usize, queue: &mut Queue) -> Result<TableRows, DeviceError> {
     let (dtype, stride) = (dense.dtype(), k.next_multiple_of(LANES));
     let element = dtype.size_bytes();
     let values = if stride == k {
-        queue.uploaded("table", dense.bytes())?
+        Values::new(dense.bytes(), place, queue)?
     } else {
         let mut filled = vec![0; dense.bytes().len() / (k * element) * stride * element];
         for (filled, row) in filled.chunks_exact_mut(stride * element).zip(dense.bytes().chunks_exact(k * element)) {
             filled[..row.len()].copy_from_slice(row);
         }
-        queue.uploaded("table", &filled)?
+        Values::new(&filled, place, queue)?
     };
     Ok(TableRows::Dense { values, dtype, stride })
 }

@@ -3,6 +3,7 @@
 //! Work is queued and runs later, so a buffer that is dropped is only set aside; `collect`, called when the stream has run dry, frees
 //! it. So no queued kernel or copy ever meets freed memory.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_model::device::DeviceError;
@@ -18,11 +19,14 @@ pub(crate) struct Memory(Arc<Room>);
 struct Room {
     context: Arc<Context>,
     set_aside: Mutex<Vec<SetAside>>,
+    /// Bytes of all buffers, of the GPU and of the host, those set aside among them.
+    gpu_bytes: AtomicUsize,
+    host_bytes: AtomicUsize,
 }
 
 enum SetAside {
-    Gpu(sys::CUdeviceptr),
-    Host(HostPointer),
+    Gpu(sys::CUdeviceptr, usize),
+    Host(HostPointer, usize),
 }
 
 struct HostPointer(*mut u8);
@@ -34,7 +38,12 @@ unsafe impl Sync for HostPointer {}
 
 impl Memory {
     pub(super) fn new(context: Arc<Context>) -> Self {
-        Self(Arc::new(Room { context, set_aside: Mutex::default() }))
+        Self(Arc::new(Room { context, set_aside: Mutex::default(), gpu_bytes: AtomicUsize::new(0), host_bytes: AtomicUsize::new(0) }))
+    }
+
+    /// Bytes in use, of the GPU and pinned on the host.
+    pub(crate) fn used_bytes(&self) -> (usize, usize) {
+        (self.0.gpu_bytes.load(Ordering::Relaxed), self.0.host_bytes.load(Ordering::Relaxed))
     }
 
     /// Memory of the GPU, undefined until written.
@@ -46,14 +55,15 @@ impl Memory {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { what, size_bytes },
             _ => failed("cuMemAlloc")(error),
         })?;
+        self.0.gpu_bytes.fetch_add(size_bytes, Ordering::Relaxed);
         Ok(Buffer { address, size_bytes, memory: self.clone() })
     }
 
-    /// Pinned memory of the host, zeroed.
+    /// Pinned memory of the host, zeroed, which kernels can read.
     pub(crate) fn host_buffer(&self, what: &'static str, size_bytes: usize) -> Result<HostBuffer, DeviceError> {
         self.0.context.make_current().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: the result is a fresh address, used through HostBuffer only.
-        let pointer = unsafe { result::malloc_host(size_bytes.max(1), 0) };
+        let pointer = unsafe { result::malloc_host(size_bytes.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP) };
         let pointer = pointer.map_err(|error| match error.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { what, size_bytes },
             _ => failed("cuMemHostAlloc")(error),
@@ -61,6 +71,7 @@ impl Memory {
         let pointer: *mut u8 = pointer.cast();
         // SAFETY: size_bytes were allocated just now.
         unsafe { pointer.write_bytes(0, size_bytes) };
+        self.0.host_bytes.fetch_add(size_bytes, Ordering::Relaxed);
         Ok(HostBuffer { pointer: HostPointer(pointer), size_bytes, memory: self.clone() })
     }
 
@@ -69,7 +80,11 @@ impl Memory {
         assert!(bytes.len() <= to.size_bytes, "{} bytes in room for {}", bytes.len(), to.size_bytes);
         self.0.context.make_current().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: `to` holds that many bytes (asserted).
-        unsafe { result::memcpy_htod_sync(to.address, bytes) }.map_err(failed("cuMemcpyHtoD"))
+        unsafe { result::memcpy_htod_sync(to.address, bytes) }.map_err(failed("cuMemcpyHtoD"))?;
+        // The call returns when the bytes have left where they were, which is before they have arrived; our stream does not wait for the
+        // default one, on which they travel (CUDA driver API, "API synchronization behavior").
+        // SAFETY: null is the default stream of the current context.
+        unsafe { result::stream::synchronize(std::ptr::null_mut()) }.map_err(failed("cuStreamSynchronize"))
     }
 
     /// Frees what was dropped. Call when everything queued is done.
@@ -91,10 +106,16 @@ impl Room {
         for memory in set_aside.drain(..) {
             // A lost GPU has no memory left to free.
             let _ = match memory {
-                // SAFETY: given by cuMemAlloc, dropped by its only owner, and no queued work is left that names it (the caller's duty).
-                SetAside::Gpu(address) => unsafe { result::free_sync(address) },
-                // SAFETY: likewise, given by cuMemHostAlloc.
-                SetAside::Host(pointer) => unsafe { result::free_host(pointer.0.cast()) },
+                SetAside::Gpu(address, size_bytes) => {
+                    self.gpu_bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+                    // SAFETY: given by cuMemAlloc, dropped by its only owner, and no queued work is left that names it (the caller's duty).
+                    unsafe { result::free_sync(address) }
+                }
+                SetAside::Host(pointer, size_bytes) => {
+                    self.host_bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+                    // SAFETY: likewise, given by cuMemHostAlloc.
+                    unsafe { result::free_host(pointer.0.cast()) }
+                }
             };
         }
     }
@@ -127,7 +148,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.memory.set_aside(SetAside::Gpu(self.address));
+        self.memory.set_aside(SetAside::Gpu(self.address, self.size_bytes));
     }
 }
 
@@ -147,6 +168,16 @@ impl HostBuffer {
         self.size_bytes
     }
 
+    /// Where kernels read it: over the bus, at each reading anew.
+    pub(crate) fn address(&self) -> Result<u64, DeviceError> {
+        self.memory.0.context.make_current().map_err(failed("cuCtxSetCurrent"))?;
+        let mut address = 0;
+        // SAFETY: the pointer is of memory that was allocated to be mapped (Memory::host_buffer); the result is a live integer.
+        let status = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut address, self.pointer.0.cast(), 0) };
+        status.result().map_err(failed("cuMemHostGetDevicePointer"))?;
+        Ok(address)
+    }
+
     /// The first `n` words. Only while no copy to or from this buffer is queued: that is, after `Stream::wait`.
     pub(crate) fn words(&self, n: usize) -> &[u32] {
         assert!(n * 4 <= self.size_bytes, "{n} words in {} bytes", self.size_bytes);
@@ -161,6 +192,12 @@ impl HostBuffer {
         unsafe { std::slice::from_raw_parts(self.pointer.0.cast(), n) }
     }
 
+    /// All bytes, to be written. Only while nothing that reads or copies this buffer is queued.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `words`, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.0, self.size_bytes) }
+    }
+
     /// All words, to be written. Only while no copy of this buffer is queued.
     pub(crate) fn words_mut(&mut self) -> &mut [u32] {
         // SAFETY: as for `words`, and borrowed exclusively.
@@ -170,6 +207,6 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        self.memory.set_aside(SetAside::Host(HostPointer(self.pointer.0)));
+        self.memory.set_aside(SetAside::Host(HostPointer(self.pointer.0), self.size_bytes));
     }
 }

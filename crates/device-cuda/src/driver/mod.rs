@@ -10,6 +10,7 @@
 mod graph;
 mod memory;
 mod module;
+mod nvml;
 mod nvrtc;
 mod stream;
 
@@ -22,6 +23,7 @@ use cudarc::driver::sys;
 pub(crate) use graph::Graph;
 pub(crate) use memory::{Buffer, HostBuffer, Memory};
 pub(crate) use module::{Kernel, Module};
+pub use nvml::EnergyMeter;
 pub(crate) use nvrtc::Compiler;
 pub(crate) use stream::{Launch, Stream};
 
@@ -109,5 +111,34 @@ fn driver_failed(call: &'static str) -> impl Fn(DriverError) -> CudaError {
 
 /// A failed call while a model runs.
 fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
-    move |error| DeviceError::Failed { reason: format!("{call}: {}", reason(error)) }
+    move |error| {
+        let reason = format!("{call}: {}", reason(error));
+        if is_final(error) { DeviceError::Lost { reason } } else { DeviceError::Failed { reason } }
+    }
+}
+
+/// Whether every later call on the context will fail as well: it is destroyed, or a kernel or the card itself has failed in a way after which
+/// the driver lets this process do no more with the GPU (CUDA driver API, `CUresult`).
+fn is_final(error: DriverError) -> bool {
+    use sys::CUresult::*;
+    matches!(
+        error.0,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_INVALID_CONTEXT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_SYSTEM_NOT_READY
+            | CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUDA_ERROR_EXTERNAL_DEVICE
+    )
 }

@@ -26,7 +26,7 @@ __device__ __forceinline__ int4 chunk_of(const BitLinearGroupedArgs& a, u32 toke
     if (!a.in_tiles) return *((const int4*)(a.x + (u64)token * a.n_blocks * 256) + chunk);
     int parts[4];
 #pragma unroll
-    for (u32 part = 0; part < 4; part++) parts[part] = *(const int*)(a.x + place_in_tiles(token, chunk * 16 + part * 4, a.n_blocks));
+    for (u32 part = 0; part < 4; part++) parts[part] = *(const int*)(a.x + place_in_tiles(token, chunk * 16 + part * 4, a.m));
     return make_int4(parts[0], parts[1], parts[2], parts[3]);
 }
 
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(128) bit_linear_grouped(const BitLi
         if (!ends) continue;
         const float weight_scale = a.scales[(u64)row * a.n_groups + chunk / a.group_chunks];
         const u32 segment = chunk / ACTIVATION_CHUNKS;
-        const u64 place = a.in_tiles ? segment_in_tiles(token, segment, a.n_blocks) : (u64)token * a.n_activation_groups + segment;
+        const u64 place = a.in_tiles ? segment_in_tiles(token, segment, a.m) : (u64)token * a.n_activation_groups + segment;
         y += (float)sum * (has_row_scale ? weight_scale : weight_scale * a.x_scales[place]);
         sum = 0;
     }

@@ -13,8 +13,8 @@
 #define BLOCK_COLUMNS 256
 
 struct BitLinearTilesArgs {
-    const i8* x;           // tiles (mma.cuh): [n_tiles, 2 · n_blocks]
-    const float* x_scales; // inverse, [m]; or of groups, tiled [n_tiles, 2 · n_blocks, 32]
+    const i8* x;           // tiles (mma.cuh): [2 · n_blocks, n_tiles]; a block of tokens may read beyond the last of them
+    const float* x_scales; // inverse, [m]; or of groups, tiled [2 · n_blocks, n_tiles, 32]
     const int* x_sums;     // likewise
     const uint4* words;    // pack_int8: [n, n_blocks, 4]
     const float* scales;   // [1], [n] or [n, n_groups]
@@ -150,13 +150,15 @@ __device__ __forceinline__ void add_remote_words(int (&sums)[4], u32 shared, u32
 template <int TOKENS, int ROW_TILES, bool GATE, bool GROUPED>
 struct Tiles {
     static const int PIECES = (TOKENS + TILE_TOKENS - 1) / TILE_TOKENS;
-    static const int SCALE_BYTES = GROUPED ? 2 * TILE_TOKENS * 4 : 0;
-    // A stage: activations of its two segments, then scales and sums of these.
+    static const int SCALE_BYTES = GROUPED ? PIECES * TILE_TOKENS * 4 : 0;
+    // A stage: activations of its two segments, then scales of these, then sums.
     static const int SEGMENT_BYTES = PIECES * TILE_BYTES;
-    static const int FETCHED_BYTES = 2 * SEGMENT_BYTES + PIECES * 2 * SCALE_BYTES;
+    static const int FETCHED_BYTES = 2 * SEGMENT_BYTES + 4 * SCALE_BYTES;
     static const int STAGE_BYTES = (FETCHED_BYTES + 1023) / 1024 * 1024;
     static const int BLOCK_ROWS = WARPGROUPS * 64 * ROW_TILES;
     static const int N_SUMS = TOKENS / 2;
+    // Words from a token's sums to the next one's, where they are shared: a warp that puts its sums there meets no bank twice.
+    static const int STRIDE = BLOCK_ROWS + 4;
 
     const BitLinearTilesArgs& a;
     u32 stages, full, empty;  // shared memory: the ring, and a barrier for each stage
@@ -164,24 +166,21 @@ struct Tiles {
     int* x_sums;              // likewise
     u32 first_token, first_block, end_block;
 
-    // Starts to fetch the `turn`th block of columns; by one thread.
+    // Starts to fetch the `turn`th block of columns; by one thread, which has products to start, too: copies are few and large.
     __device__ __forceinline__ void fetch_stage(u32 turn) const {
-        const u32 n_pieces = (a.m + TILE_TOKENS - 1) / TILE_TOKENS, slot = turn % a.n_stages, round = turn / a.n_stages, block = first_block + turn;
+        const u32 slot = turn % a.n_stages, round = turn / a.n_stages, block = first_block + turn;
         if (block >= end_block) return;
         if (round > 0) await(empty + slot * 8, (round - 1) & 1);
         expect_bytes(full + slot * 8, FETCHED_BYTES);
-        const u32 stage = stages + slot * STAGE_BYTES;
-#pragma unroll 1
-        for (u32 piece = 0; piece < PIECES; piece++) {
-            const u64 tile = min(first_token / TILE_TOKENS + piece, n_pieces - 1);
-            const i8* from = a.x + (tile * a.n_blocks + block) * 2 * TILE_BYTES;
-            fetch(stage + piece * TILE_BYTES, from, TILE_BYTES, full + slot * 8);
-            fetch(stage + SEGMENT_BYTES + piece * TILE_BYTES, from + TILE_BYTES, TILE_BYTES, full + slot * 8);
+        const u32 stage = stages + slot * STAGE_BYTES, n_tiles = n_tiles_of(a.m);
+#pragma unroll
+        for (u32 segment = 0; segment < 2; segment++) {
+            const u64 tile = (u64)(block * 2 + segment) * n_tiles + first_token / TILE_TOKENS;
+            fetch(stage + segment * SEGMENT_BYTES, a.x + tile * TILE_BYTES, SEGMENT_BYTES, full + slot * 8);
             if (!GROUPED) continue;
-            const u64 place = (tile * a.n_blocks + block) * 2 * TILE_TOKENS;
-            const u32 scales = stage + 2 * SEGMENT_BYTES + piece * 2 * SCALE_BYTES;
-            fetch(scales, a.x_scales + place, SCALE_BYTES, full + slot * 8);
-            fetch(scales + SCALE_BYTES, a.x_sums + place, SCALE_BYTES, full + slot * 8);
+            const u32 scales = stage + 2 * SEGMENT_BYTES + segment * SCALE_BYTES;
+            fetch(scales, a.x_scales + tile * TILE_TOKENS, SCALE_BYTES, full + slot * 8);
+            fetch(scales + 2 * SCALE_BYTES, a.x_sums + tile * TILE_TOKENS, SCALE_BYTES, full + slot * 8);
         }
     }
 
@@ -224,7 +223,7 @@ struct Tiles {
 
     // What a segment of 128 columns adds to `y`; its sums begin again.
     __device__ __forceinline__ void add_segment(float (&y)[ROW_TILES][N_SUMS], int (&sums)[ROW_TILES][N_SUMS], u32 stage, u32 block, int segment) const {
-        const u32 scales = stage + 2 * SEGMENT_BYTES + segment * TILE_TOKENS * 4 + (threadIdx.x & 3) * 8;
+        const u32 scales = stage + 2 * SEGMENT_BYTES + segment * SCALE_BYTES + (threadIdx.x & 3) * 8;
         float weight_scales[ROW_TILES][2];
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; tile++)
@@ -236,11 +235,11 @@ struct Tiles {
             }
 #pragma unroll
         for (int eight = 0; eight < TOKENS / 8; eight++) {
-            const u32 place = scales + eight / 4 * 2 * SCALE_BYTES + eight % 4 * 32;
+            const u32 place = scales + eight * 32;
             float x_scales[2];
             int x_sums[2];
             asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x_scales[0]), "=f"(x_scales[1]) : "r"(place));
-            asm volatile("ld.shared.v2.s32 {%0, %1}, [%2];" : "=r"(x_sums[0]), "=r"(x_sums[1]) : "r"(place + SCALE_BYTES));
+            asm volatile("ld.shared.v2.s32 {%0, %1}, [%2];" : "=r"(x_sums[0]), "=r"(x_sums[1]) : "r"(place + 2 * SCALE_BYTES));
 #pragma unroll
             for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
@@ -252,97 +251,120 @@ struct Tiles {
         }
     }
 
-    // `token` of the block.
-    __device__ __forceinline__ float scaled(int sum, u32 token, u32 row) const {
-        return dequantise(sum - x_sums[token], __ldg(a.scales + (a.n_groups == 0 ? 0 : row)), x_inverse_scales[token]);
-    }
-
-    // Of the rows of this thread.
-    __device__ __forceinline__ void load_inverse_scales(float (&inverse)[ROW_TILES][2]) const {
-#pragma unroll
-        for (int tile = 0; tile < ROW_TILES; tile++)
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                inverse[tile][half] = weight_inverse_scale(__ldg(a.scales + (a.n_groups == 0 ? 0 : min(row(tile, half), end_row(tile) - 1))));
-    }
-
-    // Products of this block's own sums, from registers. `y` holds them where columns are in groups.
-    __device__ __forceinline__ void store_sums(const int (&sums)[ROW_TILES][N_SUMS], const float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1]) const {
-        float inverse[ROW_TILES][2];
-        if (!GROUPED) load_inverse_scales(inverse);
-#pragma unroll
-        for (int eight = 0; eight < TOKENS / 8; eight++) {
-            // What a product is added to is loaded before the first store: the compiler must take each store for a change of what is loaded next.
-            float before[ROW_TILES][4];
-            if (!GATE) {
-#pragma unroll
-                for (int tile = 0; tile < ROW_TILES; tile++)
-#pragma unroll
-                    for (int part = 0; part < 4; part++) {
-                        const u32 at = min(token(eight * 4 + part), a.m - 1), of = min(row(tile, part / 2), a.n - 1);
-                        before[tile][part] = a.add ? a.out[(u64)at * a.width + of] : 0.0f;
-                    }
-            }
-#pragma unroll
-            for (int part = 0; part < 4; part++) {
-                const int index = eight * 4 + part, half = part / 2;
-                const u32 at = token(index);
-                if (at >= a.m) continue;
-                float products[ROW_TILES];
-#pragma unroll
-                for (int tile = 0; tile < ROW_TILES; tile++) {
-                    if constexpr (GROUPED) products[tile] = y[tile][index];
-                    else products[tile] = dequantise_inverse(sums[tile][index] - x_sums[at - first_token], inverse[tile][half], x_inverse_scales[at - first_token]);
-                    float* out = a.out + (u64)at * a.width + row(tile, half);
-                    if (!GATE && row(tile, half) < a.n) *out = a.add ? before[tile][part] + products[tile] : products[tile];
-                }
-                if (GATE && row(0, half) < a.n / 2)
-                    a.out[(u64)at * a.width + row(0, half)] = gated(a.activation, products[0], products[ROW_TILES - 1]);
-            }
-        }
-    }
-
-    // Adds up the sums of the cluster's blocks, each block a share of the tokens.
-    __device__ __forceinline__ void store_cluster_sums(const int (&sums)[ROW_TILES][N_SUMS]) const {
-        // [TOKENS][BLOCK_ROWS + 8] in the stages, which no copy or product uses any more.
-        const u32 stride = BLOCK_ROWS + 8, local_row = (threadIdx.x / 32 & 3) * 16 + (threadIdx.x & 31) / 4, warpgroup = threadIdx.x / 128;
+    // Puts the sums, or products where columns are in groups, where all threads find them: [TOKENS][STRIDE] words in the stages, which
+    // no copy or product uses any more.
+    __device__ __forceinline__ void share(const int (&sums)[ROW_TILES][N_SUMS], const float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1]) const {
+        const u32 local_row = (threadIdx.x / 32 & 3) * 16 + (threadIdx.x & 31) / 4, warpgroup = threadIdx.x / 128;
+        const u32 first = stages + (((threadIdx.x & 3) * 2) * STRIDE + warpgroup * ROW_TILES * 64 + local_row) * 4;
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
             for (int index = 0; index < N_SUMS; index++) {
-                const u32 at = (warpgroup * ROW_TILES + tile) * 64 + local_row + (index / 2 & 1) * 8;
-                const u32 place = stages + ((token(index) - first_token) * stride + at) * 4;
-                asm volatile("st.shared.s32 [%0], %1;" ::"r"(place), "r"(sums[tile][index]) : "memory");
+                const u32 place = first + ((index / 4 * 8 + (index & 1)) * STRIDE + tile * 64 + (index / 2 & 1) * 8) * 4;
+                int word;
+                if constexpr (GROUPED) word = __float_as_int(y[tile][index]);
+                else word = sums[tile][index];
+                asm volatile("st.shared.s32 [%0], %1;" ::"r"(place), "r"(word) : "memory");
             }
-        __syncthreads();
-        cluster_barrier();
-        const u32 rank = blockIdx.y % a.n_splits, tokens = min((u32)TOKENS, a.m - first_token), rows = GATE ? BLOCK_ROWS / 2 : BLOCK_ROWS;
-        // Four rows at a time.
-        for (u32 index = rank * THREADS + threadIdx.x; index < tokens * rows / 4; index += a.n_splits * THREADS) {
-            const u32 token = index / (rows / 4), inside = index % (rows / 4) * 4;
-            // Where rows of a gate lie: each warpgroup has 64 of gate and 64 of up behind.
-            const u32 at = stages + (token * stride + (GATE ? inside / 64 * 128 + inside % 64 : inside)) * 4;
-            const u32 first_row = blockIdx.x * rows + inside, end = GATE ? a.n / 2 : a.n;
-            float* out = a.out + (u64)(first_token + token) * a.width + first_row;
-            float before[4];
+    }
+
+    // Four rows' products of a token of the block, `at` where the first of them is shared by the cluster's blocks.
+    __device__ __forceinline__ void add_up(float (&y)[4], u32 at, const float (&inverse)[4], bool is_near, u32 token) const {
+        int sums[4] = {};
+        if (a.n_splits == 1) {
+            asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3]) : "r"(at));
+        } else {
+#pragma unroll 1
+            for (u32 split = 0; split < a.n_splits; split++) add_remote_words(sums, at, split);
+        }
+        if constexpr (GROUPED) {
 #pragma unroll
-            for (int part = 0; part < 4; part++) before[part] = a.add && first_row + part < end ? out[part] : 0.0f;
-            int first[4] = {}, second[4] = {};
-            for (u32 split = 0; split < a.n_splits; split++) {
-                add_remote_words(first, at, split);
-                if (GATE) add_remote_words(second, at + 64 * 4, split);
+            for (int part = 0; part < 4; part++) y[part] = __int_as_float(sums[part]);
+            return;
+        }
+        const float x_inverse_scale = x_inverse_scales[token];
+        const int x_sum = x_sums[token];
+        if (is_near && is_ordinary(x_inverse_scale)) {
+#pragma unroll
+            for (int part = 0; part < 4; part++) y[part] = quotient_of_ordinary(small_integer(sums[part] - x_sum), x_inverse_scale * inverse[part]);
+            return;
+        }
+#pragma unroll 1
+        for (int part = 0; part < 4; part++) {
+            const float of_row = part == 0 ? inverse[0] : part == 1 ? inverse[1] : part == 2 ? inverse[2] : inverse[3];
+            const int sum = part == 0 ? sums[0] : part == 1 ? sums[1] : part == 2 ? sums[2] : sums[3];
+            const float quotient = dequantise_inverse(sum - x_sum, of_row, x_inverse_scale);
+            if (part == 0) y[0] = quotient;
+            else if (part == 1) y[1] = quotient;
+            else if (part == 2) y[2] = quotient;
+            else y[3] = quotient;
+        }
+    }
+
+    // Inverse scales of four rows of weights, and whether all are ordinary.
+    __device__ __forceinline__ bool load_inverse_scales(float (&inverse)[4], u32 first_row, u32 end) const {
+        bool is_near = true;
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+            inverse[part] = weight_inverse_scale(__ldg(a.scales + (a.n_groups == 0 ? 0 : min(first_row + part, end - 1))));
+            is_near = is_near && is_ordinary(inverse[part]);
+        }
+        return is_near;
+    }
+
+    // Writes the products, neighbouring threads neighbouring rows; each block of a cluster a share of the tokens. The code is short: a block runs
+    // it once.
+    __device__ __forceinline__ void store() const {
+        const u32 rank = blockIdx.y % a.n_splits, n_tokens = min((u32)TOKENS, a.m - first_token);
+        const u32 rows = GATE ? BLOCK_ROWS / 2 : BLOCK_ROWS, fours = rows / 4, inside = threadIdx.x % fours * 4, tokens_step = THREADS / fours * a.n_splits;
+        const u32 first_row = blockIdx.x * rows + inside, end = GATE ? a.n / 2 : a.n;
+        if (first_row >= end) return;
+        // Where rows of a gate lie: each warpgroup has 64 of gate and 64 of up behind.
+        const u32 at = stages + (GATE ? inside / 64 * 128 + inside % 64 : inside) * 4;
+        float inverse[4], inverse_of_up[4];
+        bool is_near = false;
+        if constexpr (!GROUPED) {
+            is_near = load_inverse_scales(inverse, first_row, end) && a.n_blocks * BLOCK_COLUMNS * 127 < SMALL_INTEGER_END;
+            if constexpr (GATE) is_near = load_inverse_scales(inverse_of_up, end + first_row, a.n) && is_near;
+        }
+        float* const out = a.out + (u64)first_token * a.width + first_row;
+        const bool is_whole = first_row + 4 <= end && a.width % 4 == 0 && ((u64)a.out & 15) == 0;
+        // So many tokens' residuals are on their way at a time.
+        const int AT_ONCE = 4;
+#pragma unroll 1
+        for (u32 first = rank * (THREADS / fours) + threadIdx.x / fours; first < n_tokens; first += tokens_step * AT_ONCE) {
+            float4 before[AT_ONCE];
+#pragma unroll
+            for (int turn = 0; turn < AT_ONCE; turn++) {
+                const u32 token = first + turn * tokens_step;
+                before[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (a.add && is_whole && token < n_tokens) before[turn] = *(const float4*)(out + (u64)token * a.width);
             }
 #pragma unroll
-            for (int part = 0; part < 4; part++) {
-                if (first_row + part >= end) continue;
-                float y = scaled(first[part], token, first_row + part);
-                if (GATE) y = gated(a.activation, y, scaled(second[part], token, end + first_row + part));
-                out[part] = a.add ? before[part] + y : y;
+            for (int turn = 0; turn < AT_ONCE; turn++) {
+                // All turns are computed side by side, those beyond the last token, too, and not stored.
+                const bool is_there = first + turn * tokens_step < n_tokens;
+                const u32 token = is_there ? first + turn * tokens_step : first;
+                float y[4];
+                add_up(y, at + token * STRIDE * 4, inverse, is_near, token);
+                if constexpr (GATE) {
+                    float up[4];
+                    add_up(up, at + (token * STRIDE + 64) * 4, inverse_of_up, is_near, token);
+#pragma unroll
+                    for (int part = 0; part < 4; part++) y[part] = gated(a.activation, y[part], up[part]);
+                }
+                float* to = out + (u64)token * a.width;
+                if (!is_there) continue;
+                if (is_whole) {
+                    const float4 was = before[turn];
+                    *(float4*)to = a.add ? make_float4(was.x + y[0], was.y + y[1], was.z + y[2], was.w + y[3]) : make_float4(y[0], y[1], y[2], y[3]);
+                } else {
+#pragma unroll
+                    for (int part = 0; part < 4; part++)
+                        if (first_row + part < end) to[part] = a.add ? to[part] + y[part] : y[part];
+                }
             }
         }
-        // Nobody leaves while others read here.
-        __syncthreads();
-        cluster_barrier();
     }
 
     __device__ __forceinline__ void load_words(uint4 (&words)[ROW_TILES][2], const uint4* const (&rows)[ROW_TILES][2], u32 block) const {
@@ -350,6 +372,85 @@ struct Tiles {
         for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
             for (int half = 0; half < 2; half++) words[tile][half] = block < end_block ? __ldg(rows[tile][half] + block * 4) : make_uint4(0, 0, 0, 0);
+    }
+
+    __device__ __forceinline__ u32 stage_of(u32 turn) const { return stages + turn % a.n_stages * STAGE_BYTES; }
+    __device__ __forceinline__ void await_stage(u32 turn) const { await(full + turn % a.n_stages * 8, turn / a.n_stages & 1); }
+    // Says that this warpgroup has read a stage.
+    __device__ __forceinline__ void free_stage(u32 turn) const {
+        if ((threadIdx.x & 127) == 0) arrive(empty + turn % a.n_stages * 8);
+    }
+
+    // All blocks of columns, two at a time: products of one chunk run while the next is decoded, and only between pairs does nothing run. (The
+    // compiler waits for each product where they run on into another turn of the loop.)
+    __device__ __forceinline__ void multiply_pairs(int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
+        // A pair's stages are fetched into those that the pair before last and the first half of the last have read.
+        const u32 ahead = a.n_stages - 3;
+        u32 block = first_block;
+#pragma unroll 1
+        for (; block + 1 < end_block; block += 2) {
+            const u32 turn = block - first_block;
+            if (threadIdx.x == 0) {
+                fetch_stage(turn + ahead);
+                fetch_stage(turn + ahead + 1);
+            }
+            uint4 words[2][ROW_TILES][2];
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int tile = 0; tile < ROW_TILES; tile++) words[half][tile][0] = next[half][tile][0], words[half][tile][1] = next[half][tile][1];
+            load_words(next[0], rows, block + 2);
+            load_words(next[1], rows, block + 3);
+            await_stage(turn);
+            await_stage(turn + 1);
+            const u32 first_stage = stage_of(turn), second_stage = stage_of(turn + 1);
+#pragma unroll
+            for (int chunk = 0; chunk < 8; chunk++) {
+                multiply_block(sums, words[chunk / 4], chunk < 4 ? first_stage : second_stage, chunk % 4);
+                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+                if (chunk == 4) free_stage(turn);
+            }
+            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            free_stage(turn + 1);
+        }
+        if (block >= end_block) return;
+        await_stage(block - first_block);
+#pragma unroll
+        for (int chunk = 0; chunk < 4; chunk++) {
+            multiply_block(sums, next[0], stage_of(block - first_block), chunk);
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+        }
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    }
+
+    // The same where columns are in groups, a block at a time.
+    __device__ __forceinline__ void multiply_groups(
+        float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1], int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
+#pragma unroll 1
+        for (u32 block = first_block; block < end_block; block++) {
+            const u32 turn = block - first_block;
+            // A stage is filled again two turns after it was read, so that the warpgroups need not keep step.
+            if (threadIdx.x == 0) fetch_stage(turn + a.n_stages - 2);
+            uint4 words[ROW_TILES][2];
+#pragma unroll
+            for (int tile = 0; tile < ROW_TILES; tile++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    words[tile][half] = next[0][tile][half];
+                    next[0][tile][half] = next[1][tile][half];
+                }
+            load_words(next[1], rows, block + 2);
+            await_stage(turn);
+#pragma unroll
+            for (int chunk = 0; chunk < 4; chunk++) {
+                multiply_block(sums, words, stage_of(turn), chunk);
+                if (chunk & 1) {
+                    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+                    if constexpr (GROUPED) add_segment(y, sums, stage_of(turn), block, chunk / 2);
+                }
+            }
+            free_stage(turn);
+        }
     }
 
     __device__ __forceinline__ void run() const {
@@ -361,9 +462,9 @@ struct Tiles {
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 rows[tile][half] = a.words + (u64)min(row(tile, half), end_row(tile) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
-        uint4 next[ROW_TILES][2], later[ROW_TILES][2];
-        load_words(next, rows, first_block);
-        load_words(later, rows, first_block + 1);
+        uint4 next[2][ROW_TILES][2];
+        load_words(next[0], rows, first_block);
+        load_words(next[1], rows, first_block + 1);
         await_predecessors();
         if (!GROUPED && threadIdx.x < TOKENS) {
             const u32 token = min(first_token + threadIdx.x, a.m - 1);
@@ -371,44 +472,20 @@ struct Tiles {
             x_sums[threadIdx.x] = a.x_sums[token];
         }
         __syncthreads();
-        // A stage is filled again two turns after it was read, so that the warpgroups need not keep step.
         if (threadIdx.x == 0)
-            for (u32 turn = 0; turn + 2 < a.n_stages; turn++) fetch_stage(turn);
-#pragma unroll 1
-        for (u32 block = first_block; block < end_block; block++) {
-            const u32 turn = block - first_block, slot = turn % a.n_stages, stage = stages + slot * STAGE_BYTES;
-            if (threadIdx.x == 0) fetch_stage(turn + a.n_stages - 2);
-            uint4 words[ROW_TILES][2];
-#pragma unroll
-            for (int tile = 0; tile < ROW_TILES; tile++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    words[tile][half] = next[tile][half];
-                    next[tile][half] = later[tile][half];
-                }
-            load_words(later, rows, block + 2);
-            await(full + slot * 8, turn / a.n_stages & 1);
-#pragma unroll
-            for (int chunk = 0; chunk < 4; chunk++) {
-                multiply_block(sums, words, stage, chunk);
-                if constexpr (GROUPED) {
-                    if (chunk & 1) {
-                        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-                        add_segment(y, sums, stage, block, chunk / 2);
-                    }
-                } else {
-                    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                }
-            }
-            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-            if ((threadIdx.x & 127) == 0) arrive(empty + slot * 8);
-        }
-        if (!GROUPED && a.n_splits > 1) {
-            // All stages have been read.
+            for (u32 turn = 0; turn + (GROUPED ? 2 : 3) < a.n_stages; turn++) fetch_stage(turn);
+        if constexpr (GROUPED) multiply_groups(y, sums, rows, next);
+        else multiply_pairs(sums, rows, next);
+        // All stages have been read.
+        __syncthreads();
+        share(sums, y);
+        __syncthreads();
+        if (a.n_splits > 1) cluster_barrier();
+        store();
+        // Nobody leaves while others read here.
+        if (a.n_splits > 1) {
             __syncthreads();
-            store_cluster_sums(sums);
-        } else {
-            store_sums(sums, y);
+            cluster_barrier();
         }
     }
 };

@@ -29,19 +29,22 @@ __device__ __forceinline__ u32 word_of(uint4 words, int index) {
 
 // Quantised activations of several tokens as wgmma reads them (128-byte swizzle): tiles of 32 tokens × 128 columns, a row of 128 bytes for each
 // token, whose pieces of 16 bytes are exchanged by the token's number, so that eight tokens' pieces lie in different banks. Columns stand in
-// the order in which packed weights (pack_int8) give them to a product of 32.
+// the order in which packed weights (pack_int8) give them to a product of 32. All tokens' tiles of 128 columns lie together, so that one copy fetches
+// those of a product.
 #define TILE_TOKENS 32
 #define TILE_BYTES (TILE_TOKENS * 128)
 
-// Where four columns, the first a multiple of four, of a token lie.
-__device__ __forceinline__ u64 place_in_tiles(u32 token, u32 column, u32 n_blocks) {
+__device__ __forceinline__ u32 n_tiles_of(u32 n_tokens) { return (n_tokens + TILE_TOKENS - 1) / TILE_TOKENS; }
+
+// Where four columns, the first a multiple of four, of a token of `n_tokens` lie.
+__device__ __forceinline__ u64 place_in_tiles(u32 token, u32 column, u32 n_tokens) {
     const u32 four = column % 64 / 4, place = (four & 2) * 4 + (four & 1) * 4 + four / 4;
-    const u64 tile = (u64)(token / TILE_TOKENS) * n_blocks * 2 + column / 128;
+    const u64 tile = (u64)(column / 128) * n_tiles_of(n_tokens) + token / TILE_TOKENS;
     const u32 piece = column % 128 / 64 * 4 + place / 4;
     return tile * TILE_BYTES + token % TILE_TOKENS * 128 + (piece ^ (token & 7)) * 16 + place % 4 * 4;
 }
 
 // Where scale and sum of a segment of 128 columns of a token lie.
-__device__ __forceinline__ u64 segment_in_tiles(u32 token, u32 segment, u32 n_blocks) {
-    return ((u64)(token / TILE_TOKENS) * n_blocks * 2 + segment) * TILE_TOKENS + token % TILE_TOKENS;
+__device__ __forceinline__ u64 segment_in_tiles(u32 token, u32 segment, u32 n_tokens) {
+    return (u64)segment * n_tiles_of(n_tokens) * TILE_TOKENS + token;
 }

@@ -110,6 +110,20 @@ __device__ __forceinline__ float dequantise_inverse(int accumulator, float weigh
     return (float)accumulator / (x_inverse_scale * weight_inverse_scale);
 }
 
+// Whether a scale is so far from the ends of what f32 holds that quotients of it need no care.
+__device__ __forceinline__ bool is_ordinary(float scale) { return scale > 0x1p-40f && scale < 0x1p40f; }
+
+// dividend / divisor, correctly rounded, where the divisor is a product of two ordinary scales and the dividend an integer: what the compiler makes
+// of a division, without its way for the rest, which would be most of the code.
+__device__ __forceinline__ float quotient_of_ordinary(float dividend, float divisor) {
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
+    reciprocal = __fmaf_rn(reciprocal, __fmaf_rn(-divisor, reciprocal, 1.0f), reciprocal);
+    float quotient = __fmaf_rn(dividend, reciprocal, 0.0f);
+    quotient = __fmaf_rn(reciprocal, __fmaf_rn(-divisor, quotient, dividend), quotient);
+    return __fmaf_rn(reciprocal, __fmaf_rn(-divisor, quotient, dividend), quotient);
+}
+
 __device__ __forceinline__ float dequantise(int accumulator, float weight_scale, float x_inverse_scale) {
     return dequantise_inverse(accumulator, weight_inverse_scale(weight_scale), x_inverse_scale);
 }
@@ -123,6 +137,22 @@ __device__ __forceinline__ int quantise_one(float value, float inverse_scale) {
     rounded = rounded < -127.0f ? -127.0f : rounded;
     rounded = rounded > 127.0f ? 127.0f : rounded;
     return __float2int_rn(rounded);
+}
+
+// An integer below SMALL_INTEGER_END in magnitude as a float, by additions: a multiprocessor does four times as many of them as conversions.
+#define SMALL_INTEGER_END (1u << 22)
+__device__ __forceinline__ float small_integer(int value) { return __int_as_float(0x4b400000 + value) - 12582912.0f; }
+
+// Four of them, as bytes. A sum with 1.5 · 2²³ is rounded to an integer, ties to even, which its lowest byte then holds.
+__device__ __forceinline__ u32 four_quantised(float4 values, float inverse_scale) {
+    const float products[4] = {values.x * inverse_scale, values.y * inverse_scale, values.z * inverse_scale, values.w * inverse_scale};
+    u32 integers[4];
+#pragma unroll
+    for (int part = 0; part < 4; part++) {
+        const float number = products[part] == products[part] ? products[part] : 0.0f;
+        integers[part] = __float_as_uint(fminf(fmaxf(number, -127.0f), 127.0f) + 12582912.0f);
+    }
+    return __byte_perm(__byte_perm(integers[0], integers[1], 0x0040), __byte_perm(integers[2], integers[3], 0x0040), 0x5410);
 }
 
 // Norms applied one after another.

@@ -3,6 +3,7 @@
 
 mod compile;
 mod conformance;
+mod faults;
 #[path = "../../../device-cpu/tests/it/golden.rs"]
 mod golden;
 mod gpu;
