@@ -12,6 +12,7 @@ use bitnet_model::sampler::{Sampler, SamplerError, SamplingParams};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
+use crate::device_choice::DeviceChoice;
 use crate::hub::HubOptions;
 use crate::model_source::{EMBEDDED, ModelSource};
 
@@ -149,15 +150,16 @@ pub(crate) struct DeviceArguments {
 /// Which device, and what it may use.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceChoiceArguments {
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
+    /// What computes: auto (a GPU if one works, else the processor), cpu, cuda, cuda:NUMBER (`bitnet devices` lists them), or reference,
+    /// the plain code that defines every result. A server and a batch take several, as cuda:0,1: a replica of the model on each
+    #[arg(long, default_value_t)]
     pub(crate) device: DeviceChoice,
     /// Instruction set of the processor, to compare; results are the same
     #[arg(long, value_enum, default_value_t, hide_short_help = true)]
     pub(crate) isa: IsaArgument,
-    /// How keys and values are cached
-    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-    pub(crate) kv_cache: KvArgument,
+    /// How keys and values are cached; by default f32, but f16 on a GPU
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) kv_cache: Option<KvArgument>,
     /// Where an embedding or head above 64 MiB stays; by default in the file, but in memory where every token needs all of it (sampling
     /// without top-k or min-p, and requests to a server)
     #[arg(long, value_enum, value_name = "PLACE", hide_short_help = true)]
@@ -189,10 +191,9 @@ pub(crate) enum HeadArgument {
 }
 
 /// How keys and values are cached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KvArgument {
     /// As computed
-    #[default]
     F32,
     /// Rounded to 16-bit floats: half the memory
     F16,
@@ -210,18 +211,16 @@ impl From<KvArgument> for KvType {
     }
 }
 
-/// What computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub(crate) enum DeviceChoice {
-    /// The fastest there is: a GPU if one works, else the processor
-    #[default]
-    Auto,
-    /// The processor
-    Cpu,
-    /// The first NVIDIA GPU (`bitnet devices` lists them; $CUDA_VISIBLE_DEVICES chooses)
-    Cuda,
-    /// The plain scalar code that defines every result: slow, for checking
-    Reference,
+impl DeviceChoiceArguments {
+    /// How keys and values are cached on the processor.
+    pub(crate) fn kv_type(&self) -> KvType {
+        self.kv_cache.map_or(KvType::F32, Into::into)
+    }
+
+    /// The same on a GPU, whose tensor cores read halves.
+    pub(crate) fn kv_type_on_gpu(&self) -> KvType {
+        self.kv_cache.map_or(KvType::F16, Into::into)
+    }
 }
 
 /// Instruction set.

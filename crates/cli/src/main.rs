@@ -6,6 +6,7 @@
 mod arguments;
 mod cli;
 mod clock;
+mod device_choice;
 mod failure;
 mod generation;
 mod hub;

@@ -4,12 +4,13 @@ use anyhow::Context;
 use bitnet_checkpoint::{Checkpoint, Note};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_device_cuda::limits::STEP_TOKENS;
-use bitnet_device_cuda::{CudaDevice, CudaError};
+use bitnet_device_cuda::{CudaDevice, CudaError, CudaOptions, TablePlace};
 use bitnet_model::device::Device;
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TransformerRunner, WeightSource};
 
-use crate::arguments::{DeviceArguments, DeviceChoice, GlobalArguments, HeadArgument, ModelArguments, OpenArguments};
+use crate::arguments::{DeviceArguments, GlobalArguments, HeadArgument, ModelArguments, OpenArguments};
+use crate::device_choice::ChosenDevice;
 use crate::failure::Misuse;
 use crate::model_source::{ModelLocation, ModelSource};
 use crate::terminal::Terminal;
@@ -17,7 +18,7 @@ use crate::terminal::Terminal;
 /// tales-42m (fixtures say how it is made), so that the first command needs no download.
 static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/tales-42m.gguf");
 
-/// The GPU that is used; the driver numbers those that it may show from 0.
+/// The GPU that `--device auto` takes; the driver numbers those that it may show from 0.
 pub(crate) const FIRST_GPU: usize = 0;
 
 /// Opens the model that `arguments` name, downloading it if need be.
@@ -91,50 +92,92 @@ pub(crate) fn load_session(
     terminal: &Terminal,
 ) -> anyhow::Result<Session> {
     let n_context = n_context.min(source.config().context_length).max(1);
-    let options = RunnerOptions { kv_type: arguments.choice.kv_cache.into(), ..RunnerOptions::single_sequence(n_context) };
+    let options = RunnerOptions { kv_type: arguments.choice.kv_type(), ..RunnerOptions::single_sequence(n_context) };
     Ok(Session::new(load_runner(source, arguments, options, terminal)?))
 }
 
-/// The options of the processor as a device.
+/// The options of the processor as a device, which several replicas share.
 pub(crate) fn cpu_options(arguments: &DeviceArguments) -> CpuOptions {
     let default = CpuOptions::default();
     let resident_table_bytes_max = match arguments.choice.head {
         Some(HeadArgument::Memory) => usize::MAX,
         Some(HeadArgument::File) | None => default.resident_table_bytes_max,
     };
-    CpuOptions { n_threads: arguments.threads.map(usize::from), isa: arguments.choice.isa.into(), resident_table_bytes_max }
+    let n_replicas = arguments.choice.device.n_on_processor();
+    let n_threads = match (arguments.threads, n_replicas) {
+        (Some(n_threads), _) => Some(usize::from(n_threads)),
+        (None, 0 | 1) => None,
+        (None, _) => Some((std::thread::available_parallelism().map_or(1, usize::from) / n_replicas).max(1)),
+    };
+    CpuOptions { n_threads, isa: arguments.choice.isa.into(), resident_table_bytes_max }
 }
 
-/// Loads `source` onto the device that `arguments` name.
+/// Loads `source` onto the one device that `arguments` name.
 pub(crate) fn load_runner(
     source: &dyn WeightSource,
     arguments: &DeviceArguments,
     options: RunnerOptions,
     terminal: &Terminal,
 ) -> anyhow::Result<Box<dyn Runner>> {
+    load_onto_device(source, (arguments.choice.device.one()?, arguments), options, terminal)
+}
+
+/// Loads `source` onto each device that `arguments` name.
+pub(crate) fn load_replicas(
+    source: &dyn WeightSource,
+    arguments: &DeviceArguments,
+    options: RunnerOptions,
+    terminal: &Terminal,
+) -> anyhow::Result<Vec<Box<dyn Runner>>> {
+    let devices = arguments.choice.device.all();
+    let load = |&device| {
+        let loaded = load_onto_device(source, (device, arguments), options, terminal);
+        if devices.len() > 1 { loaded.with_context(|| format!("cannot load the replica on {device}")) } else { loaded }
+    };
+    devices.iter().map(load).collect()
+}
+
+fn load_onto_device(
+    source: &dyn WeightSource,
+    (device, arguments): (ChosenDevice, &DeviceArguments),
+    options: RunnerOptions,
+    terminal: &Terminal,
+) -> anyhow::Result<Box<dyn Runner>> {
     let bar = terminal.steps_bar(source.config().n_layers as u64, "loading");
     let mut progress = |layer| bar.set_position(layer as u64);
-    let on_gpu = match arguments.choice.device {
-        DeviceChoice::Cuda => Some(load_onto(CudaDevice::new(FIRST_GPU)?, source, gpu_options(options), &mut progress)?),
-        DeviceChoice::Auto => load_onto_gpu_if_any(source, options, (terminal, &mut progress))?,
-        DeviceChoice::Cpu | DeviceChoice::Reference => None,
+    let on_gpu = match device {
+        ChosenDevice::Cuda { ordinal } => {
+            let gpu = CudaDevice::with_options(ordinal, cuda_options(arguments))?;
+            Some(load_onto(gpu, source, gpu_options(options, arguments), &mut progress)?)
+        }
+        ChosenDevice::Auto => load_onto_gpu_if_any((source, arguments), options, (terminal, &mut progress))?,
+        ChosenDevice::Cpu | ChosenDevice::Reference => None,
     };
     let runner = match on_gpu {
         Some(runner) => runner,
-        None if arguments.choice.device == DeviceChoice::Reference => load_onto(ReferenceDevice, source, options, &mut progress)?,
+        None if device == ChosenDevice::Reference => load_onto(ReferenceDevice, source, options, &mut progress)?,
         None => load_onto(CpuDevice::new(cpu_options(arguments))?, source, options, &mut progress)?,
     };
     bar.finish_and_clear();
     Ok(runner)
 }
 
+/// The options of a GPU as a device.
+fn cuda_options(arguments: &DeviceArguments) -> CudaOptions {
+    let table_place = match arguments.choice.head {
+        Some(HeadArgument::Memory) => TablePlace::Device,
+        Some(HeadArgument::File) | None => TablePlace::Host,
+    };
+    CudaOptions { table_place }
+}
+
 /// The GPU, if there is one that works and has room for the model; otherwise says why not, where that is news.
 fn load_onto_gpu_if_any(
-    source: &dyn WeightSource,
+    (source, arguments): (&dyn WeightSource, &DeviceArguments),
     options: RunnerOptions,
     (terminal, progress): (&Terminal, &mut dyn FnMut(usize)),
 ) -> anyhow::Result<Option<Box<dyn Runner>>> {
-    let device = match CudaDevice::new(FIRST_GPU) {
+    let device = match CudaDevice::with_options(FIRST_GPU, cuda_options(arguments)) {
         Ok(device) => device,
         Err(CudaError::NoDriver | CudaError::NoDevice) => return Ok(None),
         Err(error) => {
@@ -142,7 +185,7 @@ fn load_onto_gpu_if_any(
             return Ok(None);
         }
     };
-    match load_onto(device, source, gpu_options(options), progress) {
+    match load_onto(device, source, gpu_options(options, arguments), progress) {
         Ok(runner) => Ok(Some(runner)),
         Err(LoadError::Device(error)) => {
             terminal.note(&format!("note: the GPU is not used: {error}"));
@@ -153,9 +196,9 @@ fn load_onto_gpu_if_any(
 }
 
 /// A GPU reads a prompt in longer steps, as far as the cache holds them.
-fn gpu_options(options: RunnerOptions) -> RunnerOptions {
+fn gpu_options(options: RunnerOptions, arguments: &DeviceArguments) -> RunnerOptions {
     let n_tokens_max = options.n_tokens_max.max(STEP_TOKENS.min(options.n_cached_tokens));
-    RunnerOptions { n_tokens_max, ..options }
+    RunnerOptions { n_tokens_max, kv_type: arguments.choice.kv_type_on_gpu(), ..options }
 }
 
 fn load_onto<D: Device + 'static>(

@@ -50,7 +50,7 @@ fn gpu_rows() -> Vec<GpuRow> {
         let what = format!("{}: {}, {memory}, compute capability {major}.{minor}; {driver}; {compiler}", gpu.ordinal, gpu.name);
         let (state, is_used) = match check_gpu(&gpu).and_then(|()| CudaDevice::new(gpu.ordinal)) {
             Ok(_) if gpu.ordinal == FIRST_GPU => ("works; --device auto takes it".into(), true),
-            Ok(_) => ("works; not used: only the first is".into(), false),
+            Ok(_) => (format!("works; --device cuda:{} takes it", gpu.ordinal), false),
             Err(error) => (format!("not used: {}", short(&error)), false),
         };
         GpuRow { what, state, is_used }

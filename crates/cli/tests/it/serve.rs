@@ -89,6 +89,38 @@ fn draft_model_changes_no_text() {
 }
 
 #[test]
+fn replicas_on_several_devices_change_no_text_and_share_the_requests() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let flags = ["-m", "story=embedded", "--cache-tokens", "2048"];
+    let alone = Serving::start(home.path(), &[&flags[..], &["--device", "cpu"]].concat());
+    let both = Serving::start(home.path(), &[&flags[..], &["--device", "cpu,cpu"]].concat());
+    let answer = |serving: &Serving, seed: u64| {
+        let body = json!({ "model": "story", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 1.0, "seed": seed });
+        let answer = serving.post("/v1/completions", &body);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        serde_json::from_str::<Value>(body).expect("JSON")["choices"].clone()
+    };
+    for seed in 0..6 {
+        assert_eq!(answer(&both, seed), answer(&alone, seed), "{seed}");
+    }
+    let metrics = both.get("/metrics");
+    assert!(metrics.contains("bitnet_replicas{model_name=\"story\"} 2\n"), "{metrics}");
+}
+
+#[test]
+fn device_that_is_not_there_or_is_one_too_many_is_refused() {
+    let refused = |flags: &[&str]| {
+        let said = run(flags);
+        assert_ne!(said.status, Some(0), "{said:?}");
+        said.stderr
+    };
+    assert!(refused(&["run", "-n", "1", "--device", "gpu", "x"]).contains("`gpu` is not auto, cpu, reference, cuda or cuda:NUMBER"));
+    assert!(refused(&["run", "-n", "1", "--device", "cpu,cpu", "x"]).contains("2 devices, and this takes one"));
+    assert!(refused(&["serve", "--listen", "127.0.0.1:0", "--device", "cpu,cuda:99"]).contains("cannot load the replica on cuda:99"));
+}
+
+#[test]
 fn draft_model_that_does_not_fit_is_refused() {
     let refused = |flags: &[&str]| {
         let said = run(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat());

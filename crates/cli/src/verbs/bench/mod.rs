@@ -9,18 +9,20 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_checkpoint::{CheckpointError, ModelConfig, StoredTable, Tensor, limits, read_config_json};
 use bitnet_device_cpu::{CpuDevice, CpuOptions, RoofMeter, Roofs};
-use bitnet_device_cuda::{CudaDevice, CudaRoofMeter};
+use bitnet_device_cuda::{CudaDevice, CudaRoofMeter, EnergyMeter};
+use bitnet_model::device::DeviceMemory;
 use bitnet_model::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use bitnet_model::random::{PUBLISHED_SHAPES, RandomWeights};
 use bitnet_model::{Runner, RunnerOptions, WeightSource};
 use clap::{Args, ValueEnum};
 
 use crate::arguments::{DeviceArguments, DeviceChoiceArguments, GlobalArguments, ModelArguments};
+use crate::device_choice::ChosenDevice;
 use crate::failure::Misuse;
 use crate::open::{FIRST_GPU, cpu_options, load_runner, open_to_write};
 use crate::terminal::Terminal;
@@ -30,6 +32,9 @@ use workload::{Kind, Workload};
 /// Measurements of the roofs after each round of tests, of which the best counts: each takes some ten milliseconds, which is short
 /// enough for other work to spoil one.
 const ROOF_MEASUREMENTS: usize = 4;
+
+/// Time over which energy is measured: the counter moves some ten times a second.
+const ENERGY_TIME: Duration = Duration::from_secs(3);
 
 /// Measure how fast a model reads (pp) and writes (tg) on this machine
 #[derive(Debug, Args)]
@@ -107,6 +112,10 @@ struct Bench {
     runner: Box<dyn Runner>,
     /// The processor as a device, to measure its roofs.
     cpu_options: CpuOptions,
+    /// The GPU that the model is on, if it is on one.
+    gpu: usize,
+    /// What the model takes there once every test has run.
+    device_memory: Option<DeviceMemory>,
     /// Most memory in use before the first meter of roofs was made.
     peak_memory_bytes: Option<u64>,
     size_bytes: u64,
@@ -121,10 +130,10 @@ enum Meter {
 }
 
 impl Meter {
-    fn new(runner: &dyn Runner, cpu_options: CpuOptions) -> anyhow::Result<Self> {
+    fn new((runner, gpu): (&dyn Runner, usize), cpu_options: CpuOptions) -> anyhow::Result<Self> {
         Ok(match runner.device().name {
             "cpu" => Self::Cpu(Box::new(CpuDevice::new(cpu_options)?), RoofMeter::new()?),
-            "cuda" => Self::Cuda(Box::new(CudaRoofMeter::new(CudaDevice::new(FIRST_GPU)?)?)),
+            "cuda" => Self::Cuda(Box::new(CudaRoofMeter::new(CudaDevice::new(gpu)?)?)),
             _ => Self::None,
         })
     }
@@ -152,9 +161,17 @@ impl Bench {
         let n_context = arguments.n_prompt.max(arguments.n_generate).max(1);
         let n_cached_tokens = n_sequences * workload::blocks_of_a_sequence(n_context) * BLOCK_TOKENS;
         let n_tokens_max = STEP_TOKENS_MAX.max(n_sequences);
-        let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: arguments.device.kv_cache.into() };
+        let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: arguments.device.kv_type() };
         let runner = load_runner(&measured, device, options, terminal)?;
-        Ok(Self { runner, cpu_options: cpu_options(device), peak_memory_bytes: None, size_bytes: measured.size_bytes.into_inner() })
+        let gpu = if let ChosenDevice::Cuda { ordinal } = device.choice.device.one()? { ordinal } else { FIRST_GPU };
+        Ok(Self {
+            runner,
+            cpu_options: cpu_options(device),
+            gpu,
+            device_memory: None,
+            peak_memory_bytes: None,
+            size_bytes: measured.size_bytes.into_inner(),
+        })
     }
 
     /// Runs every workload once unmeasured, then all of them in turn, the roofs between, as often as asked.
@@ -180,16 +197,35 @@ impl Bench {
             if repetition == 0 {
                 // The meter takes memory that is not the model's.
                 self.peak_memory_bytes = self.peak_memory_bytes.or_else(report::peak_memory_bytes);
-                meter = Meter::new(&*self.runner, self.cpu_options)?;
+                self.device_memory = self.runner.memory();
+                meter = Meter::new((&*self.runner, self.gpu), self.cpu_options)?;
             }
             for _ in 0..ROOF_MEASUREMENTS {
                 roofs = meter.measure()?.map(|measured| measured.best(roofs));
             }
         }
         bar.finish_and_clear();
-        let machine = Machine { roofs, peak_memory_bytes: self.peak_memory_bytes };
+        let machine = Machine { roofs, peak_memory_bytes: self.peak_memory_bytes, device_memory: self.device_memory };
+        let joules = self.joules_per_token(workloads)?;
         let model = Model { name, size_bytes: self.size_bytes, runner: &*self.runner };
-        Ok(workloads.iter().zip(rates).map(|(&workload, rates)| Measurement::new(&model, &machine, (workload, rates))).collect())
+        let found = workloads.iter().zip(rates.into_iter().zip(joules));
+        Ok(found.map(|(&workload, found)| Measurement::new(&model, &machine, (workload, found))).collect())
+    }
+
+    /// The energy that a GPU takes for a token of each workload, where it counts that: of runs of their own, as many as the counter needs.
+    fn joules_per_token(&mut self, workloads: &[Workload]) -> anyhow::Result<Vec<Option<f64>>> {
+        let meter = if self.runner.device().name == "cuda" { EnergyMeter::new(self.gpu).ok() } else { None };
+        let Some(meter) = meter else { return Ok(vec![None; workloads.len()]) };
+        let mut measure = |workload: &Workload| {
+            let (mut n_tokens, start) = (0, Instant::now());
+            let before = meter.joules()?;
+            while start.elapsed() < ENERGY_TIME {
+                workload.run(&mut *self.runner)?;
+                n_tokens += workload.n_tokens();
+            }
+            Ok(Some((meter.joules()? - before) / n_tokens as f64))
+        };
+        workloads.iter().map(&mut measure).collect()
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use bitnet_device_cpu::Roofs;
 use bitnet_model::Runner;
+use bitnet_model::device::DeviceMemory;
 use serde::Serialize;
 
 use super::Format;
@@ -23,6 +24,7 @@ pub(super) struct Model<'a> {
 pub(super) struct Machine {
     pub(super) roofs: Option<Roofs>,
     pub(super) peak_memory_bytes: Option<u64>,
+    pub(super) device_memory: Option<DeviceMemory>,
 }
 
 /// One line of the table.
@@ -48,7 +50,15 @@ pub(super) struct Measurement {
     roofs: Option<RoofLine>,
     /// The share of the roof that limits the test: of memory for one sequence that writes, of arithmetic for a prompt.
     roof_share: Option<f64>,
+    /// The share of each.
+    memory_roof_share: Option<f64>,
+    int8_roof_share: Option<f64>,
+    /// Energy that the GPU took for a token.
+    joules_per_token: Option<f64>,
     pub(super) peak_memory_bytes: Option<u64>,
+    /// Memory of the GPU that the model and its buffers take, without keys and values, and these.
+    device_memory_bytes: Option<u64>,
+    kv_cache_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -58,7 +68,11 @@ struct RoofLine {
 }
 
 impl Measurement {
-    pub(super) fn new(model: &Model<'_>, machine: &Machine, (workload, rates): (Workload, Vec<f64>)) -> Self {
+    pub(super) fn new(
+        model: &Model<'_>,
+        machine: &Machine,
+        (workload, (rates, joules_per_token)): (Workload, (Vec<f64>, Option<f64>)),
+    ) -> Self {
         let (description, config) = (model.runner.device(), model.runner.config());
         let (mean, deviation) = mean_and_deviation(&rates);
         let n_sharing = match workload.kind {
@@ -89,7 +103,12 @@ impl Measurement {
             linear_macs_per_token,
             roofs,
             roof_share: of_memory.into_iter().chain(of_arithmetic).reduce(f64::max),
+            memory_roof_share: of_memory,
+            int8_roof_share: of_arithmetic,
+            joules_per_token,
             peak_memory_bytes: machine.peak_memory_bytes,
+            device_memory_bytes: machine.device_memory.map(|memory| memory.used_bytes - memory.kv_cache_bytes),
+            kv_cache_bytes: machine.device_memory.map(|memory| memory.kv_cache_bytes),
         }
     }
 
@@ -110,6 +129,7 @@ impl Measurement {
 
     fn csv(&self) -> String {
         let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+        let bytes = |value: Option<u64>| value.map_or(String::new(), |value| value.to_string());
         let cells = [
             quoted(&self.model),
             self.size_bytes.to_string(),
@@ -127,7 +147,12 @@ impl Measurement {
             number(self.roofs.map(|roofs| roofs.read_bytes_per_second)),
             number(self.roofs.and_then(|roofs| roofs.int8_macs_per_second)),
             number(self.roof_share),
-            self.peak_memory_bytes.map_or(String::new(), |bytes| bytes.to_string()),
+            number(self.memory_roof_share),
+            number(self.int8_roof_share),
+            number(self.joules_per_token),
+            bytes(self.peak_memory_bytes),
+            bytes(self.device_memory_bytes),
+            bytes(self.kv_cache_bytes),
         ];
         cells.join(",")
     }
@@ -135,7 +160,7 @@ impl Measurement {
 
 const CSV_HEADING: &str = "model,size_bytes,n_parameters,activations,device,isa,n_threads,n_sequences,test,tokens_per_second_mean,\
     tokens_per_second_deviation,weight_bytes_per_token,linear_macs_per_token,read_bytes_per_second,int8_macs_per_second,roof_share,\
-    peak_memory_bytes";
+    memory_roof_share,int8_roof_share,joules_per_token,peak_memory_bytes,device_memory_bytes,kv_cache_bytes";
 
 /// A text as one CSV cell (RFC 4180).
 fn quoted(text: &str) -> String {
@@ -156,9 +181,15 @@ pub(super) fn print(measurements: &[Measurement], format: Format, terminal: &Ter
 }
 
 fn print_table(measurements: &[Measurement], terminal: &Terminal) -> anyhow::Result<()> {
-    let mut table = Table::new(&["model", "size", "params", "device", "threads", "test", "t/s", "weights/token", "of roof"]);
-    measurements.iter().for_each(|measurement| table.row(measurement.cells()));
-    table.align_right(&[1, 2, 4, 5, 6, 7, 8]);
+    let has_energy = measurements.iter().any(|measurement| measurement.joules_per_token.is_some());
+    let mut headings = vec!["model", "size", "params", "device", "threads", "test", "t/s", "weights/token", "of roof"];
+    headings.extend(has_energy.then_some("J/token"));
+    let mut table = Table::new(&headings);
+    for measurement in measurements {
+        let joules = || measurement.joules_per_token.map_or("–".into(), |joules| format!("{joules:.4}"));
+        table.row(measurement.cells().into_iter().chain(has_energy.then(joules)).collect());
+    }
+    table.align_right(&(1..headings.len()).filter(|&column| column != 3).collect::<Vec<_>>());
     table.write(&mut Output, terminal)?;
     let mut notes = Vec::new();
     for measurement in measurements {
@@ -179,6 +210,10 @@ fn print_table(measurements: &[Measurement], terminal: &Terminal) -> anyhow::Res
             .max()
             .map(|peak| format!("peak memory {}", size::bytes(peak))),
     );
+    let in_device = measurements.iter().find_map(|measurement| measurement.device_memory_bytes.zip(measurement.kv_cache_bytes));
+    notes.extend(in_device.map(|(model, cache)| {
+        format!("GPU memory {} for the model and its buffers, {} for keys and values", size::bytes(model), size::bytes(cache))
+    }));
     if !notes.is_empty() {
         writeln!(Output, "\n{}", notes.join("\n"))?;
     }

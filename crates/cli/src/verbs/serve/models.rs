@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bitnet_checkpoint::GenerationDefaults;
+use bitnet_device_cuda::limits::STEP_TOKENS;
+use bitnet_engine::limits::N_RUNNING_MAX;
 use bitnet_engine::{DraftPart, EngineHandle, EngineModel, EngineOptions, PrefixCaching, Speculation, StartError, check_draft_vocabulary};
 use bitnet_model::limits::STEP_TOKENS_MAX;
 use bitnet_model::text::{ChatTemplate, Tokenizer};
-use bitnet_model::{RunnerOptions, TokenId, WeightSource};
+use bitnet_model::{Runner, RunnerOptions, TokenId, WeightSource};
 use bitnet_server::{ModelTask, ServedModel};
 use clap::Args;
 
@@ -16,7 +18,7 @@ use crate::arguments::{DeviceArguments, GlobalArguments, OpenArguments};
 use crate::clock;
 use crate::failure::Misuse;
 use crate::model_source::EMBEDDED;
-use crate::open::{load_runner, open_source_to_write};
+use crate::open::{load_replicas, open_source_to_write};
 use crate::terminal::Terminal;
 use crate::verbs::serve::random_model;
 
@@ -82,9 +84,8 @@ struct EngineArguments {
 }
 
 impl EngineArguments {
-    /// For a model with or without one that drafts.
-    fn options(&self, draft: Draft) -> EngineOptions {
-        let default = EngineOptions::default();
+    /// For a model with or without one that drafts, over what suits its device.
+    fn options(&self, draft: Draft, default: EngineOptions) -> EngineOptions {
         EngineOptions {
             n_running_max: self.sequences.unwrap_or(default.n_running_max),
             n_waiting_max: self.queue.unwrap_or(default.n_waiting_max),
@@ -261,19 +262,25 @@ impl ServedArguments {
         let task = if config.last_token_pooling { ModelTask::Embedding { width: config.hidden_size } } else { ModelTask::Text };
         let load = |weights: &dyn WeightSource| {
             let options = self.runner_options(weights.config().context_length);
-            load_runner(weights, &self.device.for_any_sampling(), options, terminal)
+            load_replicas(weights, &self.device.for_any_sampling(), options, terminal)
         };
-        let runner = load(&*weights)?;
-        let part = |draft: Opened| {
-            let runner = load(&*draft.weights).context("cannot load the draft model")?;
-            anyhow::Ok(DraftPart { runner, tokenizer: Some(Arc::new(draft.tokenizer)) })
+        let runners = load(&*weights)?;
+        let draft_parts = |draft: Opened| {
+            let runners = load(&*draft.weights).context("cannot load the draft model")?;
+            let tokenizer = Arc::new(draft.tokenizer);
+            let part = |runner| Some(DraftPart { runner, tokenizer: Some(tokenizer.clone()) });
+            anyhow::Ok(runners.into_iter().map(part).collect())
         };
-        let draft = draft.map(part).transpose()?;
+        let is_drafted = if draft.is_some() { Draft::Model } else { Draft::None };
+        let drafts: Vec<Option<DraftPart>> = match draft {
+            Some(draft) => draft_parts(draft)?,
+            None => runners.iter().map(|_| None).collect(),
+        };
         let ids = defaults.eos_token_ids.iter().copied().map(TokenId);
         let eos: Vec<TokenId> = if tokenizer.eos().is_empty() { ids.collect() } else { tokenizer.eos().to_vec() };
-        let options = self.engine.options(if draft.is_some() { Draft::Model } else { Draft::None });
-        let model = EngineModel { runner, draft, tokenizer: Some(tokenizer.clone()), eos };
-        let engine = EngineHandle::start(model, options)?;
+        let options = self.engine.options(is_drafted, suited_to(&runners));
+        let model = |(runner, draft)| EngineModel { runner, draft, tokenizer: Some(tokenizer.clone()), eos: eos.clone() };
+        let engine = EngineHandle::start_replicas(runners.into_iter().zip(drafts).map(model).collect(), options)?;
         Ok(ServedModel {
             name,
             created_unix_seconds: clock::now_unix_seconds().unwrap_or(0),
@@ -291,9 +298,18 @@ impl ServedArguments {
         RunnerOptions {
             n_tokens_max: STEP_TOKENS_MAX,
             n_cached_tokens: self.engine.cache_tokens.unwrap_or(n_default).max(1),
-            kv_type: self.device.choice.kv_cache.into(),
+            kv_type: self.device.choice.kv_type(),
         }
     }
+}
+
+/// What suits the devices that a model is on: GPUs want many sequences and long steps.
+fn suited_to(runners: &[Box<dyn Runner>]) -> EngineOptions {
+    let default = EngineOptions::default();
+    if runners.iter().any(|runner| runner.device().name != "cuda") {
+        return default;
+    }
+    EngineOptions { n_running_max: N_RUNNING_MAX, n_step_tokens_max: STEP_TOKENS, ..default }
 }
 
 /// Whether one can draft for the other, as far as their files tell: what the engine would refuse once both are loaded.
