@@ -12,6 +12,8 @@ use crate::repository::Repository;
 
 /// The package and its version.
 const PACKAGE: &str = "nvidia-cuda-nvrtc==13.0.88";
+/// The environment variable by which the tests find it.
+pub(crate) const VARIABLE: &str = "BITNET_NVRTC";
 /// Where the wheel holds the library.
 const LIBRARY: &str = "nvidia/cu13/lib/libnvrtc.so.13";
 
@@ -28,14 +30,19 @@ pub(crate) struct NvrtcArgs {
 
 pub(crate) fn run(args: &NvrtcArgs) -> Result<()> {
     let repository = Repository::find()?;
-    let library = fetch(&repository.target_folder()?.join("nvrtc"))?;
+    let library = library(&repository)?;
     if args.fetch {
         println!("{}", library.display());
         return Ok(());
     }
     let mut test = command::cargo();
     test.args(["test", "--locked", "--package", "bitnet-device-cuda", "--test", "it", "--", "kernels_compile_for"]);
-    command::run(test.env("BITNET_NVRTC", library).current_dir(&repository.root))
+    command::run(test.env(VARIABLE, library).current_dir(&repository.root))
+}
+
+/// The compiler, fetched if it is not there.
+pub(crate) fn library(repository: &Repository) -> Result<PathBuf> {
+    fetch(&repository.target_folder()?.join("nvrtc"))
 }
 
 /// The library, unpacked from its wheel into `folder` unless it is there.

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything a change has to pass, in the order in which it fails fastest. Each stage is a command that can
 //! also be run alone. It fetches what the stages need first, so that a fresh machine with Rust and a C compiler is enough.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -11,15 +12,15 @@ use crate::clients::{self, ClientsArgs};
 use crate::command;
 use crate::fuzz::{self, Effort, Fuzzer};
 use crate::repository::Repository;
-use crate::{tidy, toolchain};
+use crate::{nvrtc, tidy, toolchain};
 
 /// Run everything that a change has to pass.
 ///
-/// Format check, clippy with warnings denied, all tests, tidy, journeys of real clients, and a short run of every fuzz target, whose seeds are tested first. Stops at the first stage
+/// Format check, clippy with warnings denied, all tests, the CUDA kernels' compilation among them, tidy, journeys of real clients, and a short run of every fuzz target, whose seeds are tested first. Stops at the first stage
 /// that fails and names it. The last line is `N passed, N failed`, summed over all tests.
 #[derive(Args)]
 pub(crate) struct TestArgs {
-    /// Leave out a stage whose tools are neither there nor can be installed (fuzzing needs a C++ compiler, journeys Python, Node, Chromium and promtool, the platform PostgreSQL), and say so.
+    /// Leave out a stage whose tools are neither there nor can be installed (fuzzing needs a C++ compiler, journeys Python, Node, Chromium and promtool, the platform PostgreSQL, CUDA kernels Python with pip), and say so.
     #[arg(long)]
     allow_missing: bool,
     /// Time for each fuzz target; 0 leaves fuzzing out.
@@ -73,8 +74,12 @@ impl Stages {
         self.stage("clippy", |_| {
             command::run(&mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))
         })?;
+        let compiler = self.stage("nvrtc", |_| find_compiler(&repository, args))?;
         self.stage("tests", |counts| {
             let mut tests = cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]);
+            if let Some(compiler) = &compiler {
+                tests.env(nvrtc::VARIABLE, compiler);
+            }
             if args.allow_missing {
                 // Those of PostgreSQL say themselves that they are left out, where there is none.
                 tests.env("BITNET_ALLOW_MISSING_POSTGRES", "1");
@@ -127,6 +132,24 @@ fn find_tools(args: &TestArgs) -> Result<bool> {
             Ok(false)
         }
         None => bail!("no C++ compiler to build libFuzzer with: install g++ or clang++, or leave fuzzing out with --allow-missing"),
+    }
+}
+
+/// NVIDIA's run-time compiler, with which the tests compile the CUDA kernels for every architecture; without it they leave that out.
+fn find_compiler(repository: &Repository, args: &TestArgs) -> Result<Option<PathBuf>> {
+    // It is made for x86-64 Linux; elsewhere a toolkit may have one, which the tests find themselves.
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Ok(None);
+    }
+    match nvrtc::library(repository) {
+        Ok(library) => Ok(Some(library)),
+        Err(error) if args.allow_missing => {
+            println!("the CUDA kernels are not compiled: {error:#}");
+            Ok(None)
+        }
+        Err(error) => {
+            Err(error.context("no compiler for the CUDA kernels: python3 with pip fetches it, or leave them out with --allow-missing"))
+        }
     }
 }
 
