@@ -18,6 +18,7 @@ mod playground;
 mod profile;
 mod public;
 mod usage;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -241,6 +242,10 @@ impl Portal {
             .get("/accounts/{account}/invoices/{invoice}", member(Action::ViewInvoices), billing::issued)
             .get("/accounts/{account}/plan", member(Action::ViewInvoices), billing::plan)
             .post("/accounts/{account}/plan", member(Action::ManageBilling), billing::change_plan)
+            .get("/accounts/{account}/webhooks", member(Action::ManageAccount), webhooks::page)
+            .post("/accounts/{account}/webhooks", member(Action::ManageAccount), webhooks::create)
+            .post("/accounts/{account}/webhooks/{webhook}/rotate", member(Action::ManageAccount), webhooks::rotate)
+            .post("/accounts/{account}/webhooks/{webhook}/remove", member(Action::ManageAccount), webhooks::remove)
             .get("/accounts/{account}/audit", member(Action::ViewAudit), audit_log::page)
             .get("/accounts/{account}/audit.jsonl", member(Action::ViewAudit), audit_log::export)
             .get("/accounts/{account}/settings", member(Action::ManageAccount), account::settings)

@@ -153,16 +153,20 @@ impl PortalError {
                 let text = format!("Your plan allows {limit} {what}. A larger plan allows more.");
                 Ok(Fault { status, text })
             }
-            PlatformError::Credentials | PlatformError::Throttled { .. } | PlatformError::Unconfirmed | PlatformError::Mail { .. } => {
-                Ok(Fault { status, text: sentence(&self.0.to_string()) })
-            }
+            PlatformError::Credentials
+            | PlatformError::Throttled { .. }
+            | PlatformError::Unconfirmed
+            | PlatformError::Mail { .. }
+            | PlatformError::ReadOnly { .. } => Ok(Fault { status, text: sentence(&self.0.to_string()) }),
             _ => Err(self),
         }
     }
 
     fn status(&self) -> StatusCode {
         match &self.0 {
-            PlatformError::Invalid { field: CROSS_SITE, .. } | PlatformError::Forbidden => StatusCode::FORBIDDEN,
+            PlatformError::Invalid { field: CROSS_SITE, .. } | PlatformError::Forbidden | PlatformError::ReadOnly { .. } => {
+                StatusCode::FORBIDDEN
+            }
             PlatformError::Invalid { field: TOO_LARGE, .. } => StatusCode::PAYLOAD_TOO_LARGE,
             PlatformError::Invalid { .. } | PlatformError::PlanLimit { .. } | PlatformError::MalformedId { .. } => {
                 StatusCode::UNPROCESSABLE_ENTITY

@@ -116,6 +116,11 @@ impl World {
             query.execute(&self.pool).await.expect("it writes");
             filled = filled.replace("{invitation}", invitation);
         }
+        if path.contains("{webhook}") {
+            let endpoint = "we_00000000000000000000000000000099";
+            self.execute("INSERT INTO webhook_endpoint (id, account_id, url, kinds, secret_version, secret_since, created_at) VALUES ($1, $2, 'https://example.com', '[]', 1, 0, 0) ON CONFLICT (id) DO UPDATE SET removed_at = NULL", &[endpoint, &self.account]).await;
+            filled = filled.replace("{webhook}", endpoint);
+        }
         if path.contains("/invoices/{invoice}") {
             return filled.replace("{invoice}", &self.issued().await);
         }
