@@ -7,7 +7,7 @@ use sqlx::any::AnyRow;
 
 use crate::audit::{By, Deed};
 use crate::billing::covered::Cover;
-use crate::billing::invoice::{DocumentKind, Parties, bound};
+use crate::billing::invoice::{DocumentKind, Parties, Party};
 use crate::billing::line::InvoiceLine;
 use crate::billing::settings::Profile;
 use crate::billing::statement::Lines;
@@ -17,7 +17,7 @@ use crate::ids::{AccountId, InvoiceId, ItemId};
 use crate::limits::{CLOSE_AFTER, N_MONTHS_PER_RUN};
 use crate::money::Micros;
 use crate::platform::CURRENCY;
-use crate::store::{Store, Write, get, get_count, get_parsed, get_time};
+use crate::store::{Store, Write, as_i64, get, get_count, get_parsed, get_time};
 use crate::time::{Period, Timestamp};
 use crate::webhooks::Happened;
 
@@ -114,7 +114,7 @@ impl Store {
         }
         let insert =
             sqlx::query("INSERT INTO closed_period (account_id, period, upto_seq, closed_at, invoice_id) VALUES ($1, $2, $3, $4, $5)");
-        let insert = insert.bind(account.to_string()).bind(i64::from(period.0)).bind(bound(cover.upto)).bind(by.at.0);
+        let insert = insert.bind(account.to_string()).bind(i64::from(period.0)).bind(as_i64(cover.upto)).bind(by.at.0);
         insert.bind(invoice.map(|id| id.to_string())).execute(&mut *write.transaction).await.map_err(failed())?;
         write.commit(DOING).await?;
         Ok(Some(Closed { account, period, invoice }))
@@ -220,7 +220,7 @@ pub(crate) async fn lock_issuer(write: &mut Write<'_>, issuer: &str) -> Result<(
 struct Numbered {
     number: i64,
     name: String,
-    party: crate::billing::invoice::Party,
+    party: Party,
 }
 
 async fn next_number(write: &mut Write<'_>, issuer: &str, kind: DocumentKind) -> Result<Numbered, PlatformError> {
@@ -238,7 +238,7 @@ async fn next_number(write: &mut Write<'_>, issuer: &str, kind: DocumentKind) ->
     let number: i64 = get(&row, number)?;
     let name = format!("{}{number:06}", get::<String>(&row, prefix)?);
     let (party_name, address, tax_id) = (get(&row, "name")?, get(&row, "address")?, get(&row, "tax_id")?);
-    let party = crate::billing::invoice::Party { name: party_name, address, country: String::new(), tax_id };
+    let party = Party { name: party_name, address, country: String::new(), tax_id };
     Ok(Numbered { number, name, party })
 }
 
@@ -247,8 +247,8 @@ async fn insert_line(write: &mut Write<'_>, (id, number): (InvoiceId, usize), li
     let insert = sqlx::query(
         "INSERT INTO invoice_line (invoice_id, line_number, line_id, text, detail, rounding, n_requests, amount) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     );
-    let insert = insert.bind(id.to_string()).bind(bound(number as u64)).bind(line.id.clone()).bind(line.text.clone()).bind(detail);
-    let insert = insert.bind(line.rounding.name()).bind(bound(line.n_requests)).bind(line.amount.0);
+    let insert = insert.bind(id.to_string()).bind(as_i64(number as u64)).bind(line.id.clone()).bind(line.text.clone()).bind(detail);
+    let insert = insert.bind(line.rounding.name()).bind(as_i64(line.n_requests)).bind(line.amount.0);
     insert.execute(&mut *write.transaction).await.map_err(failed())?;
     Ok(())
 }

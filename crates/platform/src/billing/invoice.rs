@@ -11,7 +11,7 @@ use crate::directory::AccountRow;
 use crate::error::PlatformError;
 use crate::ids::{AccountId, InvoiceId};
 use crate::money::Micros;
-use crate::store::{Store, as_i64, get, get_count, get_money};
+use crate::store::{Store, get, get_count, get_money};
 use crate::time::{Period, Timestamp};
 
 /// One side of an invoice.
@@ -252,9 +252,4 @@ impl Store {
 /// A text that was stored as JSON.
 pub(crate) fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &'static str) -> Result<T, PlatformError> {
     serde_json::from_str(text).map_err(|error| PlatformError::Corrupt { what, reason: error.to_string() })
-}
-
-/// A count as it is bound.
-pub(crate) fn bound(n: u64) -> i64 {
-    as_i64(n)
 }

@@ -33,8 +33,7 @@ impl Store {
         Ok(invoice)
     }
 
-    /// Issued invoices and credit notes with their totals and without their lines, the newest first; `before` are numbers of seconds
-    /// since 1970 of a page before.
+    /// Issued invoices and credit notes with their totals and without their lines, the newest first; of one account, or of all.
     pub async fn invoices(&self, account: Option<AccountId>) -> Result<Vec<(Invoice, Micros)>, PlatformError> {
         let text = format!("{INVOICES} WHERE i.account_id = $1 OR $1 = '' ORDER BY i.issued_at DESC, i.number DESC LIMIT $2");
         let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(account.map_or_else(String::new, |id| id.to_string()));

@@ -60,7 +60,13 @@ pub(crate) struct Served {
 impl Served {
     /// On a database that may be empty. Runs inside a runtime.
     pub(crate) async fn start(url: &str, pace: SimulatedPace) -> Self {
+        Self::start_with(url, pace, |platform| platform).await
+    }
+
+    /// The same, set up as a test wants it.
+    pub(crate) async fn start_with(url: &str, pace: SimulatedPace, set_up: impl FnOnce(Platform) -> Platform) -> Self {
         let platform = Platform::open(url, &InstallationSecret::new([5; 32]), Timestamp::now).await.expect("it opens");
+        let platform = set_up(platform);
         let running = platform.start();
         // A portal has a page of its own at /.
         let config = Config { chat_page: Presence::Off, ..Config::default() };

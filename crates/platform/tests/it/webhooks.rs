@@ -9,13 +9,17 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use bitnet_platform::directory::KeyAccess;
 use bitnet_platform::ids::{AccountId, EndpointId};
+use bitnet_platform::ledger::Overage;
+use bitnet_platform::money::Micros;
 use bitnet_platform::outbound::{Destinations, Outbound};
 use bitnet_platform::store::{MIGRATIONS, Store};
 use bitnet_platform::time::Timestamp;
 use bitnet_platform::webhooks::{EndpointSecrets, NewEndpoint, Webhooks, verify};
 
 use super::invoices::{day, rich_account};
+use super::served::Served;
 use super::store::{NOW, by, on_both};
 
 /// What a receiver was sent: id, time, signatures, body.
@@ -179,5 +183,40 @@ fn threshold_of_usage_is_told_of_once() {
         assert_eq!(store.note_thresholds(day(1)).await.expect("looked"), 1, "all");
         assert_eq!(store.note_thresholds(day(2)).await.expect("looked"), 0);
         assert_eq!(store.note_thresholds(Timestamp(day(40).0)).await.expect("looked"), 0, "another month");
+    });
+}
+
+#[test]
+fn licence_that_has_ended_makes_management_read_only_and_stops_no_model() {
+    on_both(|_, url| async move {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ended = Timestamp::now().minus(Duration::from_secs(15 * 86_400));
+        let terms = bitnet_platform::licence::LicenceTerms {
+            customer: "Ann".into(),
+            plan: "enterprise".into(),
+            entitlements: Vec::new(),
+            seats: None,
+            valid_from_micros: 0,
+            expires_at_micros: ended.0,
+            machine: None,
+        };
+        let rights = bitnet_platform::rights::Rights::of(terms, folder.path().join("clock"));
+        let served = Served::start_with(&url, Default::default(), |platform| platform.with_rights(rights)).await;
+        let account = served.account("payg", (Overage::Charge, Micros::units(1))).await;
+        let (_, key) = served.key(account, |_| {}).await;
+        let (_, admin) = served.key(account, |key| key.access = KeyAccess::Admin).await;
+        let body = serde_json::json!({ "url": "https://example.com/hook" });
+        assert_eq!(served.post("/v1/organization/webhooks", &admin, &body).await.refusal(), (403, "permission_denied".into()));
+        assert_eq!(served.get("/v1/organization/webhooks", &admin).await.status, 200, "what is there is read");
+        assert_eq!(served.get("/v1/organization/invoices", &admin).await.status, 200);
+        let prompt = serde_json::json!({ "model": "sim", "prompt": "Once", "max_tokens": 2 });
+        assert_eq!(served.post("/v1/completions", &key, &prompt).await.status, 200, "models go on");
+        let project = served.platform.store().projects(Some(account)).await.expect("read")[0].id.to_string();
+        let event = serde_json::json!({
+            "specversion": "1.0", "type": "ai.bitnet.usage.v1", "source": "s", "id": "1",
+            "data": { "project_id": project, "model": "m", "output_tokens": 1 },
+        });
+        assert_eq!(served.post("/v1/events", &admin, &event).await.status, 202, "what was used is booked");
+        served.end().await;
     });
 }
