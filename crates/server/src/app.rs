@@ -279,6 +279,7 @@ impl App {
             deadline: self.config().request_timeout.map(|timeout| Instant::now() + timeout),
             settlement: admitted.settlement.clone(),
         };
+        let submitted = Instant::now();
         // Compiling a constraint takes some milliseconds: not on the reactor.
         let is_constrained = submission.job.generate.as_ref().is_some_and(|generate| generate.constraint.is_some());
         let submitting = debug_span!("submit", is_constrained);
@@ -288,7 +289,7 @@ impl App {
             submitting.in_scope(|| submission.submit())?
         };
         let metrics = self.metrics().model(&model_name);
-        let of = Of { in_flight: admitted.in_flight.clone(), metrics, trace: context.trace.clone() };
+        let of = Of { in_flight: admitted.in_flight.clone(), metrics, trace: context.trace.clone(), submitted };
         let generation = Generation::new(streams, n_choices, of, (n_prompt_tokens, admitted.rate_limits));
         Ok(generation.recorded_by(admitted.recorder.clone()))
     }

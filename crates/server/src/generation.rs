@@ -46,6 +46,8 @@ pub(crate) struct Of {
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) metrics: Arc<ModelMetrics>,
     pub(crate) trace: RequestTrace,
+    /// Before the engine had it.
+    pub(crate) submitted: Instant,
 }
 
 /// See the module.
@@ -105,11 +107,11 @@ impl Generation {
     pub(crate) fn new(
         streams: Vec<TokenStream>,
         n_choices: usize,
-        Of { in_flight, metrics, trace }: Of,
+        Of { in_flight, metrics, trace, submitted }: Of,
         (n_prompt_tokens, rate_limits): (usize, Option<RateLimits>),
     ) -> Self {
         let sources = streams.into_iter().map(|stream| Source { stream, is_done: false, started: None }).collect();
-        let clock = Clock { began: Instant::now(), first_token: None, last_token: None };
+        let clock = Clock { began: submitted, first_token: None, last_token: None };
         Self {
             sources,
             n_choices,

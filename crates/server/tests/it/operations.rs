@@ -102,7 +102,7 @@ impl std::task::Wake for Breaking {
 fn engine_that_has_broken_down_is_not_ready_and_not_live() {
     let world = World::plain();
     let engine = world.app.models().all().into_iter().find(|model| model.name == "sim").expect("there").engine.clone();
-    let request = bitnet_engine::Request {
+    let request = || bitnet_engine::Request {
         prompt: vec![bitnet_model::TokenId(5)],
         task: bitnet_engine::Task::Generate(Box::new(bitnet_engine::Generate::plain(Default::default(), 500))),
         tenant: bitnet_engine::TenantSalt([1; 32]),
@@ -110,10 +110,15 @@ fn engine_that_has_broken_down_is_not_ready_and_not_live() {
         deadline: None,
         usage_sink: None,
     };
-    let mut stream = engine.submit(request).expect("accepted");
+    let mut stream = engine.submit(request()).expect("accepted");
     let waker = std::task::Waker::from(std::sync::Arc::new(Breaking));
     while !engine.is_broken() {
-        let _ = stream.poll_next_event(&mut std::task::Context::from_waker(&waker));
+        // Whoever always finds an event waiting is never woken: then it is tried again.
+        if stream.poll_next_event(&mut std::task::Context::from_waker(&waker)) == std::task::Poll::Ready(None)
+            && let Ok(another) = engine.submit(request())
+        {
+            stream = another;
+        }
     }
     for url in ["/health", "/health/ready", "/health/live", "/v2/health/live", "/v2/models/sim/ready"] {
         assert_eq!(world.get(url).status, 503, "{url}");
