@@ -2,7 +2,7 @@
 
 PyTorch's step is what a careful user would run: one product for queries, keys and values, one for gate and up, scaled_dot_product_attention
 over a KV cache made once, and all of it recorded as one CUDA graph, so that the processor does not hold the GPU up. Weights are random, which
-does not change the energy by much. Needs one NVIDIA GPU from Volta on and torch with CUDA; nothing else of `requirements.txt`.
+does not change the energy by much. PyTorch's sequences have 128 tokens behind them, `bitnet`'s grow from none to 128. Needs one NVIDIA GPU from Volta on and torch with CUDA; nothing else of `requirements.txt`.
 
     python benches/peers/energy_gpu.py --shape 2b4t --batch 1,64 --bitnet target/release/bitnet
 """
@@ -150,7 +150,7 @@ def main():
     arguments = parser.parse_args()
     shape, batches = SHAPES[arguments.shape], [int(n) for n in arguments.batch.split(",")]
     ours, counter = bitnet(arguments.bitnet, shape, batches), EnergyCounter()
-    print(f"{shape.name} on {torch.cuda.get_device_name(0)}, torch {torch.__version__}, one token each at context {CONTEXT}\n")
+    print(f"{shape.name} on {torch.cuda.get_device_name(0)}, torch {torch.__version__}, 128 tokens from none on (bitnet), tokens at context {CONTEXT} (torch)\n")
     print("| sequences | bitnet, tokens/s | J/token | PyTorch bf16, tokens/s | J/token | less energy |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
     for n_sequences in batches:
         rate, joules = ours[n_sequences]

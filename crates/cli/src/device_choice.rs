@@ -33,6 +33,8 @@ pub(crate) enum DeviceChoiceError {
     Unknown { got: String },
     #[error("auto is one device: name each of several")]
     AutoAmongOthers,
+    #[error("a GPU and the processor together: their last bits differ, so what a request gets would depend on who else is there")]
+    GpuAmongOthers,
     #[error("{got} devices; at most {limit}")]
     TooMany { got: usize, limit: usize },
 }
@@ -87,6 +89,10 @@ impl FromStr for DeviceChoice {
         if devices.len() > 1 && devices.contains(&ChosenDevice::Auto) {
             return Err(DeviceChoiceError::AutoAmongOthers);
         }
+        let is_gpu = |device: &ChosenDevice| matches!(device, ChosenDevice::Cuda { .. });
+        if devices.iter().any(is_gpu) && !devices.iter().all(is_gpu) {
+            return Err(DeviceChoiceError::GpuAmongOthers);
+        }
         if devices.len() > N_REPLICAS_MAX {
             return Err(DeviceChoiceError::TooMany { got: devices.len(), limit: N_REPLICAS_MAX });
         }
@@ -124,7 +130,7 @@ mod tests {
         assert_eq!(parsed("cuda"), Ok(vec![cuda(0)]));
         assert_eq!(parsed("cuda:3"), Ok(vec![cuda(3)]));
         assert_eq!(parsed("cuda:0,1,5"), Ok(vec![cuda(0), cuda(1), cuda(5)]));
-        assert_eq!(parsed("cuda:0,cuda:1,cpu"), Ok(vec![cuda(0), cuda(1), ChosenDevice::Cpu]));
+        assert_eq!(parsed("cuda:0,cuda:1"), Ok(vec![cuda(0), cuda(1)]));
         assert_eq!(parsed("cpu,cpu"), Ok(vec![ChosenDevice::Cpu; 2]));
     }
 
@@ -137,6 +143,7 @@ mod tests {
             assert_eq!(refused(text), Some(DeviceChoiceError::Unknown { got: got.into() }), "{text}");
         }
         assert_eq!(refused("cuda:0,auto"), Some(DeviceChoiceError::AutoAmongOthers));
+        assert_eq!(refused("cuda:0,cpu"), Some(DeviceChoiceError::GpuAmongOthers));
         let many = vec!["cpu"; N_REPLICAS_MAX + 1].join(",");
         assert_eq!(refused(&many), Some(DeviceChoiceError::TooMany { got: N_REPLICAS_MAX + 1, limit: N_REPLICAS_MAX }));
     }
@@ -145,6 +152,6 @@ mod tests {
     fn verb_of_one_device_refuses_several() {
         assert_eq!("cpu".parse::<DeviceChoice>().expect("valid").one().ok(), Some(ChosenDevice::Cpu));
         assert!("cuda:0,1".parse::<DeviceChoice>().expect("valid").one().is_err());
-        assert_eq!("cuda,1,cpu".parse::<DeviceChoice>().expect("valid").to_string(), "cuda:0,cuda:1,cpu");
+        assert_eq!("cuda,1".parse::<DeviceChoice>().expect("valid").to_string(), "cuda:0,cuda:1");
     }
 }

@@ -104,10 +104,12 @@ pub(crate) fn cpu_options(arguments: &DeviceArguments) -> CpuOptions {
         Some(HeadArgument::File) | None => default.resident_table_bytes_max,
     };
     let n_replicas = arguments.choice.device.n_on_processor();
-    let n_threads = match (arguments.threads, n_replicas) {
-        (Some(n_threads), _) => Some(usize::from(n_threads)),
-        (None, 0 | 1) => None,
-        (None, _) => Some((std::thread::available_parallelism().map_or(1, usize::from) / n_replicas).max(1)),
+    let n_threads = match (arguments.threads.map(usize::from), n_replicas) {
+        (n_threads, 0 | 1) => n_threads,
+        (n_threads, _) => {
+            let of_all = n_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+            Some((of_all / n_replicas).max(1))
+        }
     };
     CpuOptions { n_threads, isa: arguments.choice.isa.into(), resident_table_bytes_max }
 }

@@ -1,6 +1,7 @@
 //! Which of a model's replicas takes a request: the one that is done with it first, as far as can be told. What counts against a replica
 //! is the work it has and the part of the prompt that it has not read before: so a conversation returns to the keys and values that its
-//! last turn left (sgl-project/sglang `sgl-router`, cache-aware policy), and yet no replica idles while another has a queue.
+//! last turn left (sgl-project/sglang `sgl-router`, cache-aware policy), unless that replica has some requests more than another. What is
+//! sent stays where it went: a wrong guess of how long requests take is not made good later.
 //!
 //! Pure: it sees prompts and loads, and no replica. What it remembers is what it sent where; whether that is cached still, only the
 //! replica knows, and a wrong guess costs a prompt read again and never a wrong answer.
@@ -20,6 +21,8 @@ const CHUNK_TOKENS: usize = 4 * BLOCK_TOKENS;
 const N_CHUNKS_MAX: usize = 256;
 /// Prompt tokens that weigh as much as a request that a replica has already.
 const REQUEST_TOKENS: usize = 256;
+/// What was read weighs at most as much as this many tokens: a long beginning that everybody shares is soon read everywhere.
+const READ_TOKENS_MAX: usize = 4 * REQUEST_TOKENS;
 
 /// The beginning of a prompt: a hash of each chunk and all before it, rooted in the tenant.
 pub(crate) struct PromptStart {
@@ -65,7 +68,7 @@ impl Dispatcher {
     pub(crate) fn first(&self, start: &PromptStart, loads: &[Option<usize>]) -> Option<usize> {
         let n_read = self.n_read_tokens(start, loads.len());
         let n_most = n_read.iter().copied().max().unwrap_or(0);
-        let cost = |replica: usize, load: usize| load * REQUEST_TOKENS + (n_most - n_read[replica]);
+        let cost = |replica: usize, load: usize| load * REQUEST_TOKENS + (n_most - n_read[replica]).min(READ_TOKENS_MAX);
         let last_chosen = |replica: usize| self.last_chosen.get(replica).copied().unwrap_or(0);
         let open = loads.iter().enumerate().filter_map(|(replica, load)| load.map(|load| (cost(replica, load), replica)));
         // Among equals, the one that has waited longest for work.
@@ -153,6 +156,8 @@ mod tests {
         assert_eq!(dispatcher.first(&next_turn, &[Some(0), Some(5)]), Some(0), "and less than five");
         dispatcher.sent(&next_turn, 0);
         assert_eq!(dispatcher.first(&next_turn, &[Some(1), Some(0)]), Some(1), "now both have read it");
+        dispatcher.sent(&start(2, 0..8192), 0);
+        assert_eq!(dispatcher.first(&start(2, 0..8192), &[Some(5), Some(0)]), Some(1), "a long one weighs no more than four requests");
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct EngineCore {
     pub(crate) batch: Batch,
     pub(crate) state: EngineState,
     pub(crate) admission: Arc<Admission>,
+    /// Requests at which the device failed since a step last succeeded.
+    pub(crate) n_failed_in_turn: usize,
     options: EngineOptions,
 }
 
@@ -119,7 +121,7 @@ impl EngineCore {
     ) -> Result<Self, StartError> {
         let drafter = drafter(&*runner, admission.tokenizer.as_deref(), draft, options.speculation)?;
         let state = EngineState::new(scheduler(&*runner, options), drafter, Arc::clone(&admission));
-        Ok(Self { runner, batch: Batch::default(), state, admission, options })
+        Ok(Self { runner, batch: Batch::default(), state, admission, n_failed_in_turn: 0, options })
     }
 
     /// What the model yields.

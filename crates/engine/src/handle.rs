@@ -8,7 +8,7 @@ use crate::admission::{Admission, Output};
 use crate::dispatch::{Dispatcher, PromptStart};
 use crate::engine::{EngineCore, EngineModel};
 use crate::error::{StartError, SubmitError};
-use crate::inbox::{IdSeries, Phase};
+use crate::inbox::{IdSeries, Phase, Refused};
 use crate::limits::N_REPLICAS_MAX;
 use crate::options::EngineOptions;
 use crate::replica::{Replica, ReplicaBounds};
@@ -62,32 +62,40 @@ impl EngineHandle {
     /// Checks a request and queues it. Never waits for the engine; a constraint that was not seen before is compiled here, which may
     /// take some ten milliseconds.
     pub fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
-        let start = (self.replicas.len() > 1).then(|| PromptStart::new(request.tenant, &request.prompt));
-        let index = self.choose(request.tenant, start.as_ref())?;
-        let prepared = self.admission.prepare(request)?;
-        let replica = &self.replicas[index];
-        let (id, queue) = replica.inbox.submit(prepared, replica.published.retry_after())?;
-        if let Some(start) = &start {
-            self.dispatcher().sent(start, index);
+        let tenant = request.tenant;
+        self.check_room(tenant)?;
+        let start = (self.replicas.len() > 1).then(|| PromptStart::new(tenant, &request.prompt));
+        let mut prepared = Box::new(self.admission.prepare(request)?);
+        // Held from the choice to the submission, so that whoever comes next sees this one.
+        let mut dispatcher = self.dispatcher();
+        loop {
+            let index = start.as_ref().and_then(|start| dispatcher.first(start, &self.loads(tenant)));
+            let index = index.unwrap_or_else(|| self.first_with_room(tenant));
+            let replica = &self.replicas[index];
+            match replica.inbox.submit(prepared, replica.published.retry_after()) {
+                Ok((id, queue)) => {
+                    if let Some(start) = &start {
+                        dispatcher.sent(start, index);
+                    }
+                    return Ok(TokenStream::new(id, queue, Arc::clone(&replica.inbox), self.n_events_max));
+                }
+                // It broke down meanwhile, which each does once; another may work.
+                Err(Refused { prepared: back, error: SubmitError::Broken }) if !self.is_broken() => prepared = back,
+                Err(Refused { error, .. }) => return Err(error),
+            }
         }
-        Ok(TokenStream::new(id, queue, Arc::clone(&replica.inbox), self.n_events_max))
     }
 
-    /// The replica that a request goes to, or why none takes it.
-    fn choose(&self, tenant: TenantSalt, start: Option<&PromptStart>) -> Result<usize, SubmitError> {
-        let check = |index: usize| {
-            let Replica { inbox, published, .. } = &self.replicas[index];
-            inbox.check(tenant, published.retry_after()).map(|()| index)
-        };
-        let Some(start) = start else { return check(0) };
-        let load = |replica: &Replica| {
-            let room = replica.inbox.has_room(tenant, replica.published.retry_after());
-            room.is_ok().then(|| replica.inbox.n_unfinished())
-        };
-        let loads: Vec<Option<usize>> = self.replicas.iter().map(load).collect();
-        let first = self.dispatcher().first(start, &loads);
-        // Where none has room, one that works says why: that another is broken says less.
-        check(first.or_else(|| self.replicas.iter().position(|replica| !replica.is_broken())).unwrap_or(0))
+    /// Requests that each replica has, `None` where it takes no more of this tenant.
+    fn loads(&self, tenant: TenantSalt) -> Vec<Option<usize>> {
+        let load = |replica: &Replica| replica.has_room(tenant).then(|| replica.inbox.n_unfinished());
+        self.replicas.iter().map(load).collect()
+    }
+
+    /// A replica that has room; where none has, one that works, which says why it takes nothing: that another is broken says less.
+    fn first_with_room(&self, tenant: TenantSalt) -> usize {
+        let has_room = self.replicas.iter().position(|replica| replica.has_room(tenant));
+        has_room.or_else(|| self.replicas.iter().position(|replica| !replica.is_broken())).unwrap_or(0)
     }
 
     fn dispatcher(&self) -> std::sync::MutexGuard<'_, Dispatcher> {
@@ -97,8 +105,8 @@ impl EngineHandle {
 
     /// Whether a request of this tenant would be let in now, so that it can be refused before there is any work with it.
     pub fn check_room(&self, tenant: TenantSalt) -> Result<(), SubmitError> {
-        let start = (self.replicas.len() > 1).then(|| PromptStart::new(tenant, &[]));
-        self.choose(tenant, start.as_ref()).map(|_| ())
+        let replica = &self.replicas[self.first_with_room(tenant)];
+        replica.inbox.check(tenant, replica.published.retry_after())
     }
 
     /// Whether no replica is left that has not broken down. It takes no requests then and never will.

@@ -17,6 +17,12 @@ pub(crate) struct Arrived {
     pub(crate) queue: Arc<StreamQueue>,
 }
 
+/// A request that was not taken, which another engine may take.
+pub(crate) struct Refused {
+    pub(crate) prepared: Box<Prepared>,
+    pub(crate) error: SubmitError,
+}
+
 /// How far the engine's life is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) enum Phase {
@@ -120,15 +126,17 @@ impl Inbox {
     }
 
     /// Takes a request, if there is room.
-    pub(crate) fn submit(&self, prepared: Prepared, retry_after: Duration) -> Result<(RequestId, Arc<StreamQueue>), SubmitError> {
+    pub(crate) fn submit(&self, prepared: Box<Prepared>, retry_after: Duration) -> Result<(RequestId, Arc<StreamQueue>), Refused> {
         let mut state = self.lock();
         let tenant = prepared.request.tenant;
-        self.check_state(&mut state, tenant, retry_after)?;
+        if let Err(error) = self.check_state(&mut state, tenant, retry_after) {
+            return Err(Refused { prepared, error });
+        }
         *state.waiting_of.entry(tenant).or_default() += 1;
         state.n_unfinished += 1;
         let (id, queue) = (RequestId(state.next_id), Arc::new(StreamQueue::new()));
         state.next_id += self.ids.step;
-        state.mail.arrived.push(Arrived { id, prepared, queue: Arc::clone(&queue) });
+        state.mail.arrived.push(Arrived { id, prepared: *prepared, queue: Arc::clone(&queue) });
         self.notify(state);
         Ok((id, queue))
     }

@@ -28,6 +28,8 @@ pub const N_IDLE_TENANTS_MAX: usize = 4096;
 pub const N_PANICS_MAX: usize = 2;
 /// Prompts that are remembered for having panicked.
 pub const N_QUARANTINED_MAX: usize = 256;
+/// Requests in turn at which a device may fail without a word of why before it is taken for lost.
+pub const N_FAILED_IN_TURN_MAX: usize = 16;
 /// Replicas of one model.
 pub const N_REPLICAS_MAX: usize = 64;
 /// Chunks of prompts of which it is remembered to which replica they went.

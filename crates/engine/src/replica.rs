@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use crate::engine::EngineCore;
 use crate::error::StartError;
 use crate::inbox::{IdSeries, Inbox, Phase};
+use crate::request::TenantSalt;
 use crate::stats::EngineStats;
 use crate::thread::{EngineThread, Published};
 
@@ -38,6 +39,11 @@ impl Replica {
         self.inbox.phase() == Phase::Broken
     }
 
+    /// Whether it would take a request of this tenant now.
+    pub(crate) fn has_room(&self, tenant: TenantSalt) -> bool {
+        self.inbox.has_room(tenant, self.published.retry_after()).is_ok()
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         // In this order: a request that does not wait any more is counted as live before (`EngineThread::publish_stats`).
         self.inbox.n_waiting_and_refused().0 == 0 && self.published.n_live() == 0
@@ -45,7 +51,9 @@ impl Replica {
 
     pub(crate) fn stats(&self) -> EngineStats {
         let (n_waiting, n_refused) = self.inbox.n_waiting_and_refused();
-        EngineStats { n_waiting, n_refused, ..self.published.stats() }
+        let stats = EngineStats { n_waiting, n_refused, ..self.published.stats() };
+        // What is broken is no room for anything.
+        if self.is_broken() { EngineStats { n_blocks: 0, n_used_blocks: 0, n_idle_blocks: 0, ..stats } } else { stats }
     }
 
     /// Waits until the thread has ended. A second caller does not wait.

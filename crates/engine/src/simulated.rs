@@ -3,6 +3,7 @@
 //! changes them. It can be told to fail, so that faults can be planted.
 
 use std::panic::panic_any;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitnet_checkpoint::ModelConfig;
@@ -45,6 +46,7 @@ pub struct SimulatedRunner {
     output: StepOutput,
     n_steps: u64,
     is_lost: bool,
+    gate: Arc<Mutex<()>>,
 }
 
 impl SimulatedRunner {
@@ -53,12 +55,27 @@ impl SimulatedRunner {
         let width = if config.last_token_pooling { config.hidden_size } else { config.n_vocab };
         let output = StepOutput { width, ..StepOutput::default() };
         let slots = vec![0; limits.n_blocks * BLOCK_TOKENS];
-        Self { config, limits, pace: SimulatedPace::default(), faults: Vec::new(), slots, output, n_steps: 0, is_lost: false }
+        Self {
+            config,
+            limits,
+            pace: SimulatedPace::default(),
+            faults: Vec::new(),
+            slots,
+            output,
+            n_steps: 0,
+            is_lost: false,
+            gate: Arc::default(),
+        }
     }
 
     /// The same, at a pace.
     pub fn with_pace(self, pace: SimulatedPace) -> Self {
         Self { pace, ..self }
+    }
+
+    /// The same, that computes no step while somebody holds the gate.
+    pub fn with_gate(self, gate: Arc<Mutex<()>>) -> Self {
+        Self { gate, ..self }
     }
 
     /// The same, with a fault whenever `token_id` is computed.
@@ -180,6 +197,7 @@ impl Runner for SimulatedRunner {
 
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {
         batch.validate(self.limits)?;
+        drop(self.gate.lock());
         self.wait(batch.token_ids.len());
         self.output.values.clear();
         self.output.greedy.clear();

@@ -96,9 +96,8 @@ impl EngineState {
     /// Forgets a request and reports what it used.
     pub(crate) fn end(&mut self, id: RequestId, end: RequestEnd, sink: &mut dyn EventSink) {
         let Some(mut live) = self.live.remove(&id) else { return };
-        // The first choice's sequence reads the prompt for all. One that never ran has used nothing.
-        let reader = self.scheduler.sequence(SequenceId { request: id, choice: 0 });
-        if reader.is_some_and(|reader| reader.rank.is_none()) {
+        // Whose turn never came has used nothing.
+        if live.turn == Turn::Awaited {
             live.usage = Usage::default();
         }
         let n_choices = match &live.work {

@@ -11,6 +11,7 @@ use bitnet_model::{Runner, RunnerError, StepOutput, TokenId};
 use crate::choice::{Choice, LogitsRow};
 use crate::engine::{EngineCore, EventSink};
 use crate::error::RequestError;
+use crate::limits::N_FAILED_IN_TURN_MAX;
 use crate::live::Work;
 use crate::request::RequestId;
 use crate::scheduler::Share;
@@ -51,9 +52,12 @@ impl EngineCore {
             self.state.fill_batch(&part, &mut self.batch);
             self.state.stats.n_computed_tokens += self.batch.token_ids.len() as u64;
             match guarded_step(&mut *self.runner, &self.batch) {
-                Ok(output) => self.state.apply(&part, (&self.batch, output), sink),
+                Ok(output) => {
+                    self.n_failed_in_turn = 0;
+                    self.state.apply(&part, (&self.batch, output), sink);
+                }
                 // Whose work it was does not matter: nobody's goes on.
-                Err(error) if is_lost(&error) => {
+                Err(error) if is_lost(&error) || self.n_failed_in_turn >= N_FAILED_IN_TURN_MAX => {
                     self.fail_all(&error, sink);
                     return RunEnd::Lost;
                 }
@@ -80,6 +84,7 @@ impl EngineCore {
         };
         match culprit {
             Some(culprit) => {
+                self.n_failed_in_turn += usize::from(is_of_device(&error));
                 self.state.fail(culprit, error, sink);
                 parts.push(part);
             }
@@ -108,6 +113,11 @@ pub(crate) enum RunEnd {
     Computed,
     /// The device is gone, and with it every request.
     Lost,
+}
+
+/// Whether the device said that it failed, and nothing of why.
+fn is_of_device(error: &RequestError) -> bool {
+    matches!(error, RequestError::Runner(RunnerError::Device(DeviceError::Failed { .. })))
 }
 
 /// Whether no step will succeed any more.

@@ -131,6 +131,10 @@ impl EngineThread {
                 self.core.fail_all(&RequestError::Panicked, &mut self.streams);
                 StepOutcome::Idle
             });
+            if outcome == StepOutcome::Lost {
+                // Before anybody hears of it: who tries again at once is not sent here.
+                self.inbox.advance(Phase::Broken);
+            }
             self.publish(now, outcome);
             self.streams.flush();
             if outcome == StepOutcome::Lost {

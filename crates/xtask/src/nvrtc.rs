@@ -40,8 +40,11 @@ pub(crate) fn run(args: &NvrtcArgs) -> Result<()> {
     command::run(test.env(VARIABLE, library).current_dir(&repository.root))
 }
 
-/// The compiler, fetched if it is not there.
+/// The compiler: the one that the environment names, else fetched if it is not there.
 pub(crate) fn library(repository: &Repository) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(VARIABLE) {
+        return Ok(path.into());
+    }
     fetch(&repository.target_folder()?.join("nvrtc"))
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn perform(arguments: &LogitsArguments, global: &GlobalArguments, ter
         (Some(ids), _) => parse_ids(ids)?,
         (None, text) => Tokenizer::load(checkpoint.tokenizer_files())?.encode(text.as_deref().unwrap_or_default(), AddSpecial::Yes)?,
     };
-    let mut session = load_session(&checkpoint, &arguments.device, token_ids.len(), terminal)?;
+    let mut session = load_session(&checkpoint, &arguments.device.for_any_sampling(), token_ids.len(), terminal)?;
     let config = session.runner().config();
     let width = if config.last_token_pooling { config.hidden_size } else { config.n_vocab };
     let context = || arguments.out.display().to_string();

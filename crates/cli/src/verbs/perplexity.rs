@@ -78,7 +78,7 @@ pub(crate) fn perform(arguments: &PerplexityArguments, global: &GlobalArguments,
         let what = format!("token id {token} is outside the vocabulary of {n_vocab}");
         return Err(Misuse::new(what, "the ids are another model's").into());
     }
-    let mut session = load_session(&checkpoint, &arguments.device, longest, terminal)?;
+    let mut session = load_session(&checkpoint, &arguments.device.for_any_sampling(), longest, terminal)?;
     let bar = terminal.steps_bar(chunks.len() as u64, "scoring");
     let start = Instant::now();
     let mut score = Score::default();

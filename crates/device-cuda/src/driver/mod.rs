@@ -140,5 +140,10 @@ fn is_final(error: DriverError) -> bool {
             | CUDA_ERROR_SYSTEM_NOT_READY
             | CUDA_ERROR_DEVICE_UNAVAILABLE
             | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_NO_DEVICE
+            | CUDA_ERROR_INVALID_DEVICE
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_MPS_RPC_FAILURE
+            | CUDA_ERROR_UNKNOWN
     )
 }

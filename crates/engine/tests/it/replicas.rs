@@ -1,10 +1,11 @@
 //! Several replicas of a model behind one handle: who gets what, what a lost device does, and that no token depends on it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bitnet_checkpoint::ModelConfig;
+use bitnet_engine::limits::N_FAILED_IN_TURN_MAX;
 use bitnet_engine::{
     EngineCore, EngineHandle, EngineOptions, Event, Fault, Generate, RequestEnd, RequestError, RequestId, SimulatedPace, SimulatedRunner,
     StartError, StepOutcome, SubmitError, TokenStream, Usage, UsageSink,
@@ -62,9 +63,13 @@ fn tokens_of_a_request_do_not_depend_on_the_number_of_replicas() {
 
 #[test]
 fn requests_are_spread_over_replicas_and_counted_together() {
-    let engine = start((0..3).map(|_| paced(Duration::from_millis(1))));
+    let gate = Arc::new(Mutex::new(()));
+    let engine = start((0..3).map(|_| simulated(256, 64).with_gate(Arc::clone(&gate))));
     let submit = |number: u32| engine.submit(request(ids([number, number + 1]), greedy(30))).expect("accepted");
+    // None ends before all are there.
+    let held = gate.lock().expect("free");
     let streams: Vec<TokenStream> = (0..12).map(submit).collect();
+    drop(held);
     let mut request_ids: Vec<RequestId> = streams.iter().map(TokenStream::id).collect();
     request_ids.sort_unstable();
     request_ids.dedup();
@@ -116,6 +121,35 @@ fn step_that_loses_the_device_fails_everybody_once() {
     assert!(matches!(recorder.events[&RequestId(4)][..], [Event::Failed(_), Event::Finished(_)]), "and so does every later step");
 }
 
+#[test]
+fn who_waited_when_the_device_was_lost_has_used_nothing() {
+    let options = EngineOptions { n_running_max: 1, ..EngineOptions::default() };
+    let mut core = EngineCore::new(bare(simulated(64, 64).with_fault(POISON, Fault::Lost)), options).expect("valid");
+    let mut recorder = Recorder::default();
+    core.submit(RequestId(0), request(vec![TokenId(1), POISON], greedy(5))).expect("sound");
+    for id in 1..4 {
+        core.submit(RequestId(id), request(ids(0..30), greedy(5))).expect("sound");
+    }
+    assert_eq!(core.step(Instant::now(), &mut recorder), StepOutcome::Lost);
+    for id in 1..4 {
+        let [Event::Failed(_), Event::Finished(usage)] = recorder.events[&RequestId(id)][..] else { panic!("{id} has no end") };
+        assert_eq!(usage, Usage::default());
+    }
+}
+
+#[test]
+fn device_that_fails_whatever_it_is_given_is_taken_for_lost() {
+    let mut core = EngineCore::new(bare(simulated(64, 64).with_fault(POISON, Fault::Error)), EngineOptions::default()).expect("valid");
+    let mut recorder = Recorder::default();
+    let n_failing = N_FAILED_IN_TURN_MAX as u64;
+    for id in 0..=n_failing {
+        core.submit(RequestId(id), request(vec![TokenId(1), POISON], greedy(5))).expect("sound");
+        let outcome = core.step(Instant::now(), &mut recorder);
+        assert_eq!(outcome == StepOutcome::Lost, id == n_failing, "{id}: {outcome:?}");
+    }
+    assert_eq!(core.n_live(), 0);
+}
+
 struct Bill(Arc<AtomicU64>);
 
 impl UsageSink for Bill {
@@ -126,19 +160,23 @@ impl UsageSink for Bill {
 
 #[test]
 fn lost_replica_ends_its_requests_and_no_others() {
-    let pace = Duration::from_millis(1);
-    let whole = start([paced(pace)]);
+    let gate = Arc::new(Mutex::new(()));
+    let gated = || simulated(256, 64).with_gate(Arc::clone(&gate));
+    let whole = start([gated()]);
     let undisturbed = tokens(&all(whole.submit(request(ids([3, 4]), healthy(120))).expect("accepted")));
-    let engine = start([paced(pace).with_fault(POISON, Fault::Lost), paced(pace)]);
+    let engine = start([gated().with_fault(POISON, Fault::Lost), gated()]);
     let n_billed = Arc::new(AtomicU64::new(0));
     let billed = |prompt: Vec<TokenId>, n_tokens: usize| {
         let mut new = request(prompt, healthy(n_tokens));
         new.usage_sink = Some(Box::new(Bill(Arc::clone(&n_billed))));
         engine.submit(new).expect("accepted")
     };
-    // They take turns: the first, third and fifth go to replica 0.
+    // They take turns, and none ends before all are there: the first, third and fifth go to replica 0.
+    let held = gate.lock().expect("free");
     let [first, healthy, third, other] = [0, 1, 2, 3].map(|_| billed(ids([3, 4]), 120));
-    let poisoned = all(billed(vec![TokenId(1), POISON], 5));
+    let poisoned = billed(vec![TokenId(1), POISON], 5);
+    drop(held);
+    let poisoned = all(poisoned);
     assert!(matches!(poisoned[..], [Event::Failed(_), Event::Finished(_)]), "{poisoned:?}");
     for affected in [first, third] {
         let events = all(affected);
@@ -147,9 +185,6 @@ fn lost_replica_ends_its_requests_and_no_others() {
     }
     assert_eq!(tokens(&all(healthy)), undisturbed);
     assert_eq!(tokens(&all(other)), undisturbed);
-    while engine.n_broken_replicas() == 0 {
-        std::thread::yield_now();
-    }
     assert_eq!((engine.n_replicas(), engine.n_broken_replicas(), engine.is_broken()), (2, 1, false));
     for _ in 0..4 {
         assert_eq!(tokens(&all(billed(ids([3, 4]), 20))), undisturbed[..20], "the other answers for both");
@@ -165,9 +200,7 @@ fn engine_whose_every_replica_is_lost_is_broken() {
         assert!(!engine.is_broken());
         let events = all(engine.submit(request(vec![TokenId(1), POISON], greedy(5))).expect("one is left"));
         assert!(matches!(events[..], [Event::Failed(_), Event::Finished(_)]), "{events:?}");
-        while engine.n_broken_replicas() < n_broken {
-            std::thread::yield_now();
-        }
+        assert_eq!(engine.n_broken_replicas(), n_broken, "known before anybody hears of it");
     }
     assert!(engine.is_broken());
     assert!(matches!(engine.submit(request(ids([1]), greedy(5))), Err(SubmitError::Broken)));
