@@ -163,8 +163,9 @@ impl Store {
         }
     }
 
+    /// What stands there afterwards.
     #[inline(always)]
-    fn stored(self, before: f32, value: f32) -> f32 {
+    pub(crate) fn stored(self, before: f32, value: f32) -> f32 {
         match self {
             Self::Write => value,
             Self::Add => before + value,
@@ -302,6 +303,22 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().fine_sum(row, activations)
     }
 
+    /// Whether `plane_sums` is as fast as reading the planes: then it may be used for all rows.
+    fn sums_both_planes(&self) -> bool {
+        self.base().sums_both_planes()
+    }
+
+    /// Σ code·q of four rows of both planes of a screen, for each token: its coarse tile and each row of its fine plane.
+    fn plane_sums(
+        &self,
+        tile: &[[u8; COARSE_BYTES]],
+        fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
+        tokens: &[&[[i8; BLOCK_COLUMNS]]],
+        sums: &mut [[i32; TILE_ROWS]],
+    ) {
+        self.base().plane_sums(tile, fine, tokens, sums);
+    }
+
     /// Hints that these bytes are needed soon.
     fn prefetch(&self, bytes: &[u8]) {
         self.base().prefetch(bytes);
@@ -335,5 +352,46 @@ pub(crate) trait Kernels: Send + Sync {
     /// Does `n_rounds` rounds of int8 products from registers, for `roof`; yields the multiply-adds done.
     fn products(&self, n_rounds: usize) -> u64 {
         self.base().products(n_rounds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Scalar;
+    use crate::detect::{CpuOptions, IsaChoice};
+    use crate::screen::{PLANE_TOKENS, SCREEN_TOKENS};
+
+    /// Bytes of a small generator.
+    fn bytes(n: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn sums_of_planes_are_those_of_portable_code() {
+        const BLOCKS: usize = 5;
+        let (coarse, fine) = (bytes(BLOCKS * 2 * COARSE_BYTES, 1), bytes(BLOCKS * TILE_ROWS * FINE_BYTES, 2));
+        let mut rows = fine.as_chunks::<FINE_BYTES>().0.chunks_exact(BLOCKS);
+        let fine: [&[[u8; FINE_BYTES]]; TILE_ROWS] = std::array::from_fn(|_| rows.next().expect("four rows"));
+        let activations: Vec<i8> = bytes(PLANE_TOKENS * BLOCKS * BLOCK_COLUMNS, 3).into_iter().map(|byte| byte as i8).collect();
+        let activations: Vec<&[[i8; BLOCK_COLUMNS]]> = activations.as_chunks().0.chunks_exact(BLOCKS).collect();
+        let sums = |kernels: &dyn Kernels, n_tokens: usize| {
+            let (mut of_coarse, mut of_both) = ([[0; TILE_ROWS]; PLANE_TOKENS], [[0; TILE_ROWS]; PLANE_TOKENS]);
+            let n_coarse = n_tokens.min(SCREEN_TOKENS);
+            kernels.coarse_sums(coarse.as_chunks().0, &activations[..n_coarse], &mut of_coarse[..n_coarse]);
+            kernels.plane_sums(coarse.as_chunks().0, fine, &activations[..n_tokens], &mut of_both[..n_tokens]);
+            (of_coarse, of_both, fine.map(|row| kernels.fine_sum(row, activations[n_tokens - 1])))
+        };
+        for isa in IsaChoice::NAMED {
+            let Ok(kernels) = (CpuOptions { isa, ..CpuOptions::default() }).kernels() else { continue };
+            for n_tokens in 1..=PLANE_TOKENS {
+                assert_eq!(sums(&*kernels, n_tokens), sums(&Scalar, n_tokens), "{isa:?}, {n_tokens} tokens");
+            }
+        }
     }
 }

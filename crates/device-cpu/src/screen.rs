@@ -42,6 +42,14 @@ const FINE_ROWS_AHEAD: usize = 12;
 const FINE_BLOCK_ROWS: usize = 256;
 /// Tokens that share one reading of the coarse plane.
 pub(crate) const SCREEN_TOKENS: usize = 4;
+/// Tokens that share one reading of both planes.
+pub(crate) const PLANE_TOKENS: usize = 8;
+/// Blocks of the widest rows that are screened: their sums of both planes fit 32 bits.
+const BLOCKS_MAX: usize = i32::MAX as usize / (BLOCK_COLUMNS * (LEVELS as usize - 1) * 127);
+/// Of so many rows one is looked at to know how many the coarse plane leaves a chance.
+const SAMPLE_STEP: usize = 61;
+/// If more than one in so many of these has a chance, the fine plane is read for all rows at once the next time.
+const FLAT_PART: usize = 4;
 /// Levels of a weight.
 pub(crate) const LEVELS: f32 = 64.0;
 
@@ -52,6 +60,41 @@ pub(crate) fn first_half(n_blocks: usize) -> usize {
 
 /// Upwards rounding of norms: their sums have fewer than 2¹³ additions in a lane, each off by at most 2⁻²⁴.
 const NORM_SLACK: f32 = 1.0 + 1.0 / 1024.0;
+
+/// What of the screen is read for every row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Planes {
+    /// The fine plane is read for rows that the coarse one leaves a chance.
+    Coarse,
+    /// Both, in one linear stream: for more tokens than share one reading of the coarse plane, and for heads that leave many rows a
+    /// chance, such as random ones.
+    Both,
+}
+
+impl Planes {
+    /// Tokens of `n` that share one reading.
+    fn group_size(self, n: usize) -> usize {
+        match self {
+            Self::Coarse => SCREEN_TOKENS,
+            Self::Both => n.div_ceil(n.div_ceil(PLANE_TOKENS)),
+        }
+    }
+
+    /// 2·(ŵ/s)·x̂ is so many times the sum of codes, less so many times the sum of integers: ŵ = s·(4·q₄ + 1.5 − 31.5) or s·(q − 31.5).
+    fn factors(self) -> (i64, i64) {
+        match self {
+            Self::Coarse => (8, 60),
+            Self::Both => (2, 63),
+        }
+    }
+
+    fn error(self, bound: &RowBound) -> f32 {
+        match self {
+            Self::Coarse => bound.coarse_error,
+            Self::Both => bound.fine_error,
+        }
+    }
+}
 
 /// What is known of one row of the head.
 #[derive(Clone, Copy, Default)]
@@ -90,6 +133,8 @@ pub(crate) struct Screen {
     quarter_sums: Vec<i32>,
     /// What a token's logit must reach to be wanted, as far as the coarse plane shows.
     thresholds: Vec<f32>,
+    /// Whether the coarse plane left many rows a chance the last time.
+    is_flat: bool,
     /// Buffers of the refinement.
     best: Candidates,
     survivors: Candidates,
@@ -155,12 +200,15 @@ impl PlanesMut<'_> {
 }
 
 impl Screen {
-    /// Reads a head once, all threads at once; nothing for a head with numbers that are not finite.
+    /// Reads a head once, all threads at once; nothing for a head with numbers that are not finite, or with rows too wide.
     pub(crate) fn new(
         head: &DenseTable,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
         kernels: &dyn Kernels,
     ) -> Result<Option<Self>, DeviceError> {
+        if head.k().div_ceil(BLOCK_COLUMNS) > BLOCKS_MAX {
+            return Ok(None);
+        }
         let refused = |memory: OutOfMemory| DeviceError::OutOfMemory { what: "screen of a head", size_bytes: memory.size_bytes };
         let (n_tiles, n_blocks) = (head.n().div_ceil(TILE_ROWS), head.k().div_ceil(BLOCK_COLUMNS));
         let (tile_bytes, fine_bytes) = (n_blocks * 2 * COARSE_BYTES, n_blocks * FINE_BYTES);
@@ -188,7 +236,8 @@ impl Screen {
         let n_rows_of_part = head.n() / pool.n_threads() + 1;
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.reserve(n_rows_of_part));
         let (best, survivors) = (Candidates(Vec::with_capacity(head.n())), Candidates(Vec::with_capacity(head.n())));
-        Ok(is_finite.then_some(Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, thresholds, best, survivors }))
+        let screen = Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, thresholds, is_flat: false, best, survivors };
+        Ok(is_finite.then_some(screen))
     }
 
     /// Bytes that every token reads: the coarse plane and the bounds.
@@ -208,6 +257,12 @@ impl Screen {
     fn fine_row(&self, row: usize) -> &[[u8; FINE_BYTES]] {
         let row_bytes = self.n_blocks * FINE_BYTES;
         self.fine[row * row_bytes..(row + 1) * row_bytes].as_chunks().0
+    }
+
+    /// The fine plane of one tile's rows.
+    #[inline]
+    fn fine_rows(&self, tile: usize) -> [&[[u8; FINE_BYTES]]; TILE_ROWS] {
+        std::array::from_fn(|row| self.fine_row(tile * TILE_ROWS + row))
     }
 
     /// One token's int8 row, `[n_blocks]` of `[BLOCK_COLUMNS]`.
@@ -240,32 +295,44 @@ impl Screen {
         self.tokens.iter().all(|token| token.norm.is_finite() && token.error.is_finite())
     }
 
-    /// What the coarse plane says of one thread's rows for all tokens, into their logits.
-    fn read_coarse(&self, columns: &mut ColumnsMut<'_>, kernels: &dyn Kernels) {
+    /// Which planes to read for so many tokens.
+    fn planes(&self, n_tokens: usize, kernels: &dyn Kernels) -> Planes {
+        if kernels.sums_both_planes() && (n_tokens > SCREEN_TOKENS || self.is_flat) { Planes::Both } else { Planes::Coarse }
+    }
+
+    /// What planes say of one thread's rows for all tokens, into their logits.
+    fn read(&self, planes: Planes, columns: &mut ColumnsMut<'_>, kernels: &dyn Kernels) {
         let range = columns.range();
-        let mut sums = [[0i32; TILE_ROWS]; SCREEN_TOKENS];
-        for first in (0..columns.n_rows()).step_by(SCREEN_TOKENS) {
-            let n_tokens = SCREEN_TOKENS.min(columns.n_rows() - first);
-            let mut activations: [&[[i8; BLOCK_COLUMNS]]; SCREEN_TOKENS] = [&[]; SCREEN_TOKENS];
+        let mut sums = [[0i32; TILE_ROWS]; PLANE_TOKENS];
+        let group_size = planes.group_size(columns.n_rows());
+        for first in (0..columns.n_rows()).step_by(group_size) {
+            let n_tokens = group_size.min(columns.n_rows() - first);
+            let mut activations: [&[[i8; BLOCK_COLUMNS]]; PLANE_TOKENS] = [&[]; PLANE_TOKENS];
             for (token, activations) in activations.iter_mut().take(n_tokens).enumerate() {
                 *activations = self.activations(first + token);
             }
+            let (activations, sums) = (&activations[..n_tokens], &mut sums[..n_tokens]);
             for tile in range.start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
-                kernels.coarse_sums(self.tile(tile), &activations[..n_tokens], &mut sums[..n_tokens]);
+                match planes {
+                    Planes::Coarse => kernels.coarse_sums(self.tile(tile), activations, sums),
+                    Planes::Both => kernels.plane_sums(self.tile(tile), self.fine_rows(tile), activations, sums),
+                }
                 let rows = tile * TILE_ROWS..range.end.min((tile + 1) * TILE_ROWS);
-                for (token, sums) in sums.iter().take(n_tokens).enumerate() {
-                    let logits = &mut columns.row_mut(first + token)[rows.start - range.start..rows.end - range.start];
-                    self.write_coarse(self.tokens[first + token].quantized, (rows.clone(), sums), logits);
+                for (token, sums) in (first..).zip(&*sums) {
+                    let logits = &mut columns.row_mut(token)[rows.start - range.start..rows.end - range.start];
+                    self.write(planes, self.tokens[token].quantized, (rows.clone(), sums), logits);
                 }
             }
         }
     }
 
-    /// ŵ·x̂ of the coarse plane from its sums: ŵ = s·(4·q₄ + 1.5 − 31.5).
+    /// ŵ·x̂ from the sums of the planes.
     #[inline]
-    fn write_coarse(&self, quantized: RowScale, (rows, sums): (Range<usize>, &[i32; TILE_ROWS]), logits: &mut [f32]) {
+    fn write(&self, planes: Planes, quantized: RowScale, (rows, sums): (Range<usize>, &[i32; TILE_ROWS]), logits: &mut [f32]) {
+        let (of_codes, of_integers) = planes.factors();
         for ((logit, &sum), bound) in logits.iter_mut().zip(sums).zip(&self.bounds[rows]) {
-            *logit = scaled(4 * i64::from(sum) - 30 * i64::from(quantized.sum), bound.scale, quantized.scale.real);
+            let products = of_codes * i64::from(sum) - of_integers * i64::from(quantized.sum);
+            *logit = scaled(products, 0.5 * bound.scale, quantized.scale.real);
         }
     }
 
@@ -360,18 +427,20 @@ impl Screening<'_> {
         }
         let n = self.head.n();
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
-        pool.run_columns(scratch, target, |_, columns| screen.read_coarse(columns, self.kernels));
+        let planes = screen.planes(hidden.n_rows(), self.kernels);
+        pool.run_columns(scratch, target, |_, columns| screen.read(planes, columns, self.kernels));
         let limit = |wanted: &BestLogits| BestLogits { n: wanted.n.clamp(1, n), ..*wanted };
         let wanted = || wanted.iter().flatten().map(limit).enumerate();
         let (mut best, mut survivors) = (std::mem::take(&mut screen.best), std::mem::take(&mut screen.survivors));
-        // The coarse best, made exact, bound from below what is wanted.
+        // What looks best, made exact, bounds from below what is wanted.
         screen.thresholds.clear();
         for ((token, wanted), logits) in wanted().zip(out.values().chunks_exact(n)) {
             self.find_best(&mut best, (token, logits, wanted.n), (pool, scratch));
             self.make_exact(&mut best.0, (pool, scratch))?;
             screen.thresholds.push(best.threshold(wanted));
         }
-        self.find_survivors(&mut survivors, screen, out, (pool, scratch));
+        screen.is_flat = self.is_flat(screen, out.values());
+        self.find_survivors(&mut survivors, (screen, planes), out, (pool, scratch));
         for ((token, wanted), logits) in wanted().zip(out.values_mut().chunks_exact_mut(n)) {
             let own = survivors.0.iter().filter(|survivor| survivor.token as usize == token);
             self.refine(&mut best, (screen, token, wanted), own.copied(), (pool, scratch))?;
@@ -379,6 +448,19 @@ impl Screening<'_> {
         }
         (screen.best, screen.survivors) = (best, survivors);
         Ok(true)
+    }
+
+    /// Whether the coarse plane leaves many rows a chance, going by a sample of them; what both planes say of a row is as good for that.
+    fn is_flat(&self, screen: &Screen, logits: &[f32]) -> bool {
+        let (n, rounding) = (self.head.n(), rounding(self.head.k()));
+        let (mut n_seen, mut n_passed) = (0, 0);
+        for ((logits, token), threshold) in logits.chunks_exact(n).zip(&screen.tokens).zip(&screen.thresholds) {
+            for (logit, bound) in logits.iter().zip(&screen.bounds).step_by(SAMPLE_STEP) {
+                n_seen += 1;
+                n_passed += usize::from(logit + token.radius(bound, bound.coarse_error, rounding) >= *threshold);
+            }
+        }
+        n_passed * FLAT_PART > n_seen
     }
 
     /// Leaves in `best` those of one token's survivors that may be wanted, exact.
@@ -419,7 +501,7 @@ impl Screening<'_> {
     fn find_survivors(
         &self,
         survivors: &mut Candidates,
-        screen: &Screen,
+        (screen, planes): (&Screen, Planes),
         out: &mut CpuHidden,
         (pool, scratch): (&mut Pool, &mut [Scratch]),
     ) {
@@ -430,7 +512,7 @@ impl Screening<'_> {
             for first in columns.range().step_by(FINE_BLOCK_ROWS) {
                 let mut block = columns.part(first..columns.range().end.min(first + FINE_BLOCK_ROWS));
                 for token in 0..block.n_rows() {
-                    self.survivors_of_block((screen, token), &mut block, &mut scratch.candidates.0);
+                    self.survivors_of_block((screen, planes, token), &mut block, &mut scratch.candidates.0);
                 }
             }
         });
@@ -438,18 +520,26 @@ impl Screening<'_> {
     }
 
     /// Appends one token's survivors among the rows of a block.
-    fn survivors_of_block(&self, (screen, token): (&Screen, usize), block: &mut ColumnsMut<'_>, candidates: &mut Vec<Candidate>) {
+    fn survivors_of_block(
+        &self,
+        (screen, planes, token): (&Screen, Planes, usize),
+        block: &mut ColumnsMut<'_>,
+        candidates: &mut Vec<Candidate>,
+    ) {
         let (token_bound, rounding, threshold) = (&screen.tokens[token], rounding(self.head.k()), screen.thresholds[token]);
         // Every row is written and counted if it passes: with a random head half of them do, which no branch predicts.
         let mut passed = [Candidate { token: token as u32, row: 0, logit: 0.0 }; FINE_BLOCK_ROWS];
         let mut n_passed = 0;
         let range = block.range();
         for ((row, logit), bound) in (range.start as u32..).zip(block.row_mut(token)).zip(&screen.bounds[range]) {
-            let coarse = std::mem::replace(logit, f32::NEG_INFINITY);
-            (passed[n_passed].row, passed[n_passed].logit) = (row, coarse);
-            n_passed += usize::from(coarse + token_bound.radius(bound, bound.coarse_error, rounding) >= threshold);
+            let known = std::mem::replace(logit, f32::NEG_INFINITY);
+            (passed[n_passed].row, passed[n_passed].logit) = (row, known);
+            n_passed += usize::from(known + token_bound.radius(bound, planes.error(bound), rounding) >= threshold);
         }
         let passed = &passed[..n_passed];
+        if planes == Planes::Both {
+            return candidates.extend_from_slice(passed);
+        }
         let n_first = first_half(screen.n_blocks);
         for (index, candidate) in passed.iter().enumerate() {
             if let Some(ahead) = passed.get(index + FINE_ROWS_AHEAD) {

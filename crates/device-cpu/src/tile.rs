@@ -6,6 +6,8 @@
 //! n is padded to 4. Idea: ggml-org/llama.cpp's repacked types and ikawrakow/ik_llama.cpp's `_R4` layouts; the 32-byte unit of
 //! 128 codes is microsoft/BitNet's I2_S.
 
+use std::ops::Range;
+
 use bitnet_ternary::{Scales, TernaryMatrix, quantise};
 
 use crate::arch::{Memory, OutOfMemory};
@@ -139,6 +141,12 @@ impl Tiles {
     #[inline]
     pub(crate) fn tile_inverse_scales(&self, tile: usize) -> &[f32; TILE_ROWS] {
         &self.inverse_scales.as_chunks().0[tile]
+    }
+
+    /// The same of some neighbouring tiles, `[tiles, TILE_ROWS]`.
+    #[inline]
+    pub(crate) fn inverse_scales(&self, tiles: Range<usize>) -> &[f32] {
+        &self.inverse_scales[tiles.start * TILE_ROWS..tiles.end * TILE_ROWS]
     }
 
     /// One weight, −1, 0 or 1.

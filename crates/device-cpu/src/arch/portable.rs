@@ -409,6 +409,22 @@ pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUM
     sum
 }
 
+/// Σ code·q of four rows of both planes, for each token.
+#[inline(always)]
+pub(super) fn plane_sums(
+    tile: &[[u8; COARSE_BYTES]],
+    fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
+    tokens: &[&[[i8; BLOCK_COLUMNS]]],
+    sums: &mut [[i32; TILE_ROWS]],
+) {
+    coarse_sums(tile, tokens, sums);
+    for (activations, sums) in tokens.iter().zip(sums) {
+        for (sum, row) in sums.iter_mut().zip(fine) {
+            *sum = 4 * *sum + fine_sum(row, activations);
+        }
+    }
+}
+
 /// One exact logit.
 #[inline(always)]
 pub(super) fn dot_row(x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {

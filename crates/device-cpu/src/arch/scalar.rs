@@ -72,6 +72,20 @@ impl Kernels for Scalar {
         portable::fine_sum(row, activations)
     }
 
+    fn sums_both_planes(&self) -> bool {
+        false
+    }
+
+    fn plane_sums(
+        &self,
+        tile: &[[u8; COARSE_BYTES]],
+        fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
+        tokens: &[&[[i8; BLOCK_COLUMNS]]],
+        sums: &mut [[i32; TILE_ROWS]],
+    ) {
+        portable::plane_sums(tile, fine, tokens, sums);
+    }
+
     fn prefetch(&self, _bytes: &[u8]) {}
 
     fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {

@@ -286,16 +286,23 @@ pub fn check_outputs<D: Device>(device: &mut D) {
 /// Logits of which only the best are wanted: those are the reference's, and each other is the reference's or −∞.
 pub fn check_best_logits<D: Device>(device: &mut D) {
     for (n_vocab, k) in [(67, 256), (301, 33), (1000, 128), (515, 2560)] {
+        let wanted = [(1, 0.0), (4, 0.0), (1, 0.7), (n_vocab / 16, 0.0), (n_vocab, 0.0)];
         for (what, head) in head_tables(n_vocab, k) {
-            for (n, within) in [(1, 0.0), (4, 0.0), (1, 0.7), (n_vocab / 16, 0.0), (n_vocab, 0.0)] {
-                let best = BestLogits { n, within };
-                let expected = best_logits(&mut ReferenceDevice, &head, k, best);
-                let got = best_logits(device, &head, k, best);
-                let what = format!("best logits {what} [{n_vocab}, {k}] {best:?}");
-                let rows = expected.chunks_exact(n_vocab).zip(got.chunks_exact(n_vocab));
-                rows.for_each(|(expected, got)| assert_best(&what, expected, got, best));
+            for best in wanted.map(|(n, within)| BestLogits { n, within }) {
+                let expected = best_logits(&mut ReferenceDevice, &head, (k, N_BEST_TOKENS), best);
+                check_best_of(device, &format!("best logits {what} [{n_vocab}, {k}]"), (&head, k), (&expected, best));
             }
         }
+    }
+}
+
+/// For few tokens and for more than a device may take together.
+fn check_best_of<D: Device>(device: &mut D, what: &str, (head, k): (&Tensor, usize), (expected, best): (&[f32], BestLogits)) {
+    let n_vocab = head.shape()[0];
+    for n_tokens in [3, N_BEST_TOKENS] {
+        let got = best_logits(device, head, (k, n_tokens), best);
+        let rows = expected.chunks_exact(n_vocab).zip(got.chunks_exact(n_vocab));
+        rows.for_each(|(expected, got)| assert_best(&format!("{what} of {n_tokens} {best:?}"), expected, got, best));
     }
 }
 
@@ -309,13 +316,15 @@ fn assert_best(what: &str, expected: &[f32], got: &[f32], wanted: BestLogits) {
     }
 }
 
-fn best_logits<D: Device>(device: &mut D, head: &Tensor, k: usize, best: BestLogits) -> Vec<f32> {
-    const N_TOKENS: usize = 6;
+/// Most tokens whose best logits are asked for at once.
+const N_BEST_TOKENS: usize = 11;
+
+fn best_logits<D: Device>(device: &mut D, head: &Tensor, (k, n_tokens): (usize, usize), best: BestLogits) -> Vec<f32> {
     let run = |device: &mut D| {
-        let x = filled(device, &random_values(N_TOKENS * k, 63), k)?;
+        let x = filled(device, &random_values(n_tokens * k, 63), k)?;
         let mut table = device.table(head.clone().into(), TableUse::Head)?;
-        let mut logits = device.hidden(N_TOKENS, head.shape()[0])?;
-        device.logits(&x, &mut table, &[Some(best); N_TOKENS], &mut logits)?;
+        let mut logits = device.hidden(n_tokens, head.shape()[0])?;
+        device.logits(&x, &mut table, &vec![Some(best); n_tokens], &mut logits)?;
         Ok::<_, crate::device::DeviceError>(device.finish(&logits)?.to_vec())
     };
     run(device).expect("the case fits the device")

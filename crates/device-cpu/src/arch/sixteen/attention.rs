@@ -336,10 +336,14 @@ fn accumulate_chunks<I: Sixteen, R: LoadRow, const Q: usize, const C: usize>(
         }
     }
     for ((position, row), &scale) in values.rows.chunks_exact(n_chunks).enumerate().zip(values.scales) {
-        let weights: [I::Row; Q] = std::array::from_fn(|head| isa.splat(weights[head][position]));
+        // A loop: `array::from_fn` is compiled without the processor's features wherever it is not inlined.
+        let mut splats = [isa.splat(0.0); Q];
+        for (splat, weights) in splats.iter_mut().zip(weights) {
+            *splat = isa.splat(weights[position]);
+        }
         for (value, sums) in row[chunk..chunk + C].iter().zip(&mut sums) {
             let value = scaled::<I, R>(isa, value.load(isa), isa.splat(scale));
-            for (sum, weight) in sums.iter_mut().zip(weights) {
+            for (sum, weight) in sums.iter_mut().zip(splats) {
                 *sum = isa.add(*sum, isa.mul(weight, value));
             }
         }

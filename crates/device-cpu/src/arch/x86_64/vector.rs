@@ -118,6 +118,13 @@ pub(super) fn prefetch_behind(bytes: &[u8]) {
     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
 }
 
+/// Asks for the cache line of the first of these numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn prefetch_line(values: &[f32]) {
+    _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>());
+}
+
 /// Asks for the cache lines of these bytes.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -13,7 +13,7 @@ use bitnet_model::numerics;
 
 use super::DotRows;
 use crate::arch::portable;
-use crate::kernels::{Int8Rows, PANEL_BYTES, PANEL_TILES, PANEL_TOKENS, RowScale, Scratch, Store};
+use crate::kernels::{Int8Rows, PANEL_BYTES, PANEL_SUMS, PANEL_TILES, PANEL_TOKENS, RowScale, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::tile::{BLOCK_BYTES, BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
 
@@ -64,11 +64,13 @@ pub(in super::super) fn linear<V: DotRows, const FEW: usize, const SHARED: usize
         return streams::<V, FEW>(v, x, (weights, store), out);
     }
     if SHARED > FEW && n_tokens < SHARED_BELOW * SHARED {
-        return shared::<V, SHARED>(v, x, (weights, store), out);
+        return shared::<V, SHARED>(v, x, (weights, store), (out, scratch));
     }
-    let in_cache = (TOKEN_BLOCK_BYTES / x.stride / MANY * MANY).clamp(8 * MANY, PANEL_TOKENS / MANY * MANY);
-    for first in (0..n_tokens).step_by(in_cache) {
-        let tokens = first..n_tokens.min(first + in_cache);
+    // Blocks of nearly equal size: one of few tokens would unpack all codes for them alone.
+    let in_cache = (TOKEN_BLOCK_BYTES / x.stride).clamp(8 * MANY, PANEL_TOKENS);
+    let size = n_tokens.div_ceil(n_tokens.div_ceil(in_cache));
+    for first in (0..n_tokens).step_by(size) {
+        let tokens = first..n_tokens.min(first + size);
         panels::<V, TILES, MANY>(v, x, (weights, tokens, store), (out, scratch));
     }
 }
@@ -167,44 +169,72 @@ fn sum_blocks<V: DotRows, const T: usize>(v: V, codes: &[PackedBlock], activatio
     joined(v, even, odd)
 }
 
+/// Tiles whose sums wait for each other, so that outputs are made and stored by many.
+const STRIP_TILES: usize = 16;
+/// Most tokens that share codes in registers.
+const SHARED_MAX: usize = 8;
+
+const _: () = assert!(STRIP_TILES * TILE_ROWS * SHARED_MAX <= PANEL_SUMS);
+
 /// Every tile for groups of at most `SHARED` tokens of nearly equal size, which share each code as it is unpacked. One scale group
 /// only.
 #[inline(always)]
-fn shared<V: DotRows, const SHARED: usize>(v: V, x: Int8Rows<'_>, (weights, store): (&Tiles, Store), out: &mut ColumnsMut<'_>) {
+fn shared<V: DotRows, const SHARED: usize>(
+    v: V,
+    x: Int8Rows<'_>,
+    (weights, store): (&Tiles, Store),
+    (out, scratch): (&mut ColumnsMut<'_>, &mut Scratch),
+) {
     const { assert!(SHARED <= SHARED_MAX) };
     let columns = out.range();
     let n_tokens = out.n_rows();
     let size = n_tokens.div_ceil(n_tokens.div_ceil(SHARED));
-    for tile in columns.start / TILE_ROWS..columns.end.div_ceil(TILE_ROWS) {
+    let end = columns.end.div_ceil(TILE_ROWS);
+    let sums = scratch.sums.as_chunks_mut::<TILE_ROWS>().0;
+    for first_tile in (columns.start / TILE_ROWS..end).step_by(STRIP_TILES) {
+        let tiles = first_tile..end.min(first_tile + STRIP_TILES);
         for first in (0..n_tokens).step_by(size) {
-            let at = (tile, first);
-            match size.min(n_tokens - first) {
-                1 => share::<V, 1>(v, x, (weights, store, at), out),
-                2 => share::<V, 2>(v, x, (weights, store, at), out),
-                3 => share::<V, 3>(v, x, (weights, store, at), out),
-                4 => share::<V, 4>(v, x, (weights, store, at), out),
-                5 => share::<V, 5>(v, x, (weights, store, at), out),
-                6 => share::<V, 6>(v, x, (weights, store, at), out),
-                7 => share::<V, 7>(v, x, (weights, store, at), out),
-                SHARED_MAX => share::<V, SHARED_MAX>(v, x, (weights, store, at), out),
-                _ => unreachable!("groups have 1..=SHARED tokens"),
+            let tokens = first..n_tokens.min(first + size);
+            for tile in tiles.clone() {
+                share_tile::<V>(v, x, (weights.tile(tile), tokens.clone()), &mut sums[tile - first_tile..]);
+            }
+            for (token, sums) in tokens.zip(sums.chunks_exact(STRIP_TILES)) {
+                let out = &mut out.row_mut(token)[first_tile * TILE_ROWS - columns.start..];
+                store_strip((store, x.scales[token]), (weights, tiles.clone()), sums, out);
             }
         }
     }
 }
 
-/// Most tokens that share codes in registers.
-const SHARED_MAX: usize = 8;
-
-/// One tile of it for T tokens.
+/// Outputs of one token from the sums of some neighbouring tiles, as many as there is room for.
 #[inline(always)]
-fn share<V: DotRows, const T: usize>(
-    v: V,
-    x: Int8Rows<'_>,
-    (weights, store, (tile, token)): (&Tiles, Store, (usize, usize)),
-    out: &mut ColumnsMut<'_>,
-) {
-    let codes = weights.tile(tile);
+fn store_strip((store, row): (Store, RowScale), (weights, tiles): (&Tiles, Range<usize>), sums: &[[i32; TILE_ROWS]], out: &mut [f32]) {
+    let totals = sums.as_flattened().iter().zip(weights.inverse_scales(tiles));
+    for (out, (total, &inverse_scale)) in out.iter_mut().zip(totals) {
+        *out = store.stored(*out, numerics::dequantise(total - row.sum, inverse_scale, row.scale.inverse));
+    }
+}
+
+/// Sums of one tile for some tokens, every `STRIP_TILES`th of `sums`.
+#[inline(always)]
+fn share_tile<V: DotRows>(v: V, x: Int8Rows<'_>, (codes, tokens): (&[PackedBlock], Range<usize>), sums: &mut [[i32; TILE_ROWS]]) {
+    let first = tokens.start;
+    match tokens.len() {
+        1 => share::<V, 1>(v, x, (codes, first), sums),
+        2 => share::<V, 2>(v, x, (codes, first), sums),
+        3 => share::<V, 3>(v, x, (codes, first), sums),
+        4 => share::<V, 4>(v, x, (codes, first), sums),
+        5 => share::<V, 5>(v, x, (codes, first), sums),
+        6 => share::<V, 6>(v, x, (codes, first), sums),
+        7 => share::<V, 7>(v, x, (codes, first), sums),
+        SHARED_MAX => share::<V, SHARED_MAX>(v, x, (codes, first), sums),
+        _ => unreachable!("groups have 1..=SHARED tokens"),
+    }
+}
+
+/// The same for T tokens from `token` on.
+#[inline(always)]
+fn share<V: DotRows, const T: usize>(v: V, x: Int8Rows<'_>, (codes, token): (&[PackedBlock], usize), out: &mut [[i32; TILE_ROWS]]) {
     let mut activations: [&[[i8; BLOCK_COLUMNS]]; T] = [&[]; T];
     for (index, rows) in activations.iter_mut().enumerate() {
         *rows = &x.blocks(token + index)[..codes.len()];
@@ -221,10 +251,8 @@ fn share<V: DotRows, const T: usize>(
             }
         }
     }
-    let offset = tile * TILE_ROWS - out.range().start;
-    for (index, sums) in sums.into_iter().enumerate() {
-        let values = dequantised(v.totals(sums), x.scales[token + index], weights.tile_inverse_scales(tile));
-        store.store(&mut out.row_mut(token + index)[offset..], values);
+    for (sums, out) in sums.into_iter().zip(out.iter_mut().step_by(STRIP_TILES)) {
+        *out = v.totals(sums);
     }
 }
 
@@ -279,7 +307,8 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
         for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
             let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
             let panel = unpacked::<V, TILES>(v, weights, (first_tile, end, blocks), panel_bytes);
-            sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), sums);
+            let ask = |token: usize| v.prefetch_line(&out.row_mut(token)[first_tile * TILE_ROWS - columns.start..]);
+            sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), sums, ask);
         }
         for (token, sums) in tokens.clone().zip(sums.chunks_exact(TILES)) {
             let row = x.scales[token];
@@ -334,17 +363,19 @@ fn unpack_block<V: DotRows>(v: V, block: &PackedBlock, steps: &mut [PanelStep; Q
 const TOKENS_MAX: usize = 6;
 
 /// Sums of a panel for all tokens of a block, written (first blocks) or added to `sums[tokens, TILES]`. Tokens go through
-/// registers in groups of nearly equal sizes.
+/// registers in groups of nearly equal sizes; `ask` is called for each before its turn.
 #[inline(always)]
 fn sum_panel<V: DotRows, const TILES: usize, const MANY: usize>(
     v: V,
     x: Int8Rows<'_>,
     (tokens, panel): (Range<usize>, &Panel<'_, TILES>),
     sums: &mut [[i32; TILE_ROWS]],
+    mut ask: impl FnMut(usize),
 ) {
     let mut left = tokens.clone();
     while !left.is_empty() {
         let n = left.len().div_ceil(left.len().div_ceil(MANY));
+        (left.start..left.start + n).for_each(&mut ask);
         let sums = &mut sums[(left.start - tokens.start) * TILES..][..n * TILES];
         match n {
             1 => sum_tokens::<V, TILES, 1>(v, x, (left.start, panel), sums),

@@ -26,6 +26,9 @@ pub(super) trait DotRows: Copy {
     /// Asks for the memory behind this block of a linear stream.
     fn prefetch_behind(self, block: &[u8; BLOCK_BYTES]);
 
+    /// Asks for the cache line of the first of these outputs.
+    fn prefetch_line(self, out: &[f32]);
+
     /// Zeros.
     fn zero(self) -> Self::Rows;
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::Avx2;
-use super::super::vector::{load_i8, prefetch_behind, sums_array};
+use super::super::vector::{load_i8, prefetch_behind, prefetch_line, sums_array};
 use super::DotRows;
 use crate::tile::{BLOCK_BYTES, QUARTER_COLUMNS, TILE_ROWS};
 
@@ -36,6 +36,12 @@ impl DotRows for Avx512Vnni {
     fn prefetch_behind(self, block: &[u8; BLOCK_BYTES]) {
         // SAFETY: an Avx512Vnni exists only where the features were detected.
         unsafe { prefetch_behind(block) }
+    }
+
+    #[inline(always)]
+    fn prefetch_line(self, out: &[f32]) {
+        // SAFETY: an Avx512Vnni exists only where the features were detected.
+        unsafe { prefetch_line(out) }
     }
 
     #[inline(always)]
