@@ -153,6 +153,11 @@ impl<R: KvRow> KvStore<R> {
         Ok(Self { keys: Memory::zeroed(n_all)?, values: Memory::zeroed(n_all)?, scales })
     }
 
+    /// Has the system give all memory now.
+    fn commit(&mut self) -> Result<(), OutOfMemory> {
+        self.keys.commit().and_then(|()| self.values.commit()).and_then(|()| self.scales.commit())
+    }
+
     /// Keys of the head of a block that lies in `rows`.
     fn keys(&self, rows: Range<usize>) -> KvBlock<'_, R> {
         KvBlock { scales: self.scales(&rows, 0), rows: &self.keys[rows] }
@@ -260,6 +265,16 @@ impl CpuKvCache {
             KvType::Int8 => KvStore::new(n_heads, n_rows).map(KvRows::Int8),
         };
         Ok(Self { layout, rows: rows.map_err(|memory| refused(memory.size_bytes))? })
+    }
+
+    /// Has the system give all memory now.
+    pub(crate) fn commit(&mut self) -> Result<(), DeviceError> {
+        let committed = match &mut self.rows {
+            KvRows::F32(store) => store.commit(),
+            KvRows::F16(store) => store.commit(),
+            KvRows::Int8(store) => store.commit(),
+        };
+        committed.map_err(|memory| DeviceError::OutOfMemory { what: "key-value cache", size_bytes: memory.size_bytes })
     }
 
     /// The numbers, by type.

@@ -114,6 +114,10 @@ impl Device for CpuDevice {
         CpuKvCache::new(layout)
     }
 
+    fn commit(&mut self, cache: &mut CpuKvCache) -> Result<(), DeviceError> {
+        cache.commit()
+    }
+
     fn embed(&mut self, table: &CpuTable, token_ids: &[TokenId], x: &mut CpuHidden) -> Result<(), DeviceError> {
         table.embed(token_ids, x, &mut self.scratch[0].rows)
     }

@@ -303,9 +303,9 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().fine_sum(row, activations)
     }
 
-    /// Whether `plane_sums` is as fast as reading the planes: then it may be used for all rows.
-    fn sums_both_planes(&self) -> bool {
-        self.base().sums_both_planes()
+    /// For how many tokens `plane_sums` takes no longer than reading the planes, so that it pays for all rows.
+    fn n_plane_tokens(&self) -> usize {
+        self.base().n_plane_tokens()
     }
 
     /// Σ code·q of four rows of both planes of a screen, for each token: its coarse tile and each row of its fine plane.

@@ -150,6 +150,10 @@ pub trait Device: Send {
     fn activations(&mut self, n_rows_max: usize, width_max: usize, policy: ActivationPolicy) -> Result<Self::Activations, DeviceError>;
     /// Makes an empty cache.
     fn kv_cache(&mut self, layout: KvLayout) -> Result<Self::KvCache, DeviceError>;
+    /// Takes all memory of a cache now, where it is otherwise taken when it is first written.
+    fn commit(&mut self, _cache: &mut Self::KvCache) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Output rows that are computed at once: bounds the logits buffer.
     fn n_output_rows(&self) -> usize {

@@ -57,6 +57,10 @@ pub trait Runner: Send {
     fn memory(&self) -> Option<DeviceMemory> {
         None
     }
+    /// Takes all memory of the cache now: a server shall neither wait for it nor run out of it later.
+    fn commit(&mut self) -> Result<(), RunnerError> {
+        Ok(())
+    }
     /// One step. A failed step leaves the cache slots that it named undefined and everything else untouched.
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError>;
 }
@@ -180,6 +184,11 @@ impl<D: Device> Runner for TransformerRunner<D> {
 
     fn memory(&self) -> Option<DeviceMemory> {
         self.transformer.device.memory(&self.transformer.cache)
+    }
+
+    fn commit(&mut self) -> Result<(), RunnerError> {
+        let Transformer { device, cache, .. } = &mut self.transformer;
+        Ok(device.commit(cache)?)
     }
 
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {

@@ -64,7 +64,7 @@ const FOREIGN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-
 fn draft_model_changes_no_text() {
     let home = tempfile::tempdir().expect("a temporary folder");
     let file = home.path().join("serve.toml");
-    std::fs::write(&file, "model = [\"story=embedded\"]\ndraft_model = [\"embedded\"]\ndrafts = 3\n").expect("written");
+    std::fs::write(&file, "model = [\"story=embedded\"]\ndraft_model = [\"embedded\"]\ndrafts = 3\nstep_tokens = 96\n").expect("written");
     let config = ["--config", file.to_str().expect("text"), "--cache-tokens", "2048"];
     let (plain, drafting) = (Serving::start(home.path(), &["-m", "story=embedded"]), Serving::start(home.path(), &config));
     let answer = |serving: &Serving, body: &Value| {
@@ -117,7 +117,8 @@ fn device_that_is_not_there_or_is_one_too_many_is_refused() {
     };
     assert!(refused(&["run", "-n", "1", "--device", "gpu", "x"]).contains("`gpu` is not auto, cpu, reference, cuda or cuda:NUMBER"));
     assert!(refused(&["run", "-n", "1", "--device", "cpu,cpu", "x"]).contains("2 devices, and this takes one"));
-    assert!(refused(&["serve", "--listen", "127.0.0.1:0", "--device", "cpu,cuda:99"]).contains("cannot load the replica on cuda:99"));
+    assert!(refused(&["serve", "--listen", "127.0.0.1:0", "--device", "cuda:98,99"]).contains("cannot load the replica on cuda:98"));
+    assert!(refused(&["serve", "--listen", "127.0.0.1:0", "--device", "cpu,cuda:0"]).contains("a GPU and the processor together"));
 }
 
 #[test]

@@ -72,6 +72,23 @@ impl<T: Plain> Memory<T> {
     }
 }
 
+impl<T: Plain> Memory<T> {
+    /// Has the kernel give all pages now, if it can be asked to (Linux 5.14): they are cleared before anybody waits for them, and a system
+    /// that has not so much says so.
+    pub(crate) fn commit(&mut self) -> Result<(), OutOfMemory> {
+        #[cfg(target_os = "linux")]
+        if let Origin::Pages { .. } = self.origin {
+            let size_bytes = self.len * size_of::<T>();
+            // SAFETY: [start, start + size_bytes) lies in this array's own mapping, and populating changes no byte of it.
+            let answer = unsafe { libc::madvise(self.start.as_ptr().cast(), size_bytes, libc::MADV_POPULATE_WRITE) };
+            if answer != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM) {
+                return Err(OutOfMemory { size_bytes });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Anonymous pages for `size_bytes`, starting on a huge page and marked for huge pages as far as they fill them: what is left would
 /// take a whole one, and a model has hundreds of arrays.
 #[cfg(target_os = "linux")]

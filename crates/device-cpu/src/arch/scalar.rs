@@ -72,8 +72,8 @@ impl Kernels for Scalar {
         portable::fine_sum(row, activations)
     }
 
-    fn sums_both_planes(&self) -> bool {
-        false
+    fn n_plane_tokens(&self) -> usize {
+        0
     }
 
     fn plane_sums(

@@ -75,6 +75,9 @@ struct EngineArguments {
     /// Tokens of all sequences that the model's memory holds
     #[arg(long, value_name = "N", env = "BITNET_CACHE_TOKENS", hide_env_values = true)]
     cache_tokens: Option<usize>,
+    /// Most tokens of one step: with more of them prompts are read sooner, while those who are being written to wait longer
+    #[arg(long, value_name = "N", env = "BITNET_STEP_TOKENS", hide_env_values = true, hide_short_help = true)]
+    step_tokens: Option<usize>,
     /// Tokens to draft at a time: by the draft model if there is one, else from what was said before; 0 for none
     #[arg(long, value_name = "N", env = "BITNET_DRAFTS", hide_env_values = true, hide_short_help = true)]
     drafts: Option<usize>,
@@ -89,6 +92,7 @@ impl EngineArguments {
         EngineOptions {
             n_running_max: self.sequences.unwrap_or(default.n_running_max),
             n_waiting_max: self.queue.unwrap_or(default.n_waiting_max),
+            n_step_tokens_max: self.step_tokens.unwrap_or(default.n_step_tokens_max),
             prefix_cache: if self.no_prefix_cache { PrefixCaching::Off } else { default.prefix_cache },
             speculation: match (draft, self.drafts) {
                 (Draft::Model, n_drafts) => Speculation::DraftModel { n_drafts_max: n_drafts.unwrap_or(N_DRAFTS_OF_MODEL) },
@@ -117,6 +121,7 @@ pub(crate) struct ServedFromFile {
     pub(crate) sequences: Option<usize>,
     pub(crate) queue: Option<usize>,
     pub(crate) cache_tokens: Option<usize>,
+    pub(crate) step_tokens: Option<usize>,
     pub(crate) drafts: Option<usize>,
 }
 
@@ -141,6 +146,7 @@ impl ServedArguments {
         engine.sequences = engine.sequences.or(file.sequences);
         engine.queue = engine.queue.or(file.queue);
         engine.cache_tokens = engine.cache_tokens.or(file.cache_tokens);
+        engine.step_tokens = engine.step_tokens.or(file.step_tokens);
         engine.drafts = engine.drafts.or(file.drafts);
         self
     }
@@ -262,7 +268,9 @@ impl ServedArguments {
         let task = if config.last_token_pooling { ModelTask::Embedding { width: config.hidden_size } } else { ModelTask::Text };
         let load = |weights: &dyn WeightSource| {
             let options = self.runner_options(weights.config().context_length);
-            load_replicas(weights, &self.device.for_any_sampling(), options, terminal)
+            let mut runners = load_replicas(weights, &self.device.for_any_sampling(), options, terminal)?;
+            runners.iter_mut().try_for_each(|runner| runner.commit())?;
+            anyhow::Ok(runners)
         };
         let runners = load(&*weights)?;
         let draft_parts = |draft: Opened| {

@@ -110,6 +110,8 @@ pub(crate) struct Settings {
     #[arg(skip)]
     pub(crate) cache_tokens: Option<usize>,
     #[arg(skip)]
+    pub(crate) step_tokens: Option<usize>,
+    #[arg(skip)]
     pub(crate) drafts: Option<usize>,
     /// How logs are written
     #[arg(long, value_enum, env = "BITNET_LOG_FORMAT", hide_env_values = true)]
@@ -174,6 +176,7 @@ impl Settings {
             sequences: file.sequences,
             queue: file.queue,
             cache_tokens: file.cache_tokens,
+            step_tokens: file.step_tokens,
             drafts: file.drafts,
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
@@ -189,6 +192,7 @@ impl Settings {
             sequences: self.sequences,
             queue: self.queue,
             cache_tokens: self.cache_tokens,
+            step_tokens: self.step_tokens,
             drafts: self.drafts,
         }
     }

@@ -370,17 +370,23 @@ fn panels(x: Int8Rows<'_>, weights: &Tiles, (tokens, store): (Range<usize>, Stor
         let tiles = first_tile..end.min(first_tile + PANEL_TILES);
         for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
             let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
-            sum_panel(x, weights, (tokens.clone(), tiles.clone(), blocks), scratch);
+            sum_panel(x, weights, (tokens.clone(), tiles.clone(), blocks), (out, scratch));
         }
         finish_panel(x, weights, (tokens.clone(), tiles, store), out, scratch);
     }
 }
 
 /// Adds the products of some blocks of a panel's tiles to the lanes of all tokens of the block; the first blocks write them. Lanes
-/// are summed up once, in `finish_panel`: that takes longer than a short run of products.
+/// are summed up once, in `finish_panel`: that takes longer than a short run of products. Outputs are asked for meanwhile.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<usize>, Range<usize>, Range<usize>), scratch: &mut Scratch) {
+fn sum_panel(
+    x: Int8Rows<'_>,
+    weights: &Tiles,
+    (tokens, tiles, blocks): (Range<usize>, Range<usize>, Range<usize>),
+    (out, scratch): (&mut ColumnsMut<'_>, &mut Scratch),
+) {
+    let offset = tiles.start * TILE_ROWS - out.range().start;
     let panel: &mut [PanelBlock] = scratch.panel.as_chunks_mut().0;
     for (tile, panel) in tiles.clone().zip(panel.chunks_exact_mut(blocks.len())) {
         unpack(&weights.tile(tile)[blocks.clone()], panel);
@@ -394,6 +400,9 @@ fn sum_panel(x: Int8Rows<'_>, weights: &Tiles, (tokens, tiles, blocks): (Range<u
         let mut rows: [&[[i8; BLOCK_COLUMNS]]; TOKENS] = [&[]; TOKENS];
         for (index, row) in rows.iter_mut().enumerate() {
             *row = &x.blocks(first + index.min(n - 1))[blocks.clone()];
+        }
+        for token in first..first + n {
+            prefetch_line(&out.row_mut(token)[offset..]);
         }
         for (tile, panel) in panels.clone().enumerate() {
             let sums = sum_blocks_of_panel(panel, rows);

@@ -109,6 +109,21 @@ impl Kernels for Avx2 {
         unsafe { screen::fine_sum(row, activations) }
     }
 
+    fn n_plane_tokens(&self) -> usize {
+        1
+    }
+
+    fn plane_sums(
+        &self,
+        tile: &[[u8; COARSE_BYTES]],
+        fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
+        tokens: &[&[[i8; BLOCK_COLUMNS]]],
+        sums: &mut [[i32; TILE_ROWS]],
+    ) {
+        // SAFETY: an Avx2 exists only where the features were detected.
+        unsafe { screen::plane_sums((tile, fine), tokens, sums) }
+    }
+
     fn prefetch(&self, bytes: &[u8]) {
         // SAFETY: an Avx2 exists only where the features were detected.
         unsafe { vector::prefetch(bytes) }

@@ -119,3 +119,21 @@ pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUM
     let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
     _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
 }
+
+/// Σ code·q of four rows of both planes, for each token.
+#[target_feature(enable = "avx2")]
+pub(super) fn plane_sums(
+    (tile, fine): (&[[u8; COARSE_BYTES]], [&[[u8; FINE_BYTES]]; TILE_ROWS]),
+    tokens: &[&[[i8; BLOCK_COLUMNS]]],
+    sums: &mut [[i32; TILE_ROWS]],
+) {
+    coarse_sums(tile, tokens, sums);
+    for (activations, sums) in tokens.iter().zip(sums) {
+        for (sum, row) in sums.iter_mut().zip(fine) {
+            for units in row.chunks(4) {
+                prefetch_behind(units.as_flattened());
+            }
+            *sum = 4 * *sum + fine_sum(row, activations);
+        }
+    }
+}

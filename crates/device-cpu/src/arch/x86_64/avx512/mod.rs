@@ -54,8 +54,8 @@ impl Kernels for Avx512Vnni {
         unsafe { screen::fine_sum(row, activations) }
     }
 
-    fn sums_both_planes(&self) -> bool {
-        true
+    fn n_plane_tokens(&self) -> usize {
+        usize::MAX
     }
 
     fn plane_sums(

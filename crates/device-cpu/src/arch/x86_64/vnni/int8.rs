@@ -200,7 +200,7 @@ fn shared<V: DotRows, const SHARED: usize>(
             }
             for (token, sums) in tokens.zip(sums.chunks_exact(STRIP_TILES)) {
                 let out = &mut out.row_mut(token)[first_tile * TILE_ROWS - columns.start..];
-                store_strip((store, x.scales[token]), (weights, tiles.clone()), sums, out);
+                store_tiles((store, x.scales[token]), (weights, tiles.clone()), sums, out);
             }
         }
     }
@@ -208,7 +208,7 @@ fn shared<V: DotRows, const SHARED: usize>(
 
 /// Outputs of one token from the sums of some neighbouring tiles, as many as there is room for.
 #[inline(always)]
-fn store_strip((store, row): (Store, RowScale), (weights, tiles): (&Tiles, Range<usize>), sums: &[[i32; TILE_ROWS]], out: &mut [f32]) {
+fn store_tiles((store, row): (Store, RowScale), (weights, tiles): (&Tiles, Range<usize>), sums: &[[i32; TILE_ROWS]], out: &mut [f32]) {
     let totals = sums.as_flattened().iter().zip(weights.inverse_scales(tiles));
     for (out, (total, &inverse_scale)) in out.iter_mut().zip(totals) {
         *out = store.stored(*out, numerics::dequantise(total - row.sum, inverse_scale, row.scale.inverse));
@@ -310,12 +310,10 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
             let ask = |token: usize| v.prefetch_line(&out.row_mut(token)[first_tile * TILE_ROWS - columns.start..]);
             sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), sums, ask);
         }
+        let tiles = first_tile..end.min(first_tile + TILES);
         for (token, sums) in tokens.clone().zip(sums.chunks_exact(TILES)) {
-            let row = x.scales[token];
-            let out = out.row_mut(token)[first_tile * TILE_ROWS - columns.start..].chunks_mut(TILE_ROWS);
-            for (out, (tile, totals)) in out.zip((first_tile..end).zip(sums)) {
-                store.store(out, dequantised(*totals, row, weights.tile_inverse_scales(tile)));
-            }
+            let out = &mut out.row_mut(token)[first_tile * TILE_ROWS - columns.start..];
+            store_tiles((store, x.scales[token]), (weights, tiles.clone()), sums, out);
         }
     }
 }
