@@ -51,6 +51,8 @@ const PAUSES: [Duration; 8] = [
     Duration::from_secs(14 * 3600),
     Duration::from_secs(24 * 3600),
 ];
+/// How long it takes at least until it is looked again what is due.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// How long a claim holds.
 const CLAIM: Duration = Duration::from_secs(2 * OUTBOUND_TIME_MAX.as_secs());
 /// How long the secret before signs, too.
@@ -215,6 +217,8 @@ impl Webhooks {
             });
             if let Ok(ended) = ended.await {
                 failed = failed.or(take_end(ended, &mut under_way).err());
+                // What ends together is looked for once.
+                tokio::time::sleep(LOOK_PAUSE).await;
             }
             while let Some(ended) = sending.try_join_next_with_id() {
                 failed = failed.or(take_end(ended, &mut under_way).err());
