@@ -195,17 +195,27 @@ async fn ingest(url: &str) {
     let sender = |first: u64| {
         let bench = bench.clone();
         tokio::spawn(async move {
+            let mut took = Vec::new();
             for batch in (first..N_BATCHES).step_by(N_AT_ONCE as usize) {
                 let events = (0..BATCH).map(|index| event(batch * BATCH + index)).collect();
+                let asked = Instant::now();
+                let mut last = None;
                 for ingested in bench.ledger.ingest(events, Timestamp::now()).await.expect("it looks up") {
-                    assert!(matches!(ingested, Ingested::Accepted(_)), "{ingested:?}");
+                    let Ingested::Accepted(position) = ingested else { panic!("{ingested:?}") };
+                    last = Some(position);
                 }
+                // A batch is answered when it is durable, as the server answers it.
+                bench.ledger.until_durable(last.expect("events")).await.expect("durable");
+                took.push(asked.elapsed());
             }
+            took
         })
     };
+    let mut took = Vec::new();
     for sender in (0..N_AT_ONCE).map(sender).collect::<Vec<_>>() {
-        sender.await.expect("it ends");
+        took.extend(sender.await.expect("it ends"));
     }
+    took.sort_unstable();
     let last = bench.ledger.ledger().position();
     bench.ledger.until_durable(last).await.expect("durable");
     let durable = began.elapsed().as_secs_f64();
@@ -215,7 +225,15 @@ async fn ingest(url: &str) {
     let in_tables = began.elapsed().as_secs_f64();
     let n_events = N_BATCHES * BATCH;
     let rate = |seconds: f64| n_events as f64 / seconds;
-    println!("ingest/postgres: {:.0} events/s durable, {:.0} events/s into the tables", rate(durable), rate(in_tables));
+    let ms = |percent| percentile(&took, percent).as_secs_f64() * 1e3;
+    println!(
+        "ingest/postgres: {:.0} events/s durable, {:.0} events/s into the tables; a batch is durable after p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms",
+        rate(durable),
+        rate(in_tables),
+        ms(50.0),
+        ms(99.0),
+        ms(100.0)
+    );
     let bench = Arc::try_unwrap(bench).unwrap_or_else(|_| panic!("the senders are gone"));
     bench.check(n_events).await;
 }

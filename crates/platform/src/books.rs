@@ -1,5 +1,5 @@
 //! What is done to the books by itself: months that are over are closed, thresholds that were passed are told of, rate cards are read
-//! again. Each of these does nothing where there is nothing to do, so that it does not matter how often it runs, nor where.
+//! again, what is old is deleted. Each of these does nothing where there is nothing to do, so that it does not matter how often it runs, nor where.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ pub(crate) async fn run(store: Arc<Store>, directory: Arc<Directory>, now: Clock
         if let Err(error) = store.note_thresholds(now()).await {
             tracing::warn!(%error, "thresholds of usage cannot be looked at");
         }
-        if let Err(error) = store.forget_keys(now()).await {
-            tracing::warn!(%error, "old idempotency keys cannot be forgotten");
+        if let Err(error) = store.forget_old(now()).await {
+            tracing::warn!(%error, "what is old cannot be deleted");
         }
         if let Err(error) = directory.refresh_catalog().await {
             tracing::warn!(%error, "rate cards cannot be read");

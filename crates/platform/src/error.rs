@@ -27,6 +27,9 @@ pub enum PlatformError {
     /// Something read back is not what was written.
     #[error("{what} cannot be read back: {reason}")]
     Corrupt { what: &'static str, reason: String },
+    /// Months of some accounts could not be closed; those of all others were.
+    #[error("months of {n_accounts} accounts cannot be closed; of {account}: {source}")]
+    NotClosed { n_accounts: usize, account: String, source: Box<PlatformError> },
     /// An identifier that is none.
     #[error("expected an identifier that begins with {expected}_ and has 32 hexadecimal digits")]
     MalformedId { expected: &'static str },
@@ -86,7 +89,11 @@ impl PlatformError {
     /// Whether the same again may succeed later: the database is away, busy, or its disk is full. A statement that it refuses is
     /// refused for ever.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database { source, .. } if is_transient(source))
+        match self {
+            Self::Database { source, .. } => is_transient(source),
+            Self::NotClosed { source, .. } => source.is_transient(),
+            _ => false,
+        }
     }
 }
 

@@ -33,6 +33,8 @@ pub enum FinalInvoice {}
 pub enum Item {}
 /// Names payments.
 pub enum Pay {}
+/// Names refunds.
+pub enum Return {}
 /// Names endpoints of webhooks.
 pub enum Endpoint {}
 /// Names messages to endpoints.
@@ -63,6 +65,9 @@ impl Named for Item {
 impl Named for Pay {
     const PREFIX: &'static str = "pay";
 }
+impl Named for Return {
+    const PREFIX: &'static str = "ref";
+}
 impl Named for Endpoint {
     const PREFIX: &'static str = "we";
 }
@@ -90,6 +95,8 @@ pub type InvoiceId = Id<FinalInvoice>;
 pub type ItemId = Id<Item>;
 /// An attempt to be paid.
 pub type PaymentId = Id<Pay>;
+/// Money that went back of a payment.
+pub type RefundId = Id<Return>;
 /// Where an account wants to hear of events.
 pub type EndpointId = Id<Endpoint>;
 /// What it hears.

@@ -8,6 +8,7 @@ mod books;
 pub mod catalog;
 pub mod directory;
 pub mod error;
+mod forget;
 pub mod gateway;
 pub mod identity;
 pub mod ids;

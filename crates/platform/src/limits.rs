@@ -88,7 +88,21 @@ pub const N_ENDPOINTS_MAX: u32 = 20;
 /// Messages of a list.
 pub const N_MESSAGES_PER_PAGE: i64 = 100;
 /// Messages that are sent at once.
-pub const N_DELIVERIES_AT_ONCE: i64 = 32;
+pub const N_DELIVERIES_AT_ONCE: usize = 64;
+/// Of these, of one account.
+pub const N_DELIVERIES_PER_ACCOUNT: usize = 4;
+/// How long messages and their deliveries are kept.
+pub const MESSAGES_KEPT: Duration = Duration::from_secs(90 * 86_400);
+/// How long events of payment providers are remembered; Stripe sends one again for three days.
+pub const PROVIDER_EVENTS_KEPT: Duration = Duration::from_secs(90 * 86_400);
+/// How long usage is known by the minute; by the hour and the day it is known for ever. Longer than events may be late.
+pub const MINUTES_KEPT: Duration = Duration::from_secs(100 * 86_400);
+/// How long it is known how requests ended; longer than a month takes to be closed.
+pub const OUTCOMES_KEPT: Duration = Duration::from_secs(400 * 86_400);
+/// Of each of these, how much one run of the job deletes: rows, or what a time of it has.
+pub const N_FORGOTTEN_PER_RUN: i64 = 1000;
+/// Of usage by the minute, the time whose rows one run deletes.
+pub const MINUTES_FORGOTTEN_PER_RUN: Duration = Duration::from_secs(86_400);
 /// How often it is looked whether a message is due.
 pub const WEBHOOK_POLL: Duration = Duration::from_secs(1);
 /// Invoices that one run of dunning charges.

@@ -88,7 +88,7 @@ const SUMS: &[(&str, &str)] = &[
     ),
     (
         "what was paid of an invoice",
-        "SELECT * FROM (SELECT i.id AS at, CAST(COALESCE((SELECT SUM(p.amount) FROM payment p WHERE p.invoice_id = i.id AND p.status = 'succeeded'), 0) AS BIGINT) AS expected, i.paid AS got FROM invoice i) AS k WHERE expected <> got",
+        "SELECT * FROM (SELECT i.id AS at, CAST(COALESCE((SELECT SUM(p.amount) FROM payment p WHERE p.invoice_id = i.id AND p.status = 'succeeded'), 0) - COALESCE((SELECT SUM(r.amount) FROM refund r JOIN payment p ON p.id = r.payment_id WHERE p.invoice_id = i.id AND r.status = 'succeeded'), 0) AS BIGINT) AS expected, i.paid AS got FROM invoice i) AS k WHERE expected <> got",
     ),
 ];
 
@@ -112,14 +112,14 @@ const USE_SUMS: &[(&str, &str)] = &[
     ("due", "SUM(e.due)"),
 ];
 
-/// What the buckets of one length must be: one row for each, from the entries.
-fn rollup_query(grain: Grain) -> String {
+/// What the buckets of one length must be that begin then or later: one row for each, from the entries.
+fn rollup_query(grain: Grain, since: i64) -> String {
     let micros = grain.micros();
     // Neither database's remainder is Euclid's, so a time before 1970 is lifted first; `start_of` agrees.
     let start = format!("(u.occurred_at - ((u.occurred_at % {micros}) + {micros}) % {micros})");
     format!(
         "SELECT u.account_id AS account_id, '{}' AS grain, {start} AS bucket_start, u.project_id AS project_id, COALESCE(u.api_key_id, '') AS api_key_id, u.model AS model, u.purpose AS purpose{} \
-         FROM usage_event u JOIN ledger_entry e ON e.seq = u.seq GROUP BY u.account_id, {start}, u.project_id, COALESCE(u.api_key_id, ''), u.model, u.purpose",
+         FROM usage_event u JOIN ledger_entry e ON e.seq = u.seq WHERE u.occurred_at >= {since} GROUP BY u.account_id, {start}, u.project_id, COALESCE(u.api_key_id, ''), u.model, u.purpose",
         grain.name(),
         sums(ROLLUP_SUMS)
     )
@@ -152,11 +152,13 @@ impl Store {
                 report.note(Difference { what, at: get(row, "at")?, expected, got });
             }
         }
+        let minutes_before = self.minutes_before().await?.0;
         for grain in Grain::ALL {
+            let since = if grain == Grain::Minute { minutes_before } else { i64::MIN + 1 };
             let stored = "SELECT * FROM usage_rollup WHERE grain = ";
-            let stored = format!("{stored}'{}'", grain.name());
+            let stored = format!("{stored}'{}' AND bucket_start >= {since}", grain.name());
             let keys = ["account_id", "project_id", "api_key_id", "model", "purpose"];
-            self.compare(&mut report, (rollup_query(grain), stored), (&keys, "bucket_start"), ROLLUP_SUMS).await?;
+            self.compare(&mut report, (rollup_query(grain, since), stored), (&keys, "bucket_start"), ROLLUP_SUMS).await?;
         }
         for (kind, column) in SCOPES {
             let stored = format!("SELECT * FROM period_use WHERE scope_kind = '{kind}'");
@@ -224,7 +226,9 @@ impl Store {
             "UPDATE credit_grant SET remaining = amount - COALESCE((SELECT SUM(d.amount) FROM credit_draw d WHERE d.grant_id = credit_grant.id), 0)"
                 .to_string(),
         ];
-        statements.extend(Grain::ALL.map(|grain| format!("INSERT INTO usage_rollup {}", rollup_query(grain))));
+        let minutes_before = self.minutes_before().await?.0;
+        let since = |grain| if grain == Grain::Minute { minutes_before } else { i64::MIN + 1 };
+        statements.extend(Grain::ALL.map(|grain| format!("INSERT INTO usage_rollup {}", rollup_query(grain, since(grain)))));
         statements.extend(SCOPES.iter().map(|(kind, column)| format!("INSERT INTO period_use {}", use_query(kind, column))));
         for statement in statements {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *write.transaction).await.map_err(PlatformError::database(doing))?;

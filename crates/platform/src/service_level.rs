@@ -1,6 +1,7 @@
 //! Service levels: how requests of each account ended, counted as they end, by hour; and whether a month kept what its plan promised.
 //! One that did not gives back a part of its fee on its invoice, by itself. What counts is what the server did: a request that it
-//! refused for being overloaded, or that failed by its fault, is not served; one that its client left is.
+//! refused for want of room, while it drained or with a broken engine, or that failed by its fault before anything was written or
+//! after, is not served; one that its client left is, if anything was written for it, and is not counted otherwise.
 //!
 //! Counts are written every few seconds: a crash loses those, which are in nobody's disfavour by more than that.
 
@@ -12,13 +13,16 @@ use serde_json::json;
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 
+use crate::billing::close::NewItem;
+use crate::billing::covered::plan_fees;
 use crate::billing::statement::{PARTS, part_of, prorated};
+use crate::catalog::Catalog;
 use crate::error::PlatformError;
 use crate::ids::AccountId;
 use crate::ledger::projection::Grain;
 use crate::limits::OUTCOMES_EVERY;
 use crate::money::Micros;
-use crate::store::{Store, Write, as_i64, get, get_count};
+use crate::store::{Store, as_i64, get, get_count};
 use crate::time::{Period, Timestamp};
 use crate::webhooks::Happened;
 
@@ -160,70 +164,110 @@ fn parts(n: u64, of: u64) -> u32 {
     if of == 0 { PARTS } else { u32::try_from(u128::from(n) * u128::from(PARTS) / u128::from(of)).unwrap_or(PARTS) }
 }
 
-const OBJECTIVE: &str = "SELECT o.*, a.valid_from AS had_from, a.valid_until AS had_until, p.monthly_price AS monthly_price FROM account_plan a JOIN service_objective o ON o.plan_id = a.plan_id JOIN plan p ON p.id = a.plan_id WHERE a.account_id = $1 AND a.valid_from < $2 AND (a.valid_until IS NULL OR a.valid_until > $3) AND o.valid_from < $2 AND (o.valid_until IS NULL OR o.valid_until >= $2) AND p.valid_from < $2 AND (p.valid_until IS NULL OR p.valid_until >= $2) ORDER BY a.valid_from DESC LIMIT 1";
+const OBJECTIVES: &str = "SELECT o.* FROM service_objective o WHERE EXISTS (SELECT 1 FROM account_plan a WHERE a.account_id = $1 AND a.plan_id = o.plan_id AND a.valid_from < $2 AND (a.valid_until IS NULL OR a.valid_until > $3)) AND o.valid_from < $2 AND (o.valid_until IS NULL OR o.valid_until > $3) ORDER BY o.valid_from";
+
+/// A promise, and the part of the month's fee that it was given for.
+struct Promise {
+    objective: Objective,
+    fee: Micros,
+}
 
 fn failed() -> impl FnOnce(sqlx::Error) -> PlatformError {
     PlatformError::database("reading a service level")
 }
 
 impl Store {
-    /// How a month of an account was, as far as it is written.
+    /// How a month of an account was, as far as it is written, against what the plan promised that it had last.
     pub async fn service_level(&self, account: AccountId, period: Period) -> Result<Level, PlatformError> {
+        let catalog = self.catalog().await?;
         let mut snapshot = self.snapshot().await?;
-        read_level(&mut snapshot, (account, period)).await.map(|(level, _)| level)
+        let counts = read_counts(&mut snapshot, (account, period)).await?;
+        let promises = promises(&mut snapshot, (account, period), &catalog).await?;
+        Ok(level(&counts, promises.into_iter().next_back().map(|promise| promise.objective)))
     }
 
-    /// Gives back for a month what its plan promises for what was not kept; once.
+    /// Gives back for a month what its plans promise for what was not kept; once. A month with several plans is measured against what
+    /// each of them promises, and gives back a part of the fee of each.
     pub(crate) async fn add_service_credit(
         &self,
-        write: &mut Write<'_>,
         (account, period): (AccountId, Period),
+        catalog: &Catalog,
         now: Timestamp,
     ) -> Result<(), PlatformError> {
-        let (level, fee) = read_level(&mut write.transaction, (account, period)).await?;
-        let amount = part_of(fee, level.credit_part());
-        if amount == Micros::ZERO {
+        let mut snapshot = self.snapshot().await?;
+        let promises = promises(&mut snapshot, (account, period), catalog).await?;
+        if promises.is_empty() {
             return Ok(());
         }
+        let counts = read_counts(&mut snapshot, (account, period)).await?;
+        drop(snapshot);
+        let credit = |promise: &Promise| {
+            let level = level(&counts, Some(promise.objective.clone()));
+            (part_of(promise.fee, level.credit_part()), level)
+        };
+        let missed: Vec<(Micros, Level)> = promises.iter().map(credit).filter(|(amount, _)| *amount > Micros::ZERO).collect();
+        let amount: Micros = missed.iter().map(|(amount, _)| *amount).sum();
+        // All have the same requests; of what was in time, the strictest that was missed says it.
+        let Some(level) = missed.iter().map(|(_, level)| level).min_by_key(|level| level.in_time()) else { return Ok(()) };
         let percent = |parts: u32| format!("{}.{:03}%", parts / 10_000, parts % 10_000 / 10);
         let (served, in_time) = (percent(level.availability()), percent(level.in_time()));
         let text = format!("service level of {period} not kept: {served} of requests served, {in_time} of them in time");
         let source = format!("service_level:{account}:{period}");
-        if self.add_item(write, account, (source.clone(), text, Micros::ZERO.minus(amount)), now).await? {
+        let mut write = self.begin().await?;
+        if self.add_item(&mut write, account, NewItem::new(source.clone(), text, Micros::ZERO.minus(amount)), now).await? {
             let data = json!({
                 "period": period.to_string(),
                 "availability_ppm": level.availability(),
                 "in_time_ppm": level.in_time(),
                 "credit_micros": amount.0,
             });
-            self.note_happened(write, Happened { account, source, kind: "service_level.missed", data }, now).await?;
+            self.note_happened(&mut write, Happened { account, source, kind: "service_level.missed", data }, now).await?;
         }
-        Ok(())
+        write.commit("giving back for a service level").await
     }
 }
 
-/// A month's level, and the fee that its objective's credit is a part of.
-async fn read_level(connection: &mut AnyConnection, (account, period): (AccountId, Period)) -> Result<(Level, Micros), PlatformError> {
-    let (start, end) = (period.start(), period.next().start());
-    let query = sqlx::query(OBJECTIVE).bind(account.to_string()).bind(end.0).bind(start.0);
-    let row = query.fetch_optional(&mut *connection).await.map_err(failed())?;
-    let (objective, fee) = match &row {
-        Some(row) => {
-            let price = Micros(get(row, "monthly_price")?);
-            let from = Timestamp(get(row, "had_from")?).max(start);
-            let until = get::<Option<i64>>(row, "had_until")?.map_or(end, Timestamp).min(end);
-            (Some(read_objective(row)?), prorated(price, (from, until), (start, end)))
-        }
-        None => (None, Micros::ZERO),
-    };
+/// What the plans of a month promised, each with the fee that is charged for it, in their order.
+async fn promises(
+    connection: &mut AnyConnection,
+    (account, period): (AccountId, Period),
+    catalog: &Catalog,
+) -> Result<Vec<Promise>, PlatformError> {
+    let month = (period.start(), period.next().start());
+    let query = sqlx::query(OBJECTIVES).bind(account.to_string()).bind(month.1.0).bind(month.0.0);
+    let rows = query.fetch_all(&mut *connection).await.map_err(failed())?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut promises = Vec::new();
+    for fee in plan_fees(connection, (account, period), catalog).await? {
+        // What holds when the fee's part of the month ends.
+        let holds = |row: &&AnyRow| {
+            let plan = get::<String>(row, "plan_id").is_ok_and(|plan| plan == fee.plan);
+            let from = get::<i64>(row, "valid_from").is_ok_and(|from| from < fee.until.0);
+            plan && from && get::<Option<i64>>(row, "valid_until").is_ok_and(|until| until.is_none_or(|until| until >= fee.until.0))
+        };
+        let Some(row) = rows.iter().rfind(holds) else { continue };
+        let fee = prorated(fee.monthly_price, (fee.from, fee.until), month);
+        promises.push(Promise { objective: read_objective(row)?, fee });
+    }
+    Ok(promises)
+}
+
+/// Requests of a month by how they ended.
+async fn read_counts(connection: &mut AnyConnection, (account, period): (AccountId, Period)) -> Result<Vec<(String, u64)>, PlatformError> {
     let query = sqlx::query(
         "SELECT outcome, CAST(SUM(n) AS BIGINT) AS n FROM request_outcome WHERE account_id = $1 AND hour_start >= $2 AND hour_start < $3 GROUP BY outcome",
     );
-    let rows = query.bind(account.to_string()).bind(start.0).bind(end.0).fetch_all(&mut *connection).await.map_err(failed())?;
+    let query = query.bind(account.to_string()).bind(period.start().0).bind(period.next().start().0);
+    let rows = query.fetch_all(&mut *connection).await.map_err(failed())?;
+    rows.iter().map(|row| Ok((get(row, "outcome")?, get_count(row, "n")?))).collect()
+}
+
+fn level(counts: &[(String, u64)], objective: Option<Objective>) -> Level {
+    let limit = objective.as_ref().map_or(u32::MAX, |objective| objective.latency_ms_max);
     let mut level = Level { objective, ..Level::default() };
-    let limit = level.objective.as_ref().map_or(u32::MAX, |objective| objective.latency_ms_max);
-    for row in &rows {
-        let (outcome, n): (String, _) = (get(row, "outcome")?, get_count(row, "n")?);
+    for (outcome, n) in counts {
         if outcome == FAILED {
             level.n_failed += n;
             continue;
@@ -233,7 +277,7 @@ async fn read_level(connection: &mut AnyConnection, (account, period): (AccountI
             level.n_in_time += n;
         }
     }
-    Ok((level, fee))
+    level
 }
 
 fn read_objective(row: &AnyRow) -> Result<Objective, PlatformError> {
@@ -253,7 +297,7 @@ fn read_objective(row: &AnyRow) -> Result<Objective, PlatformError> {
 mod tests {
     use super::*;
 
-    fn level(n_served: u64, n_in_time: u64, n_failed: u64) -> Level {
+    fn month(n_served: u64, n_in_time: u64, n_failed: u64) -> Level {
         let objective = Objective {
             plan: "enterprise".into(),
             availability: 999_000,
@@ -268,6 +312,7 @@ mod tests {
 
     #[test]
     fn month_that_missed_its_objectives_gives_back() {
+        let level = month;
         assert_eq!(level(0, 0, 0).credit_part(), 0, "nothing was asked");
         assert_eq!(level(999, 999, 1).credit_part(), 0, "just kept");
         assert_eq!(level(9989, 9989, 11).credit_part(), 100_000);

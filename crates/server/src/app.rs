@@ -10,7 +10,7 @@ use bitnet_engine::{Generate, Priority, Request, Task, TenantSalt, TokenStream};
 use bitnet_model::TokenId;
 use tracing::{Instrument, debug_span};
 
-use crate::admission::{Admission, Caller, Ceiling, Operation, RateLimits, Recorder, Settlement};
+use crate::admission::{Admission, Caller, Ceiling, Operation, RateLimits, Recorder, Settlement, Voided};
 use crate::config::{Config, ConfigError};
 use crate::error::ServerError;
 use crate::files::FileStore;
@@ -74,8 +74,8 @@ pub(crate) enum ChosenBy {
 pub(crate) struct InBatch(pub(crate) Caller);
 
 /// Whose a request is, for the extractor of its body, which comes after that of its caller.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CallerTenant(pub(crate) TenantSalt);
+#[derive(Debug, Clone)]
+pub(crate) struct Whose(pub(crate) Caller);
 
 /// How urgent a request is by where it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl FromRequestParts<App> for Context {
         let trace = identity.map(|identity| identity.trace.clone()).unwrap_or_default();
         let identity = identity.filter(|identity| identity.chosen_by == ChosenBy::Server);
         let request_id = identity.map_or_else(|| crate::ids::new_id("req_").into(), |identity| identity.id.clone());
-        parts.extensions.insert(CallerTenant(caller.tenant));
+        parts.extensions.insert(Whose(caller.clone()));
         let span = tracing::Span::current();
         span.record("caller", caller.name.as_str()).record("booked_as", &*request_id);
         Ok(Self { caller, request_id, origin, trace, route })
@@ -237,16 +237,30 @@ impl App {
     }
 
     /// Refuses a caller for whom no engine has room, before there is any work with the request.
-    pub(crate) fn check_room(&self, tenant: TenantSalt) -> Result<(), ServerError> {
+    pub(crate) fn check_room(&self, caller: &Caller) -> Result<(), ServerError> {
         let models = self.models().all();
         let mut refused = None;
         for model in &models {
-            match model.engine.check_room(tenant) {
+            match model.engine.check_room(caller.tenant) {
                 Ok(()) => return Ok(()),
                 Err(error) => refused = Some(error),
             }
         }
-        refused.map_or(Ok(()), |error| Err(ServerError::of_room(error)))
+        refused.map_or(Ok(()), |error| Err(self.turn_away(caller, ServerError::of_room(error))))
+    }
+
+    /// Refuses a caller for whom a model has no room, before its text becomes tokens.
+    pub(crate) fn check_room_of(&self, model: &ServedModel, context: &Context) -> Result<(), ServerError> {
+        let refused = |error| self.turn_away(&context.caller, ServerError::of_room(error));
+        model.engine.check_room(context.caller.tenant).map_err(refused)
+    }
+
+    /// Lets admission know of a caller who is turned away before anything was reserved.
+    fn turn_away(&self, caller: &Caller, error: ServerError) -> ServerError {
+        if error.fault() == Voided::ByServer {
+            self.0.admission.turned_away(caller);
+        }
+        error
     }
 
     /// Admits and submits a job.
@@ -257,7 +271,7 @@ impl App {
 
     /// Reserves the most that a job can cost.
     pub(crate) async fn admit(&self, context: &Context, job: &Job) -> Result<Admitted, ServerError> {
-        let in_flight = Arc::new(self.lifecycle().begin()?);
+        let in_flight = Arc::new(self.lifecycle().begin().map_err(|error| self.turn_away(&context.caller, error))?);
         let start = Instant::now();
         let reservation = self.0.admission.admit(&context.caller, ceiling(context, job)).instrument(debug_span!("admit")).await?;
         context.trace.stage(Stage::Admission, (start, Instant::now()), &[]);
@@ -284,10 +298,11 @@ impl App {
         let is_constrained = submission.job.generate.as_ref().is_some_and(|generate| generate.constraint.is_some());
         let submitting = debug_span!("submit", is_constrained);
         let streams = if is_constrained {
-            self.text_pool().run(|| submission.submit()).instrument(submitting).await?
+            self.text_pool().run(|| submission.submit()).instrument(submitting).await
         } else {
-            submitting.in_scope(|| submission.submit())?
+            submitting.in_scope(|| submission.submit())
         };
+        let streams = streams.inspect_err(|error| admitted.settlement.refuse(error.fault()))?;
         let metrics = self.metrics().model(&model_name);
         let of = Of { in_flight: admitted.in_flight.clone(), metrics, trace: context.trace.clone(), submitted };
         let generation = Generation::new(streams, n_choices, of, (n_prompt_tokens, admitted.rate_limits));
@@ -321,7 +336,7 @@ impl Submission {
             job.model.engine.submit(request).map_err(|error| ServerError::of_submit(error, job.params))
         };
         // A refusal drops the streams before it, which cancels them.
-        job.prompts.into_iter().map(submit).collect::<Result<_, _>>().inspect_err(|_| settlement.refuse())
+        job.prompts.into_iter().map(submit).collect()
     }
 }
 

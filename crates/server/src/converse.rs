@@ -31,7 +31,7 @@ pub(crate) struct Talk {
 /// Starts the reply.
 pub(crate) async fn converse(app: &App, context: &Context, talk: Talk) -> Result<Reply, ServerError> {
     let Talk { model, conversation, mut generate, priority, mut params } = talk;
-    model.check_room(context)?;
+    app.check_room_of(&model, context)?;
     let expected = if conversation.callable().is_empty() { CallsExpected::No } else { CallsExpected::Yes };
     generate.constraint = grammar::constraint(&conversation);
     if expected == CallsExpected::Yes {

@@ -17,6 +17,7 @@ use bitnet_model::text::TextError;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::admission::Voided;
 use crate::app::JobParams;
 
 /// Why a request was refused or failed.
@@ -214,6 +215,15 @@ impl ServerError {
             }
             RequestError::Shutdown => Self::Draining { retry_after: DRAIN_RETRY_AFTER },
             other => Self::Failed(other),
+        }
+    }
+
+    /// Whose fault it is that a request is not served.
+    pub(crate) fn fault(&self) -> Voided {
+        match self {
+            Self::Overloaded { .. } | Self::Broken | Self::Draining { .. } | Self::Failed(_) | Self::Deadline => Voided::ByServer,
+            Self::Storage(_) | Self::Internal { .. } => Voided::ByServer,
+            _ => Voided::ByClient,
         }
     }
 

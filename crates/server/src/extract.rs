@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
-use crate::app::{App, CallerTenant};
+use crate::app::{App, Whose};
 use crate::error::ServerError;
 use crate::limits;
 
@@ -38,8 +38,8 @@ impl<T: RequestBody> FromRequest<App> for JsonBody<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ServerError> {
         expect_json(request.headers())?;
-        let tenant = request.extensions().get::<CallerTenant>().map(|tenant| tenant.0);
-        let refused = tenant.filter(|_| T::NEEDS == Needs::Engine).and_then(|tenant| app.check_room(tenant).err());
+        let whose = request.extensions().get::<Whose>().filter(|_| T::NEEDS == Needs::Engine);
+        let refused = whose.and_then(|Whose(caller)| app.check_room(caller).err());
         // Taken off the connection all the same: a client that is still sending would hear of a broken connection and not of the refusal.
         let bytes = read_body(request, app, app.config().body_bytes_max).await?;
         if let Some(refused) = refused {

@@ -7,7 +7,6 @@ use bitnet_checkpoint::GenerationDefaults;
 use bitnet_engine::EngineHandle;
 use bitnet_model::text::{ChatTemplate, Tokenizer};
 
-use crate::app::Context;
 use crate::error::ServerError;
 
 /// What a model yields.
@@ -93,11 +92,6 @@ impl Models {
 }
 
 impl ServedModel {
-    /// Refuses a caller for whom there is no room, before its text becomes tokens.
-    pub(crate) fn check_room(&self, context: &Context) -> Result<(), ServerError> {
-        self.engine.check_room(context.caller.tenant).map_err(ServerError::of_room)
-    }
-
     /// The template, or a refusal that says what to do instead.
     pub(crate) fn require_template(&self) -> Result<&ChatTemplate, ServerError> {
         let reason = "it has no chat template and only continues texts: use /v1/completions, or start the server with --chat-template";

@@ -134,6 +134,7 @@ class World:
 def invoice_is_issued_charged_and_paid_once():
     (account, key), (poor, poor_key) = world.account("Ann"), world.account("Bob")
     world.grow_older([account, poor])
+    world.paying = key
     world.run("invoices", "finalize")
     assert world.run("invoices", "finalize") == "", "again, it changes nothing"
     world.serve()
@@ -179,6 +180,20 @@ def events_heard(n):
     return count if count >= n else None
 
 
+def refund_goes_back_to_the_card_with_a_credit_note():
+    invoice = next(invoice for invoice in world.invoices(world.paying) if invoice["status"] == "paid" and invoice["kind"] == "invoice")
+    environment = {**os.environ, "BITNET_STRIPE_KEY": KEY, "BITNET_STRIPE_URL": world.stripe}
+    command = [BINARY, "invoices", "refund", invoice["id"], "12.50", "--reason", "a day was lost"]
+    done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0 and "succeeded" in done.stdout, done
+    status, listed = call(f"{world.stripe}/v1/refunds?limit=100", KEY)
+    assert status == 200 and [refund["amount"] for refund in listed["data"]] == [1250], listed
+    after = {paper["id"]: paper for paper in world.invoices(world.paying)}
+    refunded = after[invoice["id"]]
+    assert (refunded["status"], refunded["outstanding_micros"], refunded["credited_micros"]) == ("paid", 0, 12_500_000), refunded
+    assert any(paper["corrects"] == invoice["id"] and paper["total_micros"] == -12_500_000 for paper in after.values()), after
+
+
 def event_that_is_forged_is_refused():
     status, answer = call(f"{world.url}/webhooks/stripe", body={"id": "evt_1", "type": "payment_intent.succeeded"})
     assert status == 403, answer
@@ -191,6 +206,7 @@ def books_are_balanced():
 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     world = World(folder)
     try:
-        journeys.run([invoice_is_issued_charged_and_paid_once, event_that_is_forged_is_refused, books_are_balanced])
+        steps = [invoice_is_issued_charged_and_paid_once, refund_goes_back_to_the_card_with_a_credit_note]
+        journeys.run([*steps, event_that_is_forged_is_refused, books_are_balanced])
     finally:
         world.end()

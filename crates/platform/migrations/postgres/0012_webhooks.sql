@@ -24,6 +24,7 @@ CREATE TABLE webhook_message (
     created_at BIGINT NOT NULL
 );
 CREATE INDEX webhook_message_by_account ON webhook_message (account_id, created_at);
+CREATE INDEX webhook_message_by_age ON webhook_message (created_at);
 
 CREATE TABLE webhook_delivery (
     message_id      TEXT NOT NULL REFERENCES webhook_message (id),
@@ -37,3 +38,4 @@ CREATE TABLE webhook_delivery (
     PRIMARY KEY (message_id, endpoint_id)
 );
 CREATE INDEX webhook_delivery_due ON webhook_delivery (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
+CREATE INDEX webhook_delivery_by_endpoint ON webhook_delivery (endpoint_id);

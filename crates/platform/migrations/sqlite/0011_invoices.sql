@@ -6,6 +6,8 @@ CREATE TABLE invoice_issuer (
     id               TEXT PRIMARY KEY,
     name             TEXT NOT NULL,
     address          TEXT NOT NULL,
+    -- ISO 3166-1; empty for unknown. Only with it a customer elsewhere may owe the tax itself.
+    country          TEXT NOT NULL,
     tax_id           TEXT NOT NULL,
     -- Stands before numbers of invoices, and of credit notes.
     invoice_prefix   TEXT NOT NULL,
@@ -13,7 +15,7 @@ CREATE TABLE invoice_issuer (
     last_invoice     INTEGER NOT NULL,
     last_credit_note INTEGER NOT NULL
 ) STRICT;
-INSERT INTO invoice_issuer VALUES ('default', '', '', '', 'INV-', 'CN-', 0, 0);
+INSERT INTO invoice_issuer VALUES ('default', '', '', '', '', 'INV-', 'CN-', 0, 0);
 
 -- To whom and how an account is billed. Without a row: by the default issuer, by hand, in 30 days, under the account's name.
 CREATE TABLE billing_profile (
@@ -37,7 +39,7 @@ CREATE TABLE tax_rate (
     region         TEXT NOT NULL,
     name           TEXT NOT NULL,
     rate           INTEGER NOT NULL CHECK (rate >= 0),
-    -- 1: a customer with a tax id owes it to the state, not to us.
+    -- 1: a customer of another country of the European Union with a valid number for it owes it to the state, not to us.
     reverse_charge INTEGER NOT NULL CHECK (reverse_charge IN (0, 1)),
     valid_from     INTEGER NOT NULL,
     valid_until    INTEGER,
@@ -83,6 +85,8 @@ CREATE TABLE invoice_item (
     source     TEXT NOT NULL UNIQUE,
     text       TEXT NOT NULL,
     amount     INTEGER NOT NULL,
+    -- 1: its tax was reckoned before, so it stands behind the taxes, such as what was paid too much.
+    is_gross   INTEGER NOT NULL CHECK (is_gross IN (0, 1)),
     created_at INTEGER NOT NULL,
     invoice_id TEXT
 ) STRICT;
@@ -149,7 +153,7 @@ CREATE TABLE payment (
     -- What the provider calls it; empty until it is known.
     provider_ref TEXT NOT NULL,
     amount       INTEGER NOT NULL CHECK (amount > 0),
-    status       TEXT NOT NULL CHECK (status IN ('pending', 'succeeded', 'failed', 'refunded')),
+    status       TEXT NOT NULL CHECK (status IN ('pending', 'succeeded', 'failed')),
     reason       TEXT NOT NULL,
     created_at   INTEGER NOT NULL,
     updated_at   INTEGER NOT NULL,
@@ -163,9 +167,29 @@ CREATE TABLE dunning (
     account_id      TEXT NOT NULL REFERENCES account (id),
     n_attempts      INTEGER NOT NULL,
     next_attempt_at INTEGER,
-    -- Since when the account may do nothing because of it.
+    -- Since when the account may do nothing because of it; whatever an operator says of the account stands in account.status.
     restricted_at   INTEGER
 ) STRICT;
+CREATE INDEX dunning_restricted ON dunning (account_id) WHERE restricted_at IS NOT NULL;
+
+-- Money that went back of a payment: refunds, and what a bank took back.
+CREATE TABLE refund (
+    id           TEXT PRIMARY KEY,
+    payment_id   TEXT NOT NULL REFERENCES payment (id),
+    kind         TEXT NOT NULL CHECK (kind IN ('refund', 'dispute')),
+    -- What the provider calls it; empty until it is known.
+    provider_ref TEXT NOT NULL,
+    amount       INTEGER NOT NULL CHECK (amount > 0),
+    -- What has succeeded is off what was paid.
+    status       TEXT NOT NULL CHECK (status IN ('pending', 'succeeded', 'failed')),
+    reason       TEXT NOT NULL,
+    -- The credit note that says so; a dispute has none.
+    note_id      TEXT REFERENCES invoice (id),
+    created_at   INTEGER NOT NULL,
+    updated_at   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX refund_by_payment ON refund (payment_id);
+CREATE UNIQUE INDEX refund_by_provider ON refund (kind, provider_ref) WHERE provider_ref <> '';
 
 -- What a payment provider knows an account as.
 CREATE TABLE payment_customer (
@@ -184,3 +208,4 @@ CREATE TABLE provider_event (
     received_at INTEGER NOT NULL,
     PRIMARY KEY (provider, event_id)
 ) STRICT;
+CREATE INDEX provider_event_by_age ON provider_event (received_at);

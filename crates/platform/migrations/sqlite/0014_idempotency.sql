@@ -11,3 +11,12 @@ CREATE TABLE idempotent_request (
     PRIMARY KEY (account_id, key)
 ) STRICT;
 CREATE INDEX idempotent_request_by_age ON idempotent_request (begun_at);
+
+-- What is old of the sums by minute is deleted: buckets that begin before this are not there. Hours and days stay.
+CREATE TABLE usage_rollup_horizon (
+    id             INTEGER PRIMARY KEY CHECK (id = 1),
+    minutes_before INTEGER NOT NULL
+) STRICT;
+INSERT INTO usage_rollup_horizon VALUES (1, 0);
+CREATE INDEX usage_rollup_by_minute ON usage_rollup (bucket_start) WHERE grain = 'minute';
+CREATE INDEX request_outcome_by_age ON request_outcome (hour_start);

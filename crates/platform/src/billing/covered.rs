@@ -4,6 +4,7 @@
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 
+use crate::billing::eu_tax_id::is_owed_by_customer;
 use crate::billing::line::{LineId, LineOf, RequestLine};
 use crate::billing::statement::{DrawGroup, FeePart, PartOff, Statement, TaxRate, UsageGroup, WaitingItem};
 use crate::catalog::Catalog;
@@ -33,9 +34,8 @@ const DUE: &str = "SELECT CAST(COALESCE(SUM(e.due), 0) AS BIGINT) AS due FROM le
 const PLANS: &str = "SELECT plan_id, valid_from, valid_until FROM account_plan WHERE account_id = $1 AND valid_from < $2 AND (valid_until IS NULL OR valid_until > $3) ORDER BY valid_from";
 const PARTS_OFF: &str = "SELECT c.code, c.name, c.part_off FROM coupon_redemption r JOIN coupon c ON c.code = r.code WHERE r.account_id = $1 AND c.part_off IS NOT NULL AND r.from_period <= $2 AND (r.until_period IS NULL OR r.until_period > $2) ORDER BY r.redeemed_at, c.code";
 const COMMITMENT: &str = "SELECT amount FROM commitment WHERE account_id = $1 AND from_period <= $2 AND (until_period IS NULL OR until_period > $2) ORDER BY from_period DESC LIMIT 1";
-const ITEMS: &str =
-    "SELECT id, text, amount FROM invoice_item WHERE account_id = $1 AND invoice_id IS NULL AND created_at <= $2 ORDER BY created_at, id";
-const TAXES: &str = "SELECT t.country, t.region, t.name, t.rate, t.reverse_charge, p.tax_id FROM billing_profile p JOIN tax_rate t ON t.country = p.country AND (t.region = '' OR t.region = p.region) WHERE p.account_id = $1 AND t.valid_from <= $2 AND (t.valid_until IS NULL OR t.valid_until > $2) ORDER BY t.region, t.name";
+const ITEMS: &str = "SELECT id, text, amount, is_gross FROM invoice_item WHERE account_id = $1 AND invoice_id IS NULL AND created_at <= $2 ORDER BY created_at, id";
+const TAXES: &str = "SELECT t.country, t.region, t.name, t.rate, t.reverse_charge, p.tax_id, s.country AS issuer_country FROM billing_profile p JOIN invoice_issuer s ON s.id = p.issuer_id JOIN tax_rate t ON t.country = p.country AND (t.region = '' OR t.region = p.region) WHERE p.account_id = $1 AND t.valid_from <= $2 AND (t.valid_until IS NULL OR t.valid_until > $2) ORDER BY t.region, t.name";
 const REQUESTS: &str = "SELECT e.seq AS seq, u.request_id AS request_id, u.occurred_at AS occurred_at, u.outcome AS outcome, u.n_input AS n_input, u.n_cached AS n_cached, u.n_output AS n_output, e.charge AS charge, e.due AS due FROM ledger_entry e JOIN usage_event u ON u.seq = e.seq WHERE e.account_id = $1 AND e.period = $2 AND e.seq > $3 AND e.seq <= $4";
 
 const DOING: &str = "drawing up an invoice";
@@ -52,7 +52,7 @@ impl Cover {
         catalog: &Catalog,
         now: Timestamp,
     ) -> Result<Statement, PlatformError> {
-        let fees = self.fees(connection, catalog).await?;
+        let fees = plan_fees(connection, (self.account, self.period), catalog).await?;
         let rows = self.rows(connection, USAGE).await?;
         let usage = rows.iter().map(|row| usage_group(row, catalog)).collect::<Result<_, _>>()?;
         let draws = self.rows(connection, DRAWS).await?.iter().map(draw_group).collect::<Result<_, _>>()?;
@@ -67,7 +67,10 @@ impl Cover {
         let row = query.fetch_optional(&mut *connection).await.map_err(failed())?;
         let commitment = row.as_ref().map(|row| get_money(row, "amount")).transpose()?;
         let rows = sqlx::query(ITEMS).bind(account.clone()).bind(now.0).fetch_all(&mut *connection).await.map_err(failed())?;
-        let item = |row: &AnyRow| Ok(WaitingItem { id: get(row, "id")?, text: get(row, "text")?, amount: get_money(row, "amount")? });
+        let item = |row: &AnyRow| {
+            let (id, text, amount) = (get(row, "id")?, get(row, "text")?, get_money(row, "amount")?);
+            Ok(WaitingItem { id, text, amount, is_gross: get_count(row, "is_gross")? == 1 })
+        };
         let items = rows.iter().map(item).collect::<Result<_, PlatformError>>()?;
         let rows = sqlx::query(TAXES).bind(account).bind(now.0).fetch_all(&mut *connection).await.map_err(failed())?;
         let taxes = rows.iter().map(tax_rate).collect::<Result<_, _>>()?;
@@ -84,25 +87,30 @@ impl Cover {
         let query = query.bind(i64::from(self.period.0)).bind(as_i64(self.after));
         query.fetch_all(&mut *connection).await.map_err(failed())
     }
+}
 
-    async fn fees(&self, connection: &mut AnyConnection, catalog: &Catalog) -> Result<Vec<FeePart>, PlatformError> {
-        let (start, end) = (self.period.start(), self.period.next().start());
-        let query = sqlx::query(PLANS).bind(self.account.to_string()).bind(end.0).bind(start.0);
-        let rows = query.fetch_all(&mut *connection).await.map_err(failed())?;
-        let mut fees = Vec::new();
-        for row in &rows {
-            let plan: String = get(row, "plan_id")?;
-            let (from, until) = (get_time(row, "valid_from")?.max(start), get_optional_time(row, "valid_until")?.unwrap_or(end).min(end));
-            // A plan whose price changes within the month is charged by each version for its part.
-            for version in catalog.plan_versions(&plan, (from, until)) {
-                let from = from.max(version.validity.from);
-                let until = version.validity.until.map_or(until, |end| end.min(until));
-                let (name, monthly_price) = (version.name.clone(), version.monthly_price);
-                fees.push(FeePart { plan: plan.clone(), name, monthly_price, from, until });
-            }
+/// The fees of a month, a part for each plan and each version of its price.
+pub(crate) async fn plan_fees(
+    connection: &mut AnyConnection,
+    (account, period): (AccountId, Period),
+    catalog: &Catalog,
+) -> Result<Vec<FeePart>, PlatformError> {
+    let (start, end) = (period.start(), period.next().start());
+    let query = sqlx::query(PLANS).bind(account.to_string()).bind(end.0).bind(start.0);
+    let rows = query.fetch_all(&mut *connection).await.map_err(failed())?;
+    let mut fees = Vec::new();
+    for row in &rows {
+        let plan: String = get(row, "plan_id")?;
+        let (from, until) = (get_time(row, "valid_from")?.max(start), get_optional_time(row, "valid_until")?.unwrap_or(end).min(end));
+        // A plan whose price changes within the month is charged by each version for its part.
+        for version in catalog.plan_versions(&plan, (from, until)) {
+            let from = from.max(version.validity.from);
+            let until = version.validity.until.map_or(until, |end| end.min(until));
+            let (name, monthly_price) = (version.name.clone(), version.monthly_price);
+            fees.push(FeePart { plan: plan.clone(), name, monthly_price, from, until });
         }
-        Ok(fees)
     }
+    Ok(fees)
 }
 
 fn usage_group(row: &AnyRow, catalog: &Catalog) -> Result<UsageGroup, PlatformError> {
@@ -138,12 +146,14 @@ fn draw_group(row: &AnyRow) -> Result<DrawGroup, PlatformError> {
 }
 
 fn tax_rate(row: &AnyRow) -> Result<TaxRate, PlatformError> {
+    let (country, issuer_country): (String, String) = (get(row, "country")?, get(row, "issuer_country")?);
+    let tax_id: String = get(row, "tax_id")?;
     Ok(TaxRate {
-        country: get(row, "country")?,
         region: get(row, "region")?,
         name: get(row, "name")?,
         rate: u32::try_from(get_count(row, "rate")?).unwrap_or(u32::MAX),
-        reverse_charge: get_count(row, "reverse_charge")? == 1 && !get::<String>(row, "tax_id")?.is_empty(),
+        reverse_charge: get_count(row, "reverse_charge")? == 1 && is_owed_by_customer(&issuer_country, (&country, &tax_id)),
+        country,
     })
 }
 

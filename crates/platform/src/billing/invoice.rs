@@ -111,6 +111,8 @@ pub struct Issued {
     pub credited: Micros,
     /// What was paid.
     pub paid: Micros,
+    /// Whose number it has.
+    pub(crate) issuer: String,
     pub(crate) cover: (u64, u64),
 }
 

@@ -5,17 +5,19 @@ use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 
 use crate::audit::{By, Deed};
-use crate::billing::close::{NewDocument, lock_issuer};
+use crate::billing::close::{NewDocument, NewItem, lock_issuer};
 use crate::billing::covered::get_period;
 use crate::billing::invoice::{DocumentKind, Invoice, InvoiceStatus, Issued, from_json};
 use crate::billing::line::{InvoiceLine, LineKind, Rounding};
+use crate::billing::settings::Profile;
 use crate::billing::statement::{MICROS_PER_CENT, ratio};
 use crate::directory::check_label;
 use crate::error::PlatformError;
-use crate::ids::{AccountId, InvoiceId};
+use crate::ids::{AccountId, InvoiceId, PaymentId};
 use crate::limits::N_INVOICES_PER_PAGE;
 use crate::money::Micros;
 use crate::store::{Store, Write, get, get_count, get_money, get_parsed, get_time};
+use crate::time::Timestamp;
 
 const INVOICES: &str = "SELECT i.*, a.name AS account_name, CAST(COALESCE((SELECT MAX(p.upto_seq) FROM closed_period p WHERE p.account_id = i.account_id AND p.period < i.period), 0) AS BIGINT) AS after_seq, CAST(COALESCE((SELECT MAX(p.upto_seq) FROM closed_period p WHERE p.account_id = i.account_id AND p.period = i.period), 0) AS BIGINT) AS upto_seq FROM invoice i JOIN account a ON a.id = i.account_id";
 
@@ -48,12 +50,34 @@ impl Store {
         if amount <= Micros::ZERO || amount.0 % MICROS_PER_CENT != 0 {
             return Err(PlatformError::Invalid { field: "amount", reason: "expected whole cents, more than none".into() });
         }
-        let account = self.invoice(id, None).await?.account;
-        let profile = self.billing_profile(account).await?;
         let mut write = self.begin().await?;
-        lock_issuer(&mut write, &profile.issuer).await?;
-        // Read again, now that nobody else corrects it.
+        self.lock_issuer_of(&mut write, id).await?;
         let (invoice, total) = self.locked_invoice(&mut write, id).await?;
+        let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
+        let note = self.write_note(&mut write, (&invoice, total), (amount, reason), by).await?;
+        let credited = issued.credited.plus(amount);
+        self.set_paid(&mut write, (&invoice, total), (credited, issued.paid), (&note.to_string(), by.at)).await?;
+        write.commit("crediting an invoice").await?;
+        self.release_account(invoice.account, by).await?;
+        Ok(note)
+    }
+
+    /// Locks whoever issued an invoice, before the invoice itself is locked: in this order, nobody waits for another in a circle.
+    pub(crate) async fn lock_issuer_of(&self, write: &mut Write<'_>, id: InvoiceId) -> Result<(), PlatformError> {
+        let query = sqlx::query("SELECT issuer_id FROM invoice WHERE id = $1").bind(id.to_string());
+        let row = query.fetch_optional(&mut *write.transaction).await.map_err(PlatformError::database("reading an invoice"))?;
+        let issuer: String = get(&row.ok_or(PlatformError::NotFound { what: "invoice" })?, "issuer_id")?;
+        lock_issuer(write, &issuer).await
+    }
+
+    /// Issues a credit note, by whoever issued the invoice; who writes what is credited of that is the caller. Both are locked.
+    pub(crate) async fn write_note(
+        &self,
+        write: &mut Write<'_>,
+        (invoice, total): (&Invoice, Micros),
+        (amount, reason): (Micros, &str),
+        by: &By,
+    ) -> Result<InvoiceId, PlatformError> {
         let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
         if issued.kind != DocumentKind::Invoice {
             return Err(PlatformError::Invalid { field: "invoice", reason: "a credit note is not corrected by another".into() });
@@ -62,21 +86,20 @@ impl Store {
         if amount > left {
             return Err(PlatformError::Invalid { field: "amount", reason: format!("of this invoice, {left} are left") });
         }
-        let lines = self.note_lines(&mut write, &invoice, (total, amount), reason).await?;
-        let (kind, period, corrects) = (DocumentKind::CreditNote, invoice.period, Some(id));
-        let new = NewDocument { kind, account, period, corrects, profile: &profile, lines: &lines };
-        let note = self.issue(&mut write, new, by).await?;
-        let overpaid = |credited: Micros| credited.plus(issued.paid).minus(total).or_zero();
-        let credited = issued.credited.plus(amount);
-        let back = overpaid(credited).minus(overpaid(issued.credited));
-        if back > Micros::ZERO {
-            let text = format!("paid too much on {}", issued.number);
-            self.add_item(&mut write, account, (format!("overpaid:{note}"), text, Micros::ZERO.minus(back)), by.at).await?;
-        }
-        self.set_paid(&mut write, (id, total), (credited, issued.paid)).await?;
-        write.commit("crediting an invoice").await?;
-        self.release_account(account, by).await?;
-        Ok(note)
+        let lines = self.note_lines(write, invoice, (total, amount), reason).await?;
+        // As the invoice has it, whatever is agreed with the account since.
+        let profile = Profile {
+            issuer: issued.issuer.clone(),
+            party: issued.parties.customer.clone(),
+            region: String::new(),
+            email: String::new(),
+            is_automatic: issued.is_automatic,
+            net_days: 0,
+        };
+        let (kind, account, period) = (DocumentKind::CreditNote, invoice.account, invoice.period);
+        let parties = Some(&issued.parties);
+        let new = NewDocument { kind, account, period, corrects: Some(issued.id), profile: &profile, parties, lines: &lines };
+        self.issue(write, new, by).await
     }
 
     /// What a credit note says: its amount without tax, and the taxes in it by their shares, so that they add up.
@@ -91,8 +114,12 @@ impl Store {
         let query = sqlx::query("SELECT * FROM invoice_line WHERE invoice_id = $1 ORDER BY line_number").bind(issued.id.to_string());
         let rows = query.fetch_all(&mut *write.transaction).await.map_err(PlatformError::database("reading an invoice"))?;
         let lines: Vec<InvoiceLine> = rows.iter().map(read_line).collect::<Result<_, _>>()?;
+        // What was paid before has no part in the taxes; the last note of an invoice has what those before it left of each.
+        let is_paid = |line: &&InvoiceLine| matches!(line.kind, LineKind::Overpaid { .. } | LineKind::OverpaidCarried);
+        let taxed = total.minus(lines.iter().filter(is_paid).map(|line| line.amount).sum());
         let share = |line: &InvoiceLine| {
-            let tax = ratio(line.amount, (i128::from(amount.0), i128::from(total.0.max(1))), MICROS_PER_CENT);
+            let upto = |credited: Micros| ratio(line.amount, (i128::from(credited.0), i128::from(taxed.0.max(1))), MICROS_PER_CENT);
+            let tax = upto(issued.credited.plus(amount)).minus(upto(issued.credited));
             InvoiceLine { text: format!("of {}", line.text), amount: Micros::ZERO.minus(tax), ..line.clone() }
         };
         let taxes: Vec<InvoiceLine> = lines.iter().filter(|line| matches!(line.kind, LineKind::Tax { .. })).map(share).collect();
@@ -120,14 +147,31 @@ impl Store {
         Ok((read_invoice(&row)?, get_money(&row, "total")?))
     }
 
-    /// Notes what is off and what is paid of an invoice, and with that whether it is settled.
+    /// Notes what is off and what is paid of an invoice, and with that whether it is settled. What is now more than it says is taken off
+    /// the next one, under the name of the note or payment that made it so; what is no longer too much is put on it again.
     pub(crate) async fn set_paid(
         &self,
         write: &mut Write<'_>,
-        (id, total): (InvoiceId, Micros),
+        (invoice, total): (&Invoice, Micros),
         (credited, paid): (Micros, Micros),
+        (source, now): (&str, Timestamp),
     ) -> Result<InvoiceStatus, PlatformError> {
-        let status = if credited.plus(paid) >= total { InvoiceStatus::Paid } else { InvoiceStatus::Open };
+        let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
+        let id = issued.id;
+        let overpaid = |settled: Micros| settled.minus(total).or_zero();
+        let back = overpaid(credited.plus(paid)).minus(overpaid(issued.credited.plus(issued.paid)));
+        if back != Micros::ZERO {
+            let what = if back > Micros::ZERO { "paid too much on" } else { "went back of what was paid too much on" };
+            let text = format!("{what} {}", issued.number);
+            let item = NewItem::new(format!("overpaid:{source}"), text, Micros::ZERO.minus(back)).with_its_tax();
+            self.add_item(write, invoice.account, item, now).await?;
+        }
+        // What was given up stays so until all of it is there: its account owes it no less.
+        let status = match issued.status {
+            _ if credited.plus(paid) >= total => InvoiceStatus::Paid,
+            InvoiceStatus::Uncollectible => InvoiceStatus::Uncollectible,
+            InvoiceStatus::Open | InvoiceStatus::Paid => InvoiceStatus::Open,
+        };
         let update = sqlx::query("UPDATE invoice SET credited = $1, paid = $2, status = $3 WHERE id = $4");
         let update = update.bind(credited.0).bind(paid.0).bind(status.name()).bind(id.to_string());
         update.execute(&mut *write.transaction).await.map_err(PlatformError::database("noting a payment"))?;
@@ -148,8 +192,8 @@ impl Store {
         if outstanding <= Micros::ZERO {
             return Err(PlatformError::Invalid { field: "invoice", reason: "there is nothing left to be paid".into() });
         }
-        self.add_payment(&mut write, (id, outstanding), ("manual", reference, "succeeded"), by.at).await?;
-        self.note_paid(&mut write, &invoice, (total, outstanding), by).await?;
+        let payment = self.add_payment(&mut write, (id, outstanding), ("manual", reference, "succeeded"), by.at).await?;
+        self.note_paid(&mut write, &invoice, (total, outstanding), (payment, by)).await?;
         write.commit("noting a payment").await?;
         self.release_account(invoice.account, by).await
     }
@@ -160,11 +204,11 @@ impl Store {
         write: &mut Write<'_>,
         invoice: &Invoice,
         (total, amount): (Micros, Micros),
-        by: &By,
+        (payment, by): (PaymentId, &By),
     ) -> Result<(), PlatformError> {
         let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
         let paid = issued.paid.plus(amount);
-        let status = self.set_paid(write, (issued.id, total), (issued.credited, paid)).await?;
+        let status = self.set_paid(write, (invoice, total), (issued.credited, paid), (&payment.to_string(), by.at)).await?;
         if status == InvoiceStatus::Paid {
             let data =
                 json!({ "id": issued.id.to_string(), "number": issued.number, "total_micros": total.0, "currency": issued.currency });
@@ -213,6 +257,7 @@ fn read_invoice(row: &AnyRow) -> Result<Invoice, PlatformError> {
         is_automatic: get::<String>(row, "collection")? == "automatic",
         credited: get_money(row, "credited")?,
         paid: get_money(row, "paid")?,
+        issuer: get(row, "issuer_id")?,
         cover: (get_count(row, "after_seq")?, get_count(row, "upto_seq")?),
     };
     Ok(Invoice {

@@ -69,6 +69,13 @@ pub enum LineKind {
     },
     /// What is left to the next invoice, since an invoice is not negative.
     Carried,
+    /// Something that was paid before, tax and all.
+    Overpaid {
+        /// Which.
+        item: String,
+    },
+    /// What of that is left to the next invoice.
+    OverpaidCarried,
     /// To whole cents.
     Rounding,
     /// A tax.

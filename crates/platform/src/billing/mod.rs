@@ -2,8 +2,9 @@
 //! agreed; taxes. A draft shows what the month has come to so far; when the month is over it is closed and becomes an invoice with a
 //! number. Lines are sums of entries and can be walked back to requests. All amounts are integers.
 
-mod close;
+pub(crate) mod close;
 pub(crate) mod covered;
+mod eu_tax_id;
 pub mod invoice;
 mod issued;
 pub mod line;

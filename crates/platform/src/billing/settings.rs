@@ -54,7 +54,7 @@ pub struct NewTax {
     pub name: String,
     /// Parts in a million.
     pub rate: u32,
-    /// Customers with a tax id owe it themselves.
+    /// Customers of another country of the European Union with a valid number of theirs owe it themselves.
     pub has_reverse_charge: bool,
 }
 
@@ -73,7 +73,7 @@ pub struct NewCoupon {
     pub credit: Option<(Micros, Option<u16>)>,
     /// By how many accounts.
     pub n_redemptions_max: Option<u32>,
-    /// Until when.
+    /// Until when: at that moment it has ended.
     pub redeem_until: Option<Timestamp>,
 }
 
@@ -162,21 +162,23 @@ impl Store {
     pub async fn set_issuer(&self, issuer: &Issuer, by: &By) -> Result<(), PlatformError> {
         check_label(&issuer.id)?;
         check_text("address", &issuer.party.address)?;
+        check_country(&issuer.party.country)?;
         for text in [&issuer.party.name, &issuer.party.tax_id, &issuer.prefixes[0], &issuer.prefixes[1]] {
             check_text("issuer", text)?;
         }
         let mut write = self.begin().await?;
-        sqlx::query("INSERT INTO invoice_issuer (id, name, address, tax_id, invoice_prefix, note_prefix, last_invoice, last_credit_note) VALUES ($1, $2, $3, $4, $5, $6, 0, 0) ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address, tax_id = excluded.tax_id, invoice_prefix = excluded.invoice_prefix, note_prefix = excluded.note_prefix")
+        sqlx::query("INSERT INTO invoice_issuer (id, name, address, country, tax_id, invoice_prefix, note_prefix, last_invoice, last_credit_note) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 0) ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address, country = excluded.country, tax_id = excluded.tax_id, invoice_prefix = excluded.invoice_prefix, note_prefix = excluded.note_prefix")
             .bind(issuer.id.clone())
             .bind(issuer.party.name.clone())
             .bind(issuer.party.address.clone())
+            .bind(issuer.party.country.clone())
             .bind(issuer.party.tax_id.clone())
             .bind(issuer.prefixes[0].clone())
             .bind(issuer.prefixes[1].clone())
             .execute(&mut *write.transaction)
             .await
             .map_err(PlatformError::database("changing an issuer"))?;
-        let after = json!({ "name": issuer.party.name, "tax_id": issuer.party.tax_id, "prefixes": issuer.prefixes });
+        let after = json!({ "name": issuer.party.name, "country": issuer.party.country, "tax_id": issuer.party.tax_id, "prefixes": issuer.prefixes });
         let deed = Deed { action: "issuer.changed", account: None, target: issuer.id.clone(), before: Value::Null, after };
         self.audit(&mut write, by, deed).await?;
         write.commit("changing an issuer").await

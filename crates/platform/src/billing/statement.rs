@@ -2,7 +2,8 @@
 //! same out, whoever asks, however often. Integers all the way, and each line says where it was rounded.
 //!
 //! Order: fees; usage, then usage of earlier months that came late; what credit paid; parts off; a commitment's shortfall; items that
-//! had waited; to whole cents; taxes. An invoice is not negative: what would be is carried to the next one.
+//! had waited; to whole cents; taxes; what was paid too much before, whose tax is in it. An invoice is not negative: what would be is
+//! carried to the next one, before tax or with it, as it is here.
 
 use std::collections::BTreeMap;
 
@@ -80,6 +81,8 @@ pub struct WaitingItem {
     pub text: String,
     /// What it adds to the total.
     pub amount: Micros,
+    /// Its tax is in it: it is no part of what taxes are reckoned on.
+    pub is_gross: bool,
 }
 
 /// A part off fees and usage.
@@ -136,6 +139,8 @@ pub struct Lines {
     pub lines: Vec<InvoiceLine>,
     /// Negative or nothing: what the next invoice begins with.
     pub carried: Micros,
+    /// The same of what has its tax in it.
+    pub carried_gross: Micros,
 }
 
 impl Statement {
@@ -151,7 +156,8 @@ impl Statement {
             lines.push(part_off_line(part, reducible));
         }
         lines.extend(self.commitment.and_then(|promised| commitment_line(promised, spent)));
-        lines.extend(self.items.iter().map(item_line));
+        let items = |is_gross| self.items.iter().filter(move |item| item.is_gross == is_gross).map(item_line);
+        lines.extend(items(false));
         let net = sum(&lines);
         let carried = net.min(Micros::ZERO);
         if carried < Micros::ZERO {
@@ -164,7 +170,13 @@ impl Statement {
             lines.push(line("rounding", "to whole cents".into(), LineKind::Rounding, (Rounding::OnceToCent, off)));
         }
         lines.extend(self.taxes.iter().map(|tax| tax_line(tax, cents)));
-        Lines { lines, carried }
+        lines.extend(items(true));
+        let carried_gross = sum(&lines).min(Micros::ZERO);
+        if carried_gross < Micros::ZERO {
+            let text = "paid before, carried to the next invoice".into();
+            lines.push(line("overpaid_carried", text, LineKind::OverpaidCarried, (Rounding::Exact, Micros::ZERO.minus(carried_gross))));
+        }
+        Lines { lines, carried, carried_gross }
     }
 
     fn fee_lines(&self) -> Vec<InvoiceLine> {
@@ -271,8 +283,11 @@ fn commitment_line(promised: Micros, spent: Micros) -> Option<InvoiceLine> {
 }
 
 fn item_line(item: &WaitingItem) -> InvoiceLine {
-    let kind = LineKind::Item { item: item.id.clone() };
-    line(&format!("item:{}", item.id), item.text.clone(), kind, (Rounding::Exact, item.amount))
+    let (kind, of) = match item.is_gross {
+        true => (LineKind::Overpaid { item: item.id.clone() }, "overpaid"),
+        false => (LineKind::Item { item: item.id.clone() }, "item"),
+    };
+    line(&format!("{of}:{}", item.id), item.text.clone(), kind, (Rounding::Exact, item.amount))
 }
 
 fn tax_line(tax: &TaxRate, net: Micros) -> InvoiceLine {
@@ -353,7 +368,7 @@ mod tests {
     #[test]
     fn agreements_become_lines_in_their_order() {
         let parts_off = vec![PartOff { code: "TEN".into(), name: "Launch".into(), part: 100_000 }];
-        let items = vec![WaitingItem { id: "i".into(), text: "SLA".into(), amount: Micros(-5_000_000) }];
+        let items = vec![WaitingItem { id: "i".into(), text: "SLA".into(), amount: Micros(-5_000_000), is_gross: false }];
         let statement = Statement {
             fees: vec![fee(99_000_000)],
             parts_off,
@@ -382,10 +397,21 @@ mod tests {
 
     #[test]
     fn what_would_be_negative_is_carried() {
-        let items = vec![WaitingItem { id: "i".into(), text: "SLA".into(), amount: Micros(-7) }];
+        let items = vec![WaitingItem { id: "i".into(), text: "SLA".into(), amount: Micros(-7), is_gross: false }];
         let statement = Statement { items, ..empty() };
-        let Lines { lines, carried } = statement.lines();
+        let Lines { lines, carried, .. } = statement.lines();
         assert_eq!((lines.iter().map(|line| line.amount).sum::<Micros>(), carried), (Micros::ZERO, Micros(-7)));
+    }
+
+    #[test]
+    fn what_was_paid_before_is_taken_off_behind_the_tax() {
+        let overpaid = |amount| WaitingItem { id: "o".into(), text: "paid too much".into(), amount: Micros(amount), is_gross: true };
+        let of =
+            |amount| Statement { fees: vec![fee(99_000_000)], items: vec![overpaid(amount)], taxes: vec![tax(190_000, false)], ..empty() };
+        let Lines { lines, carried_gross, .. } = of(-50_000_000).lines();
+        assert_eq!((sum(&lines), carried_gross), (Micros(67_810_000), Micros::ZERO), "117.81 less 50.00");
+        let Lines { lines, carried, carried_gross } = of(-120_000_000).lines();
+        assert_eq!((sum(&lines), carried, carried_gross), (Micros::ZERO, Micros::ZERO, Micros(-2_190_000)));
     }
 
     proptest! {
@@ -403,9 +429,9 @@ mod tests {
             price in 0i64..100_000_000_000, off in 1u32..=1_000_000, item in -200_000_000_000i64..200_000_000_000, rate in 0u32..400_000
         ) {
             let parts_off = vec![PartOff { code: "C".into(), name: "C".into(), part: off }];
-            let items = vec![WaitingItem { id: "i".into(), text: "".into(), amount: Micros(item) }];
+            let items = vec![WaitingItem { id: "i".into(), text: "".into(), amount: Micros(item), is_gross: false }];
             let statement = Statement { fees: vec![fee(price)], parts_off, items, taxes: vec![tax(rate, false)], ..empty() };
-            let Lines { lines, carried } = statement.lines();
+            let Lines { lines, carried, .. } = statement.lines();
             let of = |wanted: fn(&LineKind) -> bool| lines.iter().filter(|line| wanted(&line.kind)).map(|line| line.amount.0).sum::<i64>();
             let total = of(|_| true);
             prop_assert!(total >= 0 && total % MICROS_PER_CENT == 0);

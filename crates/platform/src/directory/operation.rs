@@ -59,7 +59,7 @@ pub struct NewCredit {
     pub reason: String,
 }
 
-const ACCOUNTS: &str = "SELECT a.id, a.name, a.status, a.overage, a.spending_cap, a.created_at, p.plan_id FROM account a LEFT JOIN account_plan p ON p.account_id = a.id AND p.valid_from <= $1 AND (p.valid_until IS NULL OR p.valid_until > $1) WHERE a.id = $2 OR $2 = '' ORDER BY a.created_at, a.id";
+const ACCOUNTS: &str = "SELECT a.id, a.name, CASE WHEN a.status = 'active' AND NOT EXISTS (SELECT 1 FROM dunning d WHERE d.account_id = a.id AND d.restricted_at IS NOT NULL) THEN 'active' ELSE 'suspended' END AS status, a.overage, a.spending_cap, a.created_at, p.plan_id FROM account a LEFT JOIN account_plan p ON p.account_id = a.id AND p.valid_from <= $1 AND (p.valid_until IS NULL OR p.valid_until > $1) WHERE a.id = $2 OR $2 = '' ORDER BY a.created_at, a.id";
 
 impl Store {
     /// Checks that keys are hashed with the secret that the database was set up with; the first one sets it up.

@@ -188,6 +188,10 @@ impl Store {
         if updated.rows_affected() == 0 {
             return Err(PlatformError::NotFound { what: "account" });
         }
+        if status == AccountStatus::Active.name() {
+            // Whoever lets it work lets it work, whatever it owes.
+            self.lift_restriction(&mut write, account).await?;
+        }
         note_change(&mut write, "account", &account.to_string()).await?;
         let deed = Deed { action: "account.status_changed", account: Some(account), target: account.to_string(), before, after };
         self.audit(&mut write, by, deed).await?;

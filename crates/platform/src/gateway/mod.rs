@@ -121,6 +121,14 @@ impl Admission for Gateway {
         Box::pin(std::future::ready(self.caller(headers, route)))
     }
 
+    fn turned_away(&self, caller: &Caller) {
+        let now = (self.now)();
+        let key = caller.api_key.as_deref().and_then(|id| id.parse().ok()).and_then(|id| self.directory.get(id, now));
+        if let Some(key) = key {
+            self.outcomes.note(key.owner.account, Ended::Failed, now);
+        }
+    }
+
     fn admit<'a>(&'a self, caller: &'a Caller, ceiling: Ceiling) -> BoxFuture<'a, Result<Box<dyn Reservation>, ServerError>> {
         Box::pin(std::future::ready(self.reserve(caller, ceiling)))
     }

@@ -2,12 +2,12 @@
 //! voided there. Nothing here waits but the recorder's future, and that not for ever.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use bitnet_engine::RequestEnd;
 use bitnet_server::ServerError;
-use bitnet_server::admission::{self, BoxFuture, RateLimits, Recorder, Reservation, Used};
+use bitnet_server::admission::{self, BoxFuture, RateLimits, Recorder, Reservation, Used, Voided};
 
 use crate::catalog::operations_of;
 use crate::gateway::refusal::UNAVAILABLE_RETRY_AFTER;
@@ -37,6 +37,8 @@ struct Journal {
     began: Timestamp,
     /// When its first tokens were there, in microseconds since 1970; 0 before.
     first_at: Arc<AtomicI64>,
+    /// What it wrote could not be made durable in time, and was not shown.
+    is_cut: Arc<AtomicBool>,
 }
 
 impl Held {
@@ -46,20 +48,22 @@ impl Held {
             remaining_requests,
             reset_requests,
         };
-        let journal = Journal { ledger, id: admitted.id, now, began: now(), first_at: Arc::default() };
+        let journal = Journal { ledger, id: admitted.id, now, began: now(), first_at: Arc::default(), is_cut: Arc::default() };
         Self { journal, account, outcomes, rate_limits: admitted.request_rate.map(limits) }
     }
 }
 
 impl Reservation for Held {
     fn settle(self: Box<Self>, used: Used) {
-        let Journal { ledger, id, now, began, first_at } = &self.journal;
+        let Journal { ledger, id, now, began, first_at, is_cut } = &self.journal;
         let ended_at = now();
         let first_at = Some(first_at.load(Ordering::Relaxed)).filter(|time| *time != 0).map_or(ended_at, Timestamp);
         self.outcomes.note(
             self.account,
             match used.end {
                 RequestEnd::Failed => Ended::Failed,
+                // Its client was told to come again.
+                _ if is_cut.load(Ordering::Relaxed) => Ended::Failed,
                 _ => Ended::Served { first_token: first_at.since(*began) },
             },
             ended_at,
@@ -74,9 +78,13 @@ impl Reservation for Held {
         }
     }
 
-    fn void(self: Box<Self>) {
+    fn void(self: Box<Self>, why: Voided) {
         let Journal { ledger, id, now, .. } = &self.journal;
-        if ledger.void(*id, now()).is_err() {
+        let ended_at = now();
+        if why == Voided::ByServer {
+            self.outcomes.note(self.account, Ended::Failed, ended_at);
+        }
+        if ledger.void(*id, ended_at).is_err() {
             tracing::error!(request = %id.event_id(), "a request was voided that is not in flight");
         }
     }
@@ -112,11 +120,14 @@ impl Recorder for Journal {
                 return Box::pin(std::future::ready(Err(ServerError::InsufficientQuota { reason: error.to_string() })));
             }
         };
-        let ledger = self.ledger.clone();
+        let (ledger, is_cut) = (self.ledger.clone(), self.is_cut.clone());
         Box::pin(async move {
             match tokio::time::timeout(DURABLE_WAIT_MAX, ledger.until_durable(position)).await {
                 Ok(Ok(())) => Ok(()),
-                _ => Err(ServerError::Overloaded { retry_after: UNAVAILABLE_RETRY_AFTER }),
+                _ => {
+                    is_cut.store(true, Ordering::Relaxed);
+                    Err(ServerError::Overloaded { retry_after: UNAVAILABLE_RETRY_AFTER })
+                }
             }
         })
     }

@@ -5,6 +5,8 @@
 
 pub mod mail;
 mod member;
+#[cfg(test)]
+mod mutants;
 mod password;
 mod person;
 mod second_factor;

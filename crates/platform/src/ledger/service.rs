@@ -5,7 +5,7 @@
 //! A store that is away stops nothing that was admitted: records wait in memory, and the writer tries again. At the outbox's bound
 //! new requests are refused. A store that another writer has taken over ends this one's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -56,9 +56,8 @@ pub struct LedgerService {
     /// The row that is on its way, so that a second try writes the very same.
     in_flight: tokio::sync::Mutex<Writing>,
     projected_row: tokio::sync::Mutex<u64>,
-    /// Shared by ingests, from the question what is known to the decision upon it. What goes from memory into the tables is not
-    /// forgotten here meanwhile: an ingest that asked before would find it in neither.
-    ingesting: tokio::sync::RwLock<()>,
+    /// Ingests between the question what is known and the decision upon it.
+    ingesting: Mutex<Ingesting>,
     /// The last row that was committed, and the last that is in the tables, to be looked at without the locks.
     rows: [AtomicU64; 2],
     /// Nothing can be written any more.
@@ -67,6 +66,51 @@ pub struct LedgerService {
     at_work_since: AtomicI64,
     durable: watch::Sender<Position>,
     work: Notify,
+}
+
+/// What is in the tables is forgotten in memory, but not what got there after an ingest asked them: it would find that in neither. So
+/// each ingest has a floor, and nothing above the lowest is forgotten; nobody waits for anybody.
+#[derive(Default)]
+struct Ingesting {
+    /// Entries up to this one are in the tables.
+    projected_seq: u64,
+    /// How many ingests began when entries up to so many were in the tables.
+    floors: BTreeMap<u64, usize>,
+}
+
+impl Ingesting {
+    /// Up to where memory may forget.
+    fn floor(&self) -> u64 {
+        self.floors.keys().next().map_or(self.projected_seq, |lowest| (*lowest).min(self.projected_seq))
+    }
+}
+
+/// An ingest's floor; ends with it, also where it is dropped while it waits.
+struct Floor<'a> {
+    ingesting: &'a Mutex<Ingesting>,
+    seq: u64,
+}
+
+impl<'a> Floor<'a> {
+    fn hold(ingesting: &'a Mutex<Ingesting>) -> Self {
+        let mut open = ingesting.lock().unwrap_or_else(PoisonError::into_inner);
+        let seq = open.projected_seq;
+        *open.floors.entry(seq).or_default() += 1;
+        Self { ingesting, seq }
+    }
+}
+
+impl Drop for Floor<'_> {
+    fn drop(&mut self) {
+        let mut open = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
+        let n_left = open.floors.get_mut(&self.seq).map_or(0, |n| {
+            *n -= 1;
+            *n
+        });
+        if n_left == 0 {
+            open.floors.remove(&self.seq);
+        }
+    }
 }
 
 struct Writing {
@@ -96,7 +140,7 @@ impl LedgerService {
             epoch: takeover.epoch,
             in_flight: tokio::sync::Mutex::new(Writing { last_row: takeover.journal_row, row: None }),
             projected_row: tokio::sync::Mutex::new(projected_row),
-            ingesting: tokio::sync::RwLock::new(()),
+            ingesting: Mutex::default(),
             rows: [AtomicU64::new(takeover.journal_row), AtomicU64::new(projected_row)],
             has_ended: AtomicBool::new(false),
             at_work_since: AtomicI64::new(0),
@@ -154,7 +198,7 @@ impl LedgerService {
             return Err(PlatformError::Invalid { field: "events", reason });
         }
         let keys: Vec<EventKey> = events.iter().map(UsageEvent::key).collect();
-        let _nothing_is_forgotten = self.ingesting.read().await;
+        let _nothing_newer_is_forgotten = Floor::hold(&self.ingesting);
         // What is not in the tables yet is looked at when it is decided, and so is what other ingests decided meanwhile.
         let known = self.store.known(&keys).await?;
         let mut ledger = self.ledger();
@@ -212,8 +256,11 @@ impl LedgerService {
         *projected_row = projection.upto;
         self.rows[1].store(projection.upto, Ordering::Relaxed);
         if let Some(last_seq) = projection.last_seq() {
-            let _no_ingest = self.ingesting.write().await;
-            self.ledger().projected(last_seq);
+            let mut ingesting = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
+            ingesting.projected_seq = ingesting.projected_seq.max(last_seq);
+            let floor = ingesting.floor();
+            drop(ingesting);
+            self.ledger().projected(floor);
         }
         Ok(Some(projection.upto))
     }

@@ -47,11 +47,12 @@ pub(crate) fn routes(platform: Platform) -> Router<App> {
     let changed = Router::new()
         .route("/v1/organization/billing/profile", get(billing::profile).post(billing::set_profile))
         .route("/v1/organization/billing/coupons", post(billing::redeem))
-        .route("/v1/organization/billing/payment_setup", post(billing::begin_setup))
         .route("/v1/organization/billing/payment_method", post(billing::set_method))
         .route("/v1/organization/webhooks/{id}/replay", post(webhooks::replay))
         .layer(from_fn_with_state(platform.clone(), once));
+    // Their answers hold secrets, which are not kept.
     let secret = Router::new()
+        .route("/v1/organization/billing/payment_setup", post(billing::begin_setup))
         .route("/v1/organization/webhooks", get(webhooks::list).post(webhooks::create))
         .route("/v1/organization/webhooks/{id}", delete(webhooks::remove))
         .route("/v1/organization/webhooks/{id}/secret", post(webhooks::rotate))
@@ -104,7 +105,7 @@ pub(crate) fn as_server_error(error: PlatformError) -> ServerError {
         PlatformError::Invalid { field, reason } => ServerError::InvalidParameter { param: field.into(), reason },
         PlatformError::NotFound { what } => ServerError::UnknownObject { kind: what, id: String::new() },
         PlatformError::PlanLimit { .. } | PlatformError::ReadOnly { .. } => ServerError::Forbidden { reason: error.to_string() },
-        PlatformError::Payment { source } if !source.is_transient() => {
+        PlatformError::Payment { source } if source.is_of_input() => {
             ServerError::InvalidParameter { param: "payment_method".into(), reason: source.to_string() }
         }
         PlatformError::Payment { source } => {

@@ -25,6 +25,8 @@ pub const ATTEMPT_PAUSES: [Duration; 3] =
     [Duration::from_secs(3 * DAY.as_secs()), Duration::from_secs(5 * DAY.as_secs()), Duration::from_secs(7 * DAY.as_secs())];
 /// When what was not answered is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// When it is tried again to charge what was too little to be charged.
+const TOO_SMALL_PAUSE: Duration = Duration::from_secs(30 * DAY.as_secs());
 
 const DUE: &str = "SELECT d.invoice_id FROM dunning d JOIN invoice i ON i.id = d.invoice_id WHERE d.next_attempt_at <= $1 AND i.status = 'open' ORDER BY d.next_attempt_at LIMIT $2";
 const DOING: &str = "collecting an invoice";
@@ -40,6 +42,8 @@ pub struct Attempt {
     pub account: AccountId,
     /// How much.
     pub amount: Micros,
+    /// How much is owed now; another amount than that of an attempt that was begun before.
+    owed: Micros,
     /// In which currency.
     pub currency: String,
     /// It was begun before, and how it ended is not known.
@@ -60,45 +64,60 @@ impl Payments {
         let query = sqlx::query(DUE).bind(now.0).bind(N_COLLECTED_PER_RUN);
         let rows = query.fetch_all(self.store.pool()).await.map_err(failed())?;
         let by = By::job("dunning", now);
+        let mut failed_first = None;
         for row in &rows {
-            self.collect(get_parsed(row, "invoice_id")?, &by).await?;
+            let invoice: InvoiceId = get_parsed(row, "invoice_id")?;
+            if let Err(error) = self.collect(invoice, &by).await {
+                // One that cannot be collected keeps no other waiting.
+                tracing::warn!(%error, %invoice, "an invoice cannot be collected");
+                failed_first.get_or_insert(error);
+            }
         }
         // Whoever died between a payment and this has left somebody restricted who has paid.
         let query = sqlx::query("SELECT DISTINCT account_id FROM dunning WHERE restricted_at IS NOT NULL");
         for row in &query.fetch_all(self.store.pool()).await.map_err(failed())? {
             self.store.release_account(get_parsed(row, "account_id")?, &by).await?;
         }
-        Ok(rows.len())
+        failed_first.map_or(Ok(rows.len()), Err)
     }
 
     /// Tries to be paid an invoice now.
     pub async fn collect(&self, invoice: InvoiceId, by: &By) -> Result<Option<Charge>, PlatformError> {
-        let Some(attempt) = self.store.begin_attempt(invoice, by.at).await? else { return Ok(None) };
+        let Some(mut attempt) = self.store.begin_attempt(invoice, by.at).await? else { return Ok(None) };
         if attempt.is_under_way {
             return Ok(Some(Charge::Processing { reference: String::new() }));
         }
+        if attempt.is_old
+            && !attempt.customer.is_empty()
+            && let Some(charge) = self.stripe.find_charge(&attempt.customer, attempt.payment).await?
+        {
+            self.store.end_attempt(attempt.payment, &charge, by).await?;
+            return Ok(Some(charge));
+        }
+        if attempt.amount != attempt.owed {
+            // It was never made, and something else is owed by now, or nothing.
+            self.store.withdraw_attempt(attempt.payment, "another amount is owed by now", by).await?;
+            match self.store.begin_attempt(invoice, by.at).await? {
+                Some(other) if !other.is_old => attempt = other,
+                _ => return Ok(None),
+            }
+        }
+        let charge = self.charge(&attempt).await?;
+        match &charge {
+            Charge::TooSmall { reason } => self.store.postpone_attempt(&attempt, reason, by).await?,
+            charge => self.store.end_attempt(attempt.payment, charge, by).await?,
+        }
+        Ok(Some(charge))
+    }
+
+    async fn charge(&self, attempt: &Attempt) -> Result<Charge, PlatformError> {
         if attempt.method.is_empty() {
             let reason = "no_payment_method: the account has no card".to_string();
-            let failed = Charge::Failed { reference: String::new(), reason };
-            self.store.end_attempt(attempt.payment, &failed, by).await?;
-            return Ok(Some(failed));
+            return Ok(Charge::Failed { reference: String::new(), reason });
         }
-        let (customer, method) = (attempt.customer.as_str(), attempt.method.as_str());
-        let found = if attempt.is_old { self.stripe.find_charge(customer, attempt.payment).await? } else { None };
-        let cents = attempt.amount.0 / MICROS_PER_CENT;
-        let charge = match found {
-            Some(charge) => charge,
-            None => {
-                let what = (cents, attempt.currency.as_str());
-                match self.stripe.charge((customer, method), what, (attempt.invoice, attempt.payment)).await {
-                    Ok(charge) => charge,
-                    Err(error) if error.is_transient() => return Err(error.into()),
-                    Err(error) => Charge::Failed { reference: String::new(), reason: error.to_string() },
-                }
-            }
-        };
-        self.store.end_attempt(attempt.payment, &charge, by).await?;
-        Ok(Some(charge))
+        let what = (attempt.amount.0 / MICROS_PER_CENT, attempt.currency.as_str());
+        // What fails otherwise is no failure of who pays: the attempt stays, and is asked for again.
+        Ok(self.stripe.charge((&attempt.customer, &attempt.method), what, (attempt.invoice, attempt.payment)).await?)
     }
 }
 
@@ -137,7 +156,26 @@ impl Store {
         later.bind(id.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
         write.commit(DOING).await?;
         let currency = issued.currency.clone();
-        Ok(Some(Attempt { payment, invoice: id, account, amount, currency, is_old, is_under_way, customer, method }))
+        let owed = outstanding.or_zero();
+        Ok(Some(Attempt { payment, invoice: id, account, amount, owed, currency, is_old, is_under_way, customer, method }))
+    }
+
+    /// Gives up an attempt that was not made. If it was made after all, its event will say so, and it counts.
+    async fn withdraw_attempt(&self, payment: PaymentId, reason: &str, by: &By) -> Result<(), PlatformError> {
+        let mut write = self.begin().await?;
+        let update = sqlx::query("UPDATE payment SET status = 'failed', reason = $1, updated_at = $2 WHERE id = $3 AND status = 'pending'");
+        let update = update.bind(reason.to_string()).bind(by.at.0).bind(payment.to_string());
+        update.execute(&mut *write.transaction).await.map_err(failed())?;
+        write.commit(DOING).await
+    }
+
+    /// Leaves an invoice for later that is less than is charged at all: nobody has failed to pay it.
+    async fn postpone_attempt(&self, attempt: &Attempt, reason: &str, by: &By) -> Result<(), PlatformError> {
+        self.withdraw_attempt(attempt.payment, reason, by).await?;
+        let mut write = self.begin().await?;
+        let later = sqlx::query("UPDATE dunning SET next_attempt_at = $1 WHERE invoice_id = $2").bind(by.at.plus(TOO_SMALL_PAUSE).0);
+        later.bind(attempt.invoice.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
+        write.commit(DOING).await
     }
 
     /// Notes how an attempt ended. Said again, or in another order, it changes nothing: who has paid has paid.
@@ -155,8 +193,11 @@ impl Store {
             Charge::Succeeded { reference } => ("succeeded", reference.as_str(), ""),
             Charge::Processing { reference } => ("pending", reference.as_str(), ""),
             Charge::Failed { reference, reason } => ("failed", reference.as_str(), reason.as_str()),
+            Charge::TooSmall { reason } => ("failed", "", reason.as_str()),
         };
-        if before == "succeeded" || before == status && status != "pending" {
+        // Each attempt is charged once, so one that has failed is not under way again: that was said before, and came late.
+        let is_late = before == "failed" && status != "succeeded";
+        if before == "succeeded" || is_late {
             return Ok(());
         }
         let update = sqlx::query(
@@ -165,7 +206,7 @@ impl Store {
         let update = update.bind(status).bind(reference.to_string()).bind(reason.to_string()).bind(by.at.0).bind(payment.to_string());
         update.execute(&mut *write.transaction).await.map_err(failed())?;
         match status {
-            "succeeded" => self.note_paid(&mut write, &invoice, (total, amount), by).await?,
+            "succeeded" => self.note_paid(&mut write, &invoice, (total, amount), (payment, by)).await?,
             "failed" => self.note_failed(&mut write, (id, invoice.account, payment), reason, by).await?,
             // Its event will come; it is asked for now and then.
             _ => {}
@@ -199,16 +240,11 @@ impl Store {
     }
 
     async fn restrict(&self, write: &mut Write<'_>, (invoice, account): (InvoiceId, AccountId), by: &By) -> Result<(), PlatformError> {
-        // An account that an operator has suspended is not let work again by a payment.
-        let update = sqlx::query("UPDATE account SET status = 'suspended' WHERE id = $1 AND status = 'active'").bind(account.to_string());
-        let is_new = update.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 1;
-        let query = sqlx::query("SELECT invoice_id FROM dunning WHERE account_id = $1 AND restricted_at IS NOT NULL LIMIT 1");
-        let is_ours = query.bind(account.to_string()).fetch_optional(&mut *write.transaction).await.map_err(failed())?.is_some();
-        if !is_new && !is_ours {
+        let update = sqlx::query("UPDATE dunning SET restricted_at = $1 WHERE invoice_id = $2 AND restricted_at IS NULL");
+        let update = update.bind(by.at.0).bind(invoice.to_string());
+        if update.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 0 {
             return Ok(());
         }
-        let update = sqlx::query("UPDATE dunning SET restricted_at = $1 WHERE invoice_id = $2").bind(by.at.0).bind(invoice.to_string());
-        update.execute(&mut *write.transaction).await.map_err(failed())?;
         note_change(write, "account", &account.to_string()).await?;
         let data = json!({ "invoice": invoice.to_string() });
         let happened = Happened { account, source: format!("account.restricted:{invoice}:{}", by.at.0), kind: "account.restricted", data };
@@ -218,7 +254,8 @@ impl Store {
         self.audit(write, by, deed).await
     }
 
-    /// Lets an account work again that was restricted for invoices, if none of them is open any more.
+    /// Lets an account work again that was restricted for invoices, if all of them are paid. One that was given up is not; and what an
+    /// operator has said of the account stays as it is.
     pub(crate) async fn release_account(&self, account: AccountId, by: &By) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
         // The lock of the account's row makes this follow or precede a restriction.
@@ -228,21 +265,24 @@ impl Store {
             "SELECT i.status FROM dunning d JOIN invoice i ON i.id = d.invoice_id WHERE d.account_id = $1 AND d.restricted_at IS NOT NULL",
         );
         let rows = query.bind(account.to_string()).fetch_all(&mut *write.transaction).await.map_err(failed())?;
-        let is_open = |row: &AnyRow| get::<String>(row, "status").is_ok_and(|status| status == "open");
-        if rows.is_empty() || rows.iter().any(is_open) {
+        let is_paid = |row: &AnyRow| get::<String>(row, "status").is_ok_and(|status| status == "paid");
+        if rows.is_empty() || !rows.iter().all(is_paid) {
             return Ok(());
         }
-        let end = sqlx::query("UPDATE dunning SET restricted_at = NULL WHERE account_id = $1").bind(account.to_string());
-        end.execute(&mut *write.transaction).await.map_err(failed())?;
-        let update = sqlx::query("UPDATE account SET status = 'active' WHERE id = $1").bind(account.to_string());
-        update.execute(&mut *write.transaction).await.map_err(failed())?;
-        note_change(&mut write, "account", &account.to_string()).await?;
+        self.lift_restriction(&mut write, account).await?;
         let happened =
             Happened { account, source: format!("account.restored:{account}:{}", by.at.0), kind: "account.restored", data: json!({}) };
         self.note_happened(&mut write, happened, by.at).await?;
-        let (before, after) = (json!({ "status": "suspended" }), json!({ "status": "active" }));
+        let (before, after) = (json!({ "restricted": true }), json!({ "restricted": false }));
         let deed = Deed { action: "account.restored", account: Some(account), target: account.to_string(), before, after };
         self.audit(&mut write, by, deed).await?;
         write.commit("letting an account work again").await
+    }
+
+    /// Ends what dunning has restricted; what an operator has suspended stays so.
+    pub(crate) async fn lift_restriction(&self, write: &mut Write<'_>, account: AccountId) -> Result<(), PlatformError> {
+        let end = sqlx::query("UPDATE dunning SET restricted_at = NULL WHERE account_id = $1").bind(account.to_string());
+        end.execute(&mut *write.transaction).await.map_err(failed())?;
+        note_change(write, "account", &account.to_string()).await
     }
 }

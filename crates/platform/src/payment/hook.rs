@@ -11,9 +11,12 @@ use sha2::Sha256;
 use thiserror::Error;
 
 use crate::audit::By;
+use crate::billing::statement::MICROS_PER_CENT;
 use crate::error::PlatformError;
-use crate::ids::PaymentId;
-use crate::payment::stripe::read_intent;
+use crate::ids::{PaymentId, RefundId};
+use crate::money::Micros;
+use crate::payment::refund::Elsewhere;
+use crate::payment::stripe::{read_intent, read_refund};
 use crate::payment::{Payments, STRIPE, StripeError};
 use crate::time::Timestamp;
 
@@ -122,8 +125,39 @@ impl Payments {
                 let (Some(customer), Some(method)) = (customer, method) else { return Ok(()) };
                 ignore_unknown(self.store.note_payment_method((STRIPE, customer), method, &by).await)
             }
+            // What went back in all of a charge, whoever sent it.
+            "charge.refunded" => {
+                let (intent, cents) = (object["payment_intent"].as_str(), object["amount_refunded"].as_i64());
+                let (Some(intent), Some(cents)) = (intent, cents) else { return Ok(()) };
+                self.store.note_refunds_elsewhere(intent, Micros(cents.saturating_mul(MICROS_PER_CENT)), &by).await
+            }
+            "refund.updated" | "refund.failed" | "charge.refund.updated" => {
+                let refund = object["metadata"]["refund"].as_str().and_then(|id| id.parse::<RefundId>().ok());
+                let Some(refund) = refund else { return Ok(()) };
+                ignore_unknown(self.store.end_refund(refund, &read_refund(object)?, &by).await)
+            }
+            kind if kind.starts_with("charge.dispute.") => self.take_dispute(kind, object, &by).await,
             _ => Ok(()),
         }
+    }
+
+    /// A dispute takes the money when it is made, and gives it back if it is won; a warning takes none.
+    async fn take_dispute(&self, kind: &str, object: &Value, by: &By) -> Result<(), PlatformError> {
+        let (reference, intent) = (object["id"].as_str(), object["payment_intent"].as_str());
+        let (Some(reference), Some(intent), Some(cents)) = (reference, intent, object["amount"].as_i64()) else { return Ok(()) };
+        let status = object["status"].as_str().unwrap_or_default();
+        let is_lost = match kind {
+            "charge.dispute.created" | "charge.dispute.funds_withdrawn" => !status.starts_with("warning"),
+            "charge.dispute.funds_reinstated" => false,
+            "charge.dispute.closed" => status == "lost",
+            _ => return Ok(()),
+        };
+        let amount = Micros(cents.saturating_mul(MICROS_PER_CENT));
+        if amount <= Micros::ZERO || status.starts_with("warning") {
+            return Ok(());
+        }
+        let reason = object["reason"].as_str().unwrap_or_default();
+        self.store.note_dispute(intent, (Elsewhere { kind: "dispute", reference, amount, reason }, is_lost), by).await
     }
 
     async fn has_heard(&self, event: &str) -> Result<bool, PlatformError> {

@@ -4,6 +4,7 @@
 
 mod dunning;
 mod hook;
+mod refund;
 mod stripe;
 
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use crate::time::{Clock, Timestamp};
 
 pub use dunning::{ATTEMPT_PAUSES, Attempt};
 pub use hook::{HookError, HookSecret};
-pub use stripe::{Charge, Stripe, StripeError};
+pub use refund::RefundRow;
+pub use stripe::{Charge, RefundEnd, Refunded, Stripe, StripeError};
 
 /// What payments are made through.
 pub const STRIPE: &str = "stripe";
@@ -127,6 +129,9 @@ impl Payments {
         loop {
             if let Err(error) = self.collect_due(now()).await {
                 tracing::warn!(%error, "invoices cannot be collected");
+            }
+            if let Err(error) = self.settle_refunds(&By::job("refunds", now())).await {
+                tracing::warn!(%error, "refunds cannot be made");
             }
             tokio::time::sleep(COLLECT_EVERY).await;
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::ids::{AccountId, InvoiceId, PaymentId};
+use crate::ids::{AccountId, InvoiceId, PaymentId, RefundId};
 use crate::outbound::{Answered, Destinations, Outbound, OutboundError, Outgoing};
 
 /// The version of the API that this was written for.
@@ -38,9 +38,29 @@ pub enum StripeError {
 }
 
 impl StripeError {
-    /// Whether nobody knows what became of the call, or it may go well later.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Outbound(_) | Self::Busy { .. } | Self::Answer { .. })
+    /// Whether what was sent is wrong by itself, such as a card that is not there. Otherwise nobody knows what became of the call, or
+    /// it goes well once something of ours is in order: our key (401, 403), the network, Stripe.
+    pub fn is_of_input(&self) -> bool {
+        matches!(self, Self::Refused { status: 400 | 402 | 404, .. })
+    }
+
+    /// Whether a charge failed by its card. Everything else that is refused is no fault of who pays.
+    fn is_of_card(&self) -> bool {
+        let Self::Refused { status, code, .. } = self else { return false };
+        *status == 402 || *status < 500 && (code == "resource_missing" || code.starts_with("payment_method_") || code.starts_with("card_"))
+    }
+
+    /// Its words, for who pays.
+    fn said(&self) -> String {
+        match self {
+            Self::Refused { code, message, .. } => format!("{code}: {message}"),
+            error => error.to_string(),
+        }
+    }
+
+    /// Whether the amount is less than Stripe charges.
+    fn is_too_small(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "amount_too_small")
     }
 }
 
@@ -53,6 +73,39 @@ pub enum Charge {
     Processing { reference: String },
     /// It is not paid.
     Failed { reference: String, reason: String },
+    /// It is less than is charged at all.
+    TooSmall { reason: String },
+}
+
+/// What became of a refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefundEnd {
+    /// The money is on its way to whoever paid.
+    Succeeded,
+    /// Stripe will say.
+    Pending,
+    /// It does not go back.
+    Failed,
+}
+
+impl RefundEnd {
+    /// As Stripe says it.
+    pub(super) fn of(status: &str) -> Self {
+        match status {
+            "succeeded" => Self::Succeeded,
+            "failed" | "canceled" => Self::Failed,
+            _ => Self::Pending,
+        }
+    }
+}
+
+/// A refund as Stripe knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refunded {
+    /// What it is called there.
+    pub reference: String,
+    /// What became of it.
+    pub end: RefundEnd,
 }
 
 /// Calls Stripe.
@@ -158,12 +211,26 @@ impl Stripe {
         ];
         match self.call(Method::POST, "/v1/payment_intents", &fields, Some(format!("payment:{payment}"))).await {
             Ok(made) => read_intent(made),
-            // A card that is declined.
-            Err(StripeError::Refused { status: 402, code, message }) => {
-                Ok(Charge::Failed { reference: String::new(), reason: format!("{code}: {message}") })
-            }
+            Err(error) if error.is_too_small() => Ok(Charge::TooSmall { reason: error.to_string() }),
+            Err(error) if error.is_of_card() => Ok(Charge::Failed { reference: String::new(), reason: error.said() }),
             Err(error) => Err(error),
         }
+    }
+
+    /// Sends money of a payment back; `cents` of it.
+    pub async fn refund(&self, intent: &str, cents: i64, refund: RefundId) -> Result<Refunded, StripeError> {
+        let (cents, id) = (cents.to_string(), refund.to_string());
+        let fields = [("payment_intent", intent), ("amount", cents.as_str()), ("metadata[refund]", &id)];
+        let made = self.call(Method::POST, "/v1/refunds", &fields, Some(format!("refund:{id}"))).await?;
+        read_refund(&made)
+    }
+
+    /// The refund that was made under our name for it, if there is one.
+    pub async fn find_refund(&self, intent: &str, refund: RefundId) -> Result<Option<Refunded>, StripeError> {
+        let list = self.call(Method::GET, "/v1/refunds", &[("payment_intent", intent), ("limit", "100")], None).await?;
+        let refund = refund.to_string();
+        let all = list["data"].as_array().map_or(&[][..], Vec::as_slice);
+        all.iter().find(|other| other["metadata"]["refund"].as_str() == Some(&refund)).map(read_refund).transpose()
     }
 
     /// The charge that was made for a payment, if there is one: for a call whose answer was lost longer ago than idempotency keys are kept.
@@ -192,6 +259,11 @@ fn read_answer(answered: &Answered) -> Result<Value, StripeError> {
 fn text(value: &Value, field: &str) -> Result<String, StripeError> {
     let text = value[field].as_str().map(str::to_string);
     text.ok_or_else(|| StripeError::Answer { reason: format!("it has no {field}") })
+}
+
+/// What a refund says, also in an event.
+pub(super) fn read_refund(refund: &Value) -> Result<Refunded, StripeError> {
+    Ok(Refunded { reference: text(refund, "id")?, end: RefundEnd::of(&text(refund, "status")?) })
 }
 
 /// What a payment intent says, also in an event.

@@ -13,7 +13,8 @@ use crate::ledger::{AccountStatus, AccountTerms, Overage};
 use crate::money::TokenPrice;
 use crate::store::{Store, get, get_money, get_optional_time, get_optional_u32, get_parsed, get_time};
 
-const TERMS: &str = "SELECT id, status, overage, spending_cap FROM account";
+/// Whoever an operator has suspended may do nothing, nor whoever has not paid (`payment::dunning`).
+const TERMS: &str = "SELECT a.id, CASE WHEN a.status = 'active' AND NOT EXISTS (SELECT 1 FROM dunning d WHERE d.account_id = a.id AND d.restricted_at IS NOT NULL) THEN 'active' ELSE 'suspended' END AS status, a.overage, a.spending_cap FROM account a";
 const PLANS: &str = "SELECT account_id, plan_id, valid_from, valid_until FROM account_plan";
 
 impl Store {
@@ -42,7 +43,7 @@ impl Store {
     pub(crate) async fn terms_of(&self, account: AccountId) -> Result<Option<AccountTerms>, PlatformError> {
         let failed = || PlatformError::database("reading an account");
         let id = account.to_string();
-        let query = sqlx::query("SELECT id, status, overage, spending_cap FROM account WHERE id = $1").bind(&id);
+        let query = sqlx::query(sqlx::AssertSqlSafe(format!("{TERMS} WHERE a.id = $1"))).bind(&id);
         let accounts = query.fetch_all(self.pool()).await.map_err(failed())?;
         let query = sqlx::query("SELECT account_id, plan_id, valid_from, valid_until FROM account_plan WHERE account_id = $1").bind(&id);
         let plans = query.fetch_all(self.pool()).await.map_err(failed())?;

@@ -5,6 +5,8 @@
 mod backup;
 mod bulk;
 pub(crate) mod catalog;
+#[cfg(test)]
+mod full_disk;
 mod ledger_store;
 mod migrate;
 mod rate_cards;

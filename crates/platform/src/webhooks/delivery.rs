@@ -1,6 +1,7 @@
 //! Delivering messages: what is due is claimed for a while, sent, and noted. Whoever dies in between leaves a claim that ends, and the
 //! message is sent again: at least once, never silently not.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use sqlx::any::AnyRow;
 use tokio::task::JoinSet;
 
 use crate::error::PlatformError;
-use crate::ids::{EndpointId, MessageId};
-use crate::limits::{N_DELIVERIES_AT_ONCE, OUTBOUND_TIME_MAX, WEBHOOK_POLL};
+use crate::ids::{AccountId, EndpointId, MessageId};
+use crate::limits::{N_DELIVERIES_AT_ONCE, N_DELIVERIES_PER_ACCOUNT, OUTBOUND_TIME_MAX, WEBHOOK_POLL};
 use crate::outbound::{Outbound, Outgoing};
 use crate::store::{Store, get, get_count, get_parsed, get_time};
 use crate::time::{Clock, Timestamp};
@@ -50,12 +51,15 @@ const PAUSES: [Duration; 8] = [
     Duration::from_secs(14 * 3600),
     Duration::from_secs(24 * 3600),
 ];
+/// How long it takes at least until it is looked again what is due.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// How long a claim holds.
 const CLAIM: Duration = Duration::from_secs(2 * OUTBOUND_TIME_MAX.as_secs());
 /// How long the secret before signs, too.
 const SECRET_OVERLAP: Duration = Duration::from_secs(86_400);
 
-const DUE: &str = "SELECT d.message_id, d.endpoint_id, d.n_attempts, d.next_attempt_at, m.payload, e.url, e.secret_version, e.secret_since FROM webhook_delivery d JOIN webhook_message m ON m.id = d.message_id JOIN webhook_endpoint e ON e.id = d.endpoint_id WHERE d.next_attempt_at <= $1 AND e.removed_at IS NULL ORDER BY d.next_attempt_at, d.message_id LIMIT $2";
+/// Of each account no more than it may have under way: whoever has many waiting is in front of nobody.
+const DUE: &str = "SELECT * FROM (SELECT d.message_id, d.endpoint_id, d.n_attempts, d.next_attempt_at, m.payload, e.account_id, e.url, e.secret_version, e.secret_since, ROW_NUMBER() OVER (PARTITION BY e.account_id ORDER BY d.next_attempt_at, d.message_id) AS place FROM webhook_delivery d JOIN webhook_message m ON m.id = d.message_id JOIN webhook_endpoint e ON e.id = d.endpoint_id WHERE d.next_attempt_at <= $1 AND e.removed_at IS NULL) AS k WHERE place <= $2 ORDER BY place, next_attempt_at, message_id LIMIT $3";
 
 /// Sends what is due.
 #[derive(Clone)]
@@ -65,7 +69,11 @@ pub struct Webhooks {
     secrets: EndpointSecrets,
 }
 
+/// Deliveries under way, each by its task's name with whose it is.
+type UnderWay = HashMap<tokio::task::Id, AccountId>;
+
 struct Due {
+    account: AccountId,
     message: MessageId,
     endpoint: EndpointId,
     n_attempts: u64,
@@ -92,28 +100,51 @@ impl Webhooks {
         &self.secrets
     }
 
-    /// Sends what is due now; says how many messages that were.
+    /// Sends what is due now, and waits for all of it; says how many messages that were.
     pub async fn deliver_due(&self, now: Timestamp) -> Result<usize, PlatformError> {
-        let query = sqlx::query(DUE).bind(now.0).bind(N_DELIVERIES_AT_ONCE);
+        let (mut sending, mut under_way) = (JoinSet::new(), UnderWay::new());
+        let mut n_sent = 0;
+        loop {
+            n_sent += self.begin_due((&mut sending, &mut under_way), now).await?;
+            if sending.is_empty() {
+                return Ok(n_sent);
+            }
+            while let Some(ended) = sending.join_next_with_id().await {
+                take_end(ended, &mut under_way)?;
+            }
+        }
+    }
+
+    /// Begins to send what is due now, as far as there is room and its account has not enough under way; says how many messages that are.
+    async fn begin_due(
+        &self,
+        (sending, under_way): (&mut JoinSet<Result<(), PlatformError>>, &mut UnderWay),
+        now: Timestamp,
+    ) -> Result<usize, PlatformError> {
+        let query = sqlx::query(DUE).bind(now.0).bind(N_DELIVERIES_PER_ACCOUNT as i64).bind(N_DELIVERIES_AT_ONCE as i64);
         let rows = query.fetch_all(self.store.pool()).await.map_err(PlatformError::database("reading webhooks"))?;
-        let mut sending = JoinSet::new();
+        let mut n_begun = 0;
         for row in &rows {
-            let due = read_due(row)?;
-            if !self.claim(&due, now).await? {
+            let due = match read_due(row) {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::error!(%error, "a delivery cannot be read");
+                    continue;
+                }
+            };
+            let n_of_account = under_way.values().filter(|account| **account == due.account).count();
+            if sending.len() >= N_DELIVERIES_AT_ONCE || n_of_account >= N_DELIVERIES_PER_ACCOUNT || !self.claim(&due, now).await? {
                 continue;
             }
-            let own = self.clone();
-            sending.spawn(async move {
+            let (own, account) = (self.clone(), due.account);
+            let task = sending.spawn(async move {
                 let outcome = own.send(&due, now).await;
                 own.note(&due, outcome, now).await
             });
+            under_way.insert(task.id(), account);
+            n_begun += 1;
         }
-        let mut n_sent = 0;
-        while let Some(sent) = sending.join_next().await {
-            sent.map_err(|error| PlatformError::Corrupt { what: "a delivery", reason: error.to_string() })??;
-            n_sent += 1;
-        }
-        Ok(n_sent)
+        Ok(n_begun)
     }
 
     /// Takes a delivery, unless somebody else has meanwhile.
@@ -171,14 +202,30 @@ impl Webhooks {
         write.commit("noting a delivery").await
     }
 
-    /// Delivers for ever.
+    /// Delivers for ever. An endpoint that does not answer keeps its account's deliveries waiting, and nobody else's.
     pub async fn run(self, now: Clock) {
+        let (mut sending, mut under_way) = (JoinSet::new(), UnderWay::new());
         let mut is_failing = false;
         loop {
-            match self.deliver_due(now()).await {
-                Ok(0) => tokio::time::sleep(WEBHOOK_POLL).await,
-                Ok(_) => is_failing = false,
-                Err(error) => {
+            let mut failed = self.begin_due((&mut sending, &mut under_way), now()).await.err();
+            // Whatever ends meanwhile makes room; without any end, it is looked again in a moment.
+            let ended = tokio::time::timeout(WEBHOOK_POLL, async {
+                match sending.join_next_with_id().await {
+                    Some(ended) => ended,
+                    None => std::future::pending().await,
+                }
+            });
+            if let Ok(ended) = ended.await {
+                failed = failed.or(take_end(ended, &mut under_way).err());
+                // What ends together is looked for once.
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+            while let Some(ended) = sending.try_join_next_with_id() {
+                failed = failed.or(take_end(ended, &mut under_way).err());
+            }
+            match failed {
+                None => is_failing = false,
+                Some(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(%error, "webhooks cannot be delivered");
                     }
@@ -189,8 +236,26 @@ impl Webhooks {
     }
 }
 
+/// A delivery that has ended: its account has room for another.
+fn take_end(
+    ended: Result<(tokio::task::Id, Result<(), PlatformError>), tokio::task::JoinError>,
+    under_way: &mut UnderWay,
+) -> Result<(), PlatformError> {
+    match ended {
+        Ok((id, noted)) => {
+            under_way.remove(&id);
+            noted
+        }
+        Err(error) => {
+            under_way.remove(&error.id());
+            Err(PlatformError::Corrupt { what: "a delivery", reason: error.to_string() })
+        }
+    }
+}
+
 fn read_due(row: &AnyRow) -> Result<Due, PlatformError> {
     Ok(Due {
+        account: get_parsed(row, "account_id")?,
         message: get_parsed(row, "message_id")?,
         endpoint: get_parsed(row, "endpoint_id")?,
         n_attempts: get_count(row, "n_attempts")?,

@@ -23,6 +23,8 @@ pub const KINDS: &[&str] = &[
     "invoice.issued",
     "invoice.paid",
     "invoice.payment_failed",
+    "invoice.payment_disputed",
+    "invoice.refunded",
     "credit_note.issued",
     "account.restricted",
     "account.restored",

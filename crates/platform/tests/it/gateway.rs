@@ -174,3 +174,31 @@ fn caller_past_a_limit_is_told_whether_to_wait_or_to_pay() {
         served.end().await;
     });
 }
+
+#[test]
+fn request_that_is_not_served_counts_as_down() {
+    on_both(|_, url| async move {
+        let served = Served::start(&url, SimulatedPace::default()).await;
+        let account = served.account("payg", RICH).await;
+        let (_, key) = served.key(account, |_| {}).await;
+        let level = async || {
+            let (store, outcomes) = (served.platform.store(), served.platform.outcomes());
+            outcomes.flush(store).await.expect("written");
+            let level = store.service_level(account, Timestamp::now().period()).await.expect("read");
+            (level.n_served, level.n_failed)
+        };
+        assert_eq!(served.post("/v1/completions", &key, &completion(2)).await.status, 200);
+        assert_eq!(served.post("/v1/completions", &key, &json!({ "model": "sim", "prompt": "", "max_tokens": 1 })).await.status, 400);
+        assert_eq!(served.post("/v1/completions", &key, &completion(100_000)).await.status, 400);
+        assert_eq!(level().await, (1, 0), "who asks for what cannot be was not let down");
+        served.app.lifecycle().drain();
+        assert_eq!(served.post("/v1/completions", &key, &completion(2)).await.status, 503);
+        assert_eq!(served.post("/v1/chat/completions", &key, &chat(2)).await.status, 503);
+        assert_eq!(level().await, (1, 2));
+        served.end().await;
+    });
+}
+
+fn chat(max_tokens: u32) -> Value {
+    json!({ "model": "sim", "messages": [{ "role": "user", "content": "Once" }], "max_tokens": max_tokens })
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitnet_platform::PlatformError;
-use bitnet_platform::billing::{Closed, Invoice, InvoiceStatus, LineKind, NewCoupon, NewTax, Party, Profile};
+use bitnet_platform::billing::{Closed, Invoice, InvoiceStatus, Issuer, LineKind, NewCoupon, NewTax, Party, Profile};
 use bitnet_platform::directory::NewAccount;
 use bitnet_platform::ids::{AccountId, InvoiceId, ProjectId};
 use bitnet_platform::ledger::event::UsageEvent;
@@ -173,12 +173,23 @@ fn agreements_of_an_account_are_on_its_invoice() {
         assert!(invoice.to_html("usd").expect("a page").contains("Ann GmbH"));
         assert!(invoice.to_pdf("usd").starts_with(b"%PDF"));
 
-        // With a tax id the customer owes the tax; the coupon was for one month.
-        let party = Party { tax_id: "DE123".into(), ..profile.party.clone() };
-        store.set_billing_profile(account, &Profile { party, ..profile }, &by(day(32))).await.expect("set");
+        // Any text behind "tax id" switches no tax off; the coupon was for one month.
+        let with_id = |tax_id: &str| {
+            let party = Party { tax_id: tax_id.into(), ..profile.party.clone() };
+            Profile { party, ..profile.clone() }
+        };
+        let issuer = Party { name: "Bit SARL".into(), address: "1 rue".into(), country: "FR".into(), tax_id: "FRXX999999999".into() };
+        let issuer = Issuer { id: "default".into(), party: issuer, prefixes: ["INV-".into(), "CN-".into()] };
+        store.set_issuer(&issuer, &by(day(32))).await.expect("set");
+        store.set_billing_profile(account, &with_id("DE123"), &by(day(32))).await.expect("set");
         let second = invoice_of(&store, &close(&store, day(62)).await, january().next()).await;
-        assert_eq!((amount_of(&second, "tax:DE"), amount_of(&second, "coupon:")), (0, 0));
-        assert!(second.lines.iter().any(|line| line.text.contains("reverse charge")));
+        assert_eq!((amount_of(&second, "tax:DE"), amount_of(&second, "coupon:")), (114_000_000, 0));
+        // With a number of another country of the Union the customer owes the tax.
+        store.set_billing_profile(account, &with_id("DE136695976"), &by(day(63))).await.expect("set");
+        let third = invoice_of(&store, &close(&store, day(91)).await, january().next().next()).await;
+        assert_eq!(amount_of(&third, "tax:DE"), 0);
+        assert!(third.lines.iter().any(|line| line.text.contains("reverse charge")));
+        assert_eq!(third.issued.expect("issued").parties.issuer.country, "FR");
         assert!(store.reconcile().await.expect("it reads").is_balanced());
     });
 }
@@ -217,10 +228,92 @@ fn credit_note_takes_off_and_what_was_paid_too_much_comes_back() {
         assert_eq!(outstanding(read(id).await, total), (Micros::ZERO, InvoiceStatus::Paid));
         store.credit_invoice(id, (Micros(50_000_000), "goodwill"), &by(day(34))).await.expect("credited");
         let second = invoice_of(&store, &close(&store, day(62)).await, january().next()).await;
-        assert_eq!(amount_of(&second, "item:"), -50_000_000, "it was paid, so it comes back");
+        assert_eq!(amount_of(&second, "overpaid:"), -50_000_000, "it was paid, so it comes back");
+        assert_eq!(second.total(), Micros(67_810_000), "117.81 less 50.00, whose tax the note gave back");
         let report = store.reconcile().await.expect("it reads");
         assert!(report.is_balanced(), "{report:?}");
         assert!(store.invoice(id, Some(AccountId::from_u128(1))).await.is_err(), "nobody sees another's");
+    });
+}
+
+#[test]
+fn credit_notes_are_their_invoices_issuers_and_their_taxes_add_up() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (account, _) = rich_account(&store, "developer").await;
+        let tax = NewTax { country: "DE".into(), region: String::new(), name: "VAT".into(), rate: 190_000, has_reverse_charge: false };
+        store.set_tax(&tax, &by(NOW)).await.expect("set");
+        let profile = store.billing_profile(account).await.expect("a profile");
+        let party = Party { country: "DE".into(), ..profile.party.clone() };
+        let profile = Profile { party, ..profile };
+        store.set_billing_profile(account, &profile, &by(NOW)).await.expect("set");
+        let invoice = invoice_of(&store, &close(&store, day(31)).await, january()).await;
+        let issuer = Issuer { id: "other".into(), party: Party::default(), prefixes: ["O-".into(), "OC-".into()] };
+        store.set_issuer(&issuer, &by(day(32))).await.expect("set");
+        let moved = Profile { issuer: "other".into(), party: Party { name: "Bob".into(), ..profile.party.clone() }, ..profile };
+        store.set_billing_profile(account, &moved, &by(day(32))).await.expect("set");
+        let id = invoice.issued.as_ref().expect("issued").id;
+        let mut taxes = 0;
+        // 117.81 in parts of which none has a whole cent of tax.
+        for (n, amount) in [33_330_000, 33_330_000, 33_330_000, 17_820_000].into_iter().enumerate() {
+            let note = store.credit_invoice(id, (Micros(amount), "x"), &by(day(33))).await.expect("credited");
+            let note = store.invoice(note, None).await.expect("it is there");
+            let issued = note.issued.as_ref().expect("issued");
+            assert_eq!(issued.number, format!("CN-{:06}", n + 1), "of whoever issued the invoice");
+            assert_eq!(issued.parties, invoice.issued.as_ref().expect("issued").parties);
+            assert_eq!(note.total(), Micros(-amount));
+            taxes += amount_of(&note, "tax:");
+        }
+        assert_eq!(taxes, -18_810_000, "all of the tax, and no cent more");
+        assert!(store.reconcile().await.expect("it reads").is_balanced());
+    });
+}
+
+#[test]
+fn coupon_ends_at_its_time() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let coupon = NewCoupon {
+            code: "SOON".into(),
+            name: "Soon".into(),
+            part_off: Some(100_000),
+            n_months: None,
+            credit: None,
+            n_redemptions_max: None,
+            redeem_until: Some(day(5)),
+        };
+        store.create_coupon(&coupon, &by(NOW)).await.expect("made");
+        let (account, _) = rich_account(&store, "team").await;
+        assert!(store.redeem_coupon(account, "SOON", &by(day(5))).await.is_err(), "then it has ended");
+        store.redeem_coupon(account, "SOON", &by(Timestamp(day(5).0 - 1))).await.expect("a moment before");
+    });
+}
+
+#[test]
+fn each_plan_of_a_month_gives_back_by_its_own_promise() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (account, _) = rich_account(&store, "enterprise").await;
+        let half = NOW.plus(Duration::from_secs(31 * DAY / 2));
+        store.set_plan(account, "enterprise-plus", &by(half)).await.expect("changed");
+        let outcomes = Outcomes::default();
+        // 99.93%: what Enterprise promises, and less than Enterprise Plus does; and all of it in time.
+        for n in 0..10_000 {
+            let ended = if n < 7 { Ended::Failed } else { Ended::Served { first_token: Duration::from_millis(40) } };
+            outcomes.note(account, ended, day(n % 31));
+        }
+        outcomes.flush(&store).await.expect("written");
+        let invoice = invoice_of(&store, &close(&store, day(31)).await, january()).await;
+        assert_eq!(amount_of(&invoice, "item:"), -499_950_000, "a tenth of half of 9,999: {invoice:?}");
+        for n in 0..1000 {
+            let ended = if n < 20 { Ended::Failed } else { Ended::Served { first_token: Duration::from_millis(40) } };
+            outcomes.note(account, ended, day(31 + n % 28));
+        }
+        outcomes.flush(&store).await.expect("written");
+        let middle = day(45);
+        store.set_plan(account, "free", &by(middle)).await.expect("changed");
+        let next = invoice_of(&store, &close(&store, day(62)).await, january().next()).await;
+        assert_eq!(amount_of(&next, "item:"), -2_999_700_000, "three tenths, of the month to its end");
     });
 }
 

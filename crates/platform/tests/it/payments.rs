@@ -1,123 +1,27 @@
-//! Collecting invoices from a Stripe of the tests' own, which declines cards, loses answers and repeats events. The real client against
-//! a stateful stand-in from elsewhere (`localstripe`) is a journey of `cargo xtask clients`.
+//! Collecting invoices from a Stripe of the tests' own. The real client against a stateful stand-in from elsewhere (`localstripe`) is a
+//! journey of `cargo xtask clients`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Form, Json, Router};
-use bitnet_platform::billing::{InvoiceStatus, Profile};
-use bitnet_platform::ids::{AccountId, InvoiceId};
+use bitnet_platform::billing::InvoiceStatus;
 use bitnet_platform::ledger::AccountStatus;
-use bitnet_platform::payment::{Charge, HookError, HookSecret, Payments, Stripe};
+use bitnet_platform::payment::{Charge, HookError};
 use bitnet_platform::store::{MIGRATIONS, Store};
 use bitnet_platform::time::Timestamp;
-use hmac::{Hmac, KeyInit, Mac};
-use serde_json::{Value, json};
-use sha2::Sha256;
+use bitnet_platform::{PlatformError, money::Micros};
+use serde_json::json;
 
-use super::invoices::{day, rich_account};
+use super::fake_stripe::{FakeStripe, event, invoiced, payments, signed, status, tell};
+use super::invoices::day;
 use super::store::{NOW, by, on_both};
 
-#[derive(Default)]
-struct Inside {
-    /// By name: what it says.
-    intents: Vec<Value>,
-    /// Answers by idempotency key.
-    answers: HashMap<String, Value>,
-    declines: bool,
-    /// The next charge is made, and its answer is an error of the server.
-    loses_answer: bool,
-    forgets_keys: bool,
-    n_charges: usize,
+async fn status_of(store: &Store, account: bitnet_platform::ids::AccountId, now: Timestamp) -> AccountStatus {
+    store.account(account, now).await.expect("it is there").status
 }
 
-#[derive(Clone, Default)]
-struct FakeStripe(Arc<Mutex<Inside>>);
-
-impl FakeStripe {
-    async fn start() -> (Self, String) {
-        let stripe = Self::default();
-        let router = Router::new()
-            .route("/v1/customers", post(async || Json(json!({ "id": "cus_1" }))))
-            .route("/v1/payment_methods/{id}/attach", post(async |Path(id): Path<String>| Json(json!({ "id": id }))))
-            .route("/v1/payment_intents", get(list).post(charge))
-            .with_state(stripe.clone());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        (stripe, url)
-    }
-
-    fn inside(&self) -> std::sync::MutexGuard<'_, Inside> {
-        self.0.lock().unwrap()
-    }
-}
-
-async fn list(State(stripe): State<FakeStripe>, Query(_): Query<HashMap<String, String>>) -> Json<Value> {
-    Json(json!({ "data": stripe.inside().intents }))
-}
-
-async fn charge(State(stripe): State<FakeStripe>, headers: HeaderMap, Form(form): Form<HashMap<String, String>>) -> Response {
-    let mut inside = stripe.inside();
-    assert_eq!(headers["authorization"], "Bearer sk_test_1");
-    let key = headers["idempotency-key"].to_str().expect("text").to_string();
-    if let Some(answer) = inside.answers.get(&key).filter(|_| !inside.forgets_keys) {
-        return Json(answer.clone()).into_response();
-    }
-    if inside.declines {
-        let error = json!({ "error": { "code": "card_declined", "message": "Your card was declined." } });
-        return (StatusCode::PAYMENT_REQUIRED, Json(error)).into_response();
-    }
-    inside.n_charges += 1;
-    let intent = json!({
-        "id": format!("pi_{}", inside.n_charges),
-        "status": "succeeded",
-        "amount": form["amount"].parse::<i64>().expect("a number"),
-        "metadata": { "invoice": form["metadata[invoice]"], "payment": form["metadata[payment]"] },
-    });
-    inside.intents.push(intent.clone());
-    inside.answers.insert(key, intent.clone());
-    if std::mem::take(&mut inside.loses_answer) {
-        return StatusCode::BAD_GATEWAY.into_response();
-    }
-    Json(intent).into_response()
-}
-
-fn payments(store: &Arc<Store>, url: &str) -> Payments {
-    Payments::new(store.clone(), Stripe::new(url, "sk_test_1").expect("a client"), HookSecret::new("whsec_1"))
-}
-
-/// An account that is collected automatically, with a card, and its invoice for January.
-async fn invoiced(store: &Store, payments: &Payments) -> (AccountId, InvoiceId) {
-    let (account, _) = rich_account(store, "developer").await;
-    let profile = store.billing_profile(account).await.expect("a profile");
-    store.set_billing_profile(account, &Profile { is_automatic: true, ..profile }, &by(NOW)).await.expect("set");
-    payments.set_payment_method(account, "pm_1", &by(NOW)).await.expect("set");
-    let closed = store.close_periods(None, &by(day(31))).await.expect("closed");
-    (account, closed[0].invoice.expect("an invoice"))
-}
-
-async fn status(store: &Store, id: InvoiceId) -> (InvoiceStatus, i64) {
-    let issued = store.invoice(id, None).await.expect("it is there").issued.expect("issued");
-    (issued.status, issued.paid.0)
-}
-
-fn event(id: &str, kind: &str, object: &Value) -> Vec<u8> {
-    json!({ "id": id, "type": kind, "data": { "object": object } }).to_string().into_bytes()
-}
-
-fn signed(body: &[u8], now: Timestamp) -> String {
-    let seconds = now.0 / 1_000_000;
-    let mut mac = Hmac::<Sha256>::new_from_slice(b"whsec_1").expect("a key");
-    mac.update(format!("{seconds}.").as_bytes());
-    mac.update(body);
-    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("t={seconds},v1={hex}")
+async fn assert_balanced(store: &Store) {
+    let report = store.reconcile().await.expect("it reads");
+    assert!(report.is_balanced(), "{report:?}");
 }
 
 #[test]
@@ -201,5 +105,153 @@ fn account_that_does_not_pay_is_restricted_and_let_in_again_when_it_does() {
         );
         let report = store.reconcile().await.expect("it reads");
         assert!(report.is_balanced(), "{report:?}");
+    });
+}
+
+#[test]
+fn attempt_that_was_not_made_charges_what_is_owed_by_then() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (stripe, url) = FakeStripe::start().await;
+        let payments = payments(&store, &url);
+        let (_, invoice) = invoiced(&store, &payments).await;
+        stripe.inside().refuses = Some((500, ""));
+        assert!(payments.collect_due(day(31)).await.is_err(), "Stripe is away");
+        store.credit_invoice(invoice, (Micros::units(50), "goodwill"), &by(day(32))).await.expect("credited");
+        stripe.inside().refuses = None;
+        payments.collect_due(day(33)).await.expect("collected");
+        assert_eq!(stripe.inside().asked["amount"], "4900", "what is owed now, and not what was");
+        assert_eq!(status(&store, invoice).await, (InvoiceStatus::Paid, 49_000_000));
+
+        let (_, second) = invoiced(&store, &payments).await;
+        stripe.inside().refuses = Some((500, ""));
+        assert!(payments.collect(second, &by(day(31))).await.is_err());
+        store.mark_paid(second, "transfer", &by(day(32))).await.expect("paid");
+        stripe.inside().refuses = None;
+        assert_eq!(payments.collect(second, &by(day(33))).await.expect("looked"), None, "nothing is owed");
+        assert_eq!(stripe.inside().n_charges, 1, "and nothing is charged");
+        assert_balanced(&store).await;
+    });
+}
+
+#[test]
+fn money_that_comes_when_nothing_is_owed_is_taken_off_the_next_invoice() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (stripe, url) = FakeStripe::start().await;
+        let payments = payments(&store, &url);
+        let (account, invoice) = invoiced(&store, &payments).await;
+        stripe.inside().loses_answer = true;
+        assert!(payments.collect_due(day(31)).await.is_err());
+        store.mark_paid(invoice, "transfer", &by(day(32))).await.expect("paid");
+        let intent = stripe.inside().intents[0].clone();
+        tell(&payments, ("evt_1", "payment_intent.succeeded"), &intent, day(32)).await;
+        assert_eq!(status(&store, invoice).await, (InvoiceStatus::Paid, 198_000_000), "it was paid twice");
+        store.close_periods(None, &by(day(62))).await.expect("closed");
+        let issued = store.invoices(Some(account)).await.expect("read");
+        assert_eq!(issued[0].1, Micros::ZERO, "February was paid before");
+        assert_balanced(&store).await;
+    });
+}
+
+#[test]
+fn refusal_that_is_nobodys_failure_to_pay_uses_up_no_attempt() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (stripe, url) = FakeStripe::start().await;
+        let payments = payments(&store, &url);
+        let (account, invoice) = invoiced(&store, &payments).await;
+        for (n, refusal) in [(401, ""), (403, ""), (400, "parameter_invalid_integer")].into_iter().enumerate() {
+            stripe.inside().refuses = Some(refusal);
+            for more in 0..5 {
+                let tried = payments.collect_due(day(31 + 5 * n as u64 + more)).await;
+                assert!(matches!(tried, Err(PlatformError::Payment { .. })), "{tried:?}");
+            }
+        }
+        assert_eq!(status_of(&store, account, day(50)).await, AccountStatus::Active, "it has not failed to pay");
+        stripe.inside().refuses = Some((400, "amount_too_small"));
+        payments.collect_due(day(50)).await.expect("tried");
+        assert_eq!(payments.collect_due(day(79)).await.expect("nothing is due"), 0, "it waits");
+        assert_eq!(
+            (status_of(&store, account, day(79)).await, status(&store, invoice).await.0),
+            (AccountStatus::Active, InvoiceStatus::Open)
+        );
+        // A card that declines still has all of its attempts.
+        stripe.inside().refuses = None;
+        stripe.inside().declines = true;
+        assert_eq!(payments.collect_due(day(80)).await.expect("tried"), 1);
+        assert_eq!(payments.collect_due(day(82)).await.expect("nothing is due"), 0);
+        stripe.inside().declines = false;
+        assert_eq!(payments.collect_due(day(83)).await.expect("tried"), 1, "three days after the first that failed");
+        assert_eq!(status(&store, invoice).await.0, InvoiceStatus::Paid);
+        assert_balanced(&store).await;
+    });
+}
+
+#[test]
+fn invoice_that_cannot_be_collected_keeps_no_other_waiting() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (stripe, url) = FakeStripe::start().await;
+        let payments = payments(&store, &url);
+        let (account, first) = invoiced(&store, &payments).await;
+        let (_, second) = invoiced(&store, &payments).await;
+        payments.set_payment_method(account, "pm_bad", &by(day(30))).await.expect("set");
+        stripe.inside().refuses_card = Some(("pm_bad", 500));
+        let tried = payments.collect_due(day(31)).await;
+        assert!(tried.is_err(), "its error is told: {tried:?}");
+        assert_eq!((status(&store, first).await.0, status(&store, second).await.0), (InvoiceStatus::Open, InvoiceStatus::Paid));
+        stripe.inside().refuses_card = None;
+        assert_eq!(payments.collect_due(day(32)).await.expect("tried"), 1, "and it is tried again");
+        assert_eq!(status(&store, first).await.0, InvoiceStatus::Paid);
+    });
+}
+
+#[test]
+fn event_that_comes_late_counts_an_attempt_once() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (stripe, url) = FakeStripe::start().await;
+        let payments = payments(&store, &url);
+        invoiced(&store, &payments).await;
+        stripe.inside().declines = true;
+        assert_eq!(payments.collect_due(day(31)).await.expect("tried"), 1);
+        let payment = stripe.inside().asked["payment"].clone();
+        for (id, kind, status) in
+            [("evt_1", "payment_intent.processing", "processing"), ("evt_2", "payment_intent.payment_failed", "requires_payment_method")]
+        {
+            tell(&payments, (id, kind), &json!({ "id": "pi_9", "status": status, "metadata": { "payment": payment } }), day(31)).await;
+        }
+        let mut tried = Vec::new();
+        for n in 32..60 {
+            if payments.collect_due(day(n)).await.expect("tried") > 0 {
+                tried.push(n - 31);
+            }
+        }
+        assert_eq!(tried, [3, 8, 15], "the first failure was one");
+    });
+}
+
+#[test]
+fn suspension_by_an_operator_outlives_what_is_paid_or_given_up() {
+    on_both(|store, _| async move {
+        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+        let (stripe, url) = FakeStripe::start().await;
+        let payments = payments(&store, &url);
+        let (account, invoice) = invoiced(&store, &payments).await;
+        stripe.inside().declines = true;
+        for n in [31, 34, 39, 46] {
+            assert_eq!(payments.collect_due(day(n)).await.expect("tried"), 1);
+        }
+        assert_eq!(status_of(&store, account, day(46)).await, AccountStatus::Suspended, "it has not paid");
+        store.set_account_status(account, AccountStatus::Suspended, &by(day(47))).await.expect("suspended");
+        store.give_invoice_up(invoice, &by(day(48))).await.expect("given up");
+        payments.collect_due(day(49)).await.expect("looked");
+        assert_eq!(status_of(&store, account, day(49)).await, AccountStatus::Suspended, "what is given up is not paid");
+        store.mark_paid(invoice, "late", &by(day(50))).await.expect("paid");
+        payments.collect_due(day(50)).await.expect("looked");
+        assert_eq!(status_of(&store, account, day(50)).await, AccountStatus::Suspended, "and the operator has said nothing else");
+        store.set_account_status(account, AccountStatus::Active, &by(day(51))).await.expect("let in");
+        assert_eq!(status_of(&store, account, day(51)).await, AccountStatus::Active);
     });
 }

@@ -142,6 +142,56 @@ fn message_that_nobody_takes_is_given_up() {
     });
 }
 
+/// Takes connections and says nothing; tells of each.
+async fn silent() -> (String, tokio::sync::mpsc::UnboundedReceiver<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let (told, hears) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            open.push(connection);
+            let _ = told.send(());
+        }
+    });
+    (url, hears)
+}
+
+#[test]
+fn endpoint_that_does_not_answer_keeps_nobody_else_waiting() {
+    on_both(|store, _| async move {
+        let now = Timestamp::now();
+        store.migrate(MIGRATIONS, now).await.expect("it migrates");
+        let webhooks = webhooks(&store, Destinations::Any);
+        let (slow, slow_project) = rich_account(&store, "enterprise").await;
+        let (other, other_project) = rich_account(&store, "enterprise").await;
+        let (silent_url, mut connected) = silent().await;
+        let (receiver, url) = Receiver::start(&[]).await;
+        endpoint(&store, &webhooks, (slow, &silent_url, &[])).await;
+        endpoint(&store, &webhooks, (other, &url, &[])).await;
+        let happens = async |account, project| {
+            let (name, access) = ("k".into(), KeyAccess::Inference);
+            let (scope, limits) = (Default::default(), Default::default());
+            let key = bitnet_platform::directory::NewApiKey { account, project, name, access, scope, limits, expires_at: None };
+            let hasher = bitnet_platform::directory::KeyHasher::new([9; 32]);
+            store.create_api_key(key, &hasher, &by(Timestamp::now())).await.expect("created");
+        };
+        // More than are sent at once to one account, and more than once were sent at once to all.
+        for _ in 0..40 {
+            happens(slow, slow_project).await;
+        }
+        let running = tokio::spawn(webhooks.run(Timestamp::now));
+        connected.recv().await.expect("it is tried");
+        happens(other, other_project).await;
+        let began = std::time::Instant::now();
+        while receiver.received().is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(12), "it waits for somebody else's endpoint");
+            tokio::task::yield_now().await;
+        }
+        running.abort();
+    });
+}
+
 #[test]
 fn webhook_to_an_own_network_is_refused() {
     on_both(|store, _| async move {

@@ -90,6 +90,15 @@ pub struct Used {
     pub end: RequestEnd,
 }
 
+/// Why a request is not charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Voided {
+    /// Its client asked for what cannot be, or left before anything was computed.
+    ByClient,
+    /// It was not served, by no fault of its client: there was no room, the server ends, something broke.
+    ByServer,
+}
+
 /// What a request has produced so far, in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Produced {
@@ -109,8 +118,8 @@ pub trait Recorder: Send + Sync {
 pub trait Reservation: Send {
     /// Accounts for what was used. Runs on an engine's thread: it hands the work over and does not block.
     fn settle(self: Box<Self>, used: Used);
-    /// Nothing was computed: gives everything back. Must not block either.
-    fn void(self: Box<Self>);
+    /// Nothing is charged: gives everything back. Must not block either.
+    fn void(self: Box<Self>, why: Voided);
     /// What the caller has left, if it is limited.
     fn rate_limits(&self) -> Option<RateLimits>;
     /// Through which the request's output goes; without one, it is shown as it comes.
@@ -123,6 +132,8 @@ pub trait Reservation: Send {
 pub trait Admission: Send + Sync + 'static {
     /// Who calls a route, by the headers of a request.
     fn authenticate<'a>(&'a self, headers: &'a HeaderMap, route: &'a str) -> BoxFuture<'a, Result<Caller, ServerError>>;
+    /// Hears of a caller who was turned away before anything was reserved, by no fault of its own.
+    fn turned_away(&self, _caller: &Caller) {}
     /// Reserves the most that a request can cost, or refuses it.
     fn admit<'a>(&'a self, caller: &'a Caller, ceiling: Ceiling) -> BoxFuture<'a, Result<Box<dyn Reservation>, ServerError>>;
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bitnet_engine::{RequestEnd, RequestId, Usage, UsageSink};
 
-use crate::admission::{Reservation, Used};
+use crate::admission::{Reservation, Used, Voided};
 use crate::traces::{RequestTrace, Stage};
 
 /// A reservation, until it is settled or voided.
@@ -16,20 +16,20 @@ pub(crate) struct Settlement(Mutex<Open>);
 struct Open {
     reservation: Option<Box<dyn Reservation>>,
     used: Used,
-    /// The client was refused, whatever had been begun by then.
-    is_refused: bool,
+    /// The client was refused, whatever had been begun by then, and why.
+    refused: Option<Voided>,
     trace: RequestTrace,
 }
 
 impl Settlement {
     /// Dropped without anything used, the reservation is voided.
     pub(crate) fn new(reservation: Box<dyn Reservation>, trace: RequestTrace) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), used: Used::default(), is_refused: false, trace })))
+        Arc::new(Self(Mutex::new(Open { reservation: Some(reservation), used: Used::default(), refused: None, trace })))
     }
 
     /// Nothing will be charged: the request was refused, and will be sent again.
-    pub(crate) fn refuse(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_refused = true;
+    pub(crate) fn refuse(&self, why: Voided) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).refused = Some(why);
     }
 
     /// A share, for one of the engine's requests.
@@ -56,12 +56,14 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         let open = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some(reservation) = open.reservation.take() else { return };
-        let is_void = open.is_refused || open.used.usage == Usage::default();
+        let nothing = (open.used.usage == Usage::default()).then_some(match open.used.end {
+            RequestEnd::Failed => Voided::ByServer,
+            RequestEnd::Complete | RequestEnd::Cancelled => Voided::ByClient,
+        });
         let start = Instant::now();
-        if is_void {
-            reservation.void()
-        } else {
-            reservation.settle(std::mem::take(&mut open.used))
+        match open.refused.or(nothing) {
+            Some(why) => reservation.void(why),
+            None => reservation.settle(std::mem::take(&mut open.used)),
         }
         open.trace.stage(Stage::Settle, (start, Instant::now()), &[]);
     }
@@ -73,15 +75,15 @@ mod tests {
     use crate::admission::RateLimits;
 
     #[derive(Clone, Default)]
-    struct Book(Arc<Mutex<Vec<Option<Used>>>>);
+    struct Book(Arc<Mutex<Vec<Result<Used, Voided>>>>);
 
     impl Reservation for Book {
         fn settle(self: Box<Self>, used: Used) {
-            self.0.lock().unwrap().push(Some(used));
+            self.0.lock().unwrap().push(Ok(used));
         }
 
-        fn void(self: Box<Self>) {
-            self.0.lock().unwrap().push(None);
+        fn void(self: Box<Self>, why: Voided) {
+            self.0.lock().unwrap().push(Err(why));
         }
 
         fn rate_limits(&self) -> Option<RateLimits> {
@@ -104,7 +106,7 @@ mod tests {
         second.finished(RequestId(2), used(4), RequestEnd::Cancelled);
         let usage = Usage { n_prompt_tokens: 2, n_cached_tokens: 0, n_completion_tokens: 7 };
         let whole = Used { usage, item_tokens: vec![4, 5], end: RequestEnd::Failed };
-        assert_eq!(*book.0.lock().unwrap(), [Some(whole)], "and the worse end is the request's");
+        assert_eq!(*book.0.lock().unwrap(), [Ok(whole)], "and the worse end is the request's");
     }
 
     #[test]
@@ -114,7 +116,11 @@ mod tests {
         drop(settlement.share());
         settlement.share().finished(RequestId(1), Usage::default(), RequestEnd::Complete);
         drop(settlement);
-        assert_eq!(*book.0.lock().unwrap(), [None]);
+        assert_eq!(*book.0.lock().unwrap(), [Err(Voided::ByClient)]);
+        let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
+        settlement.share().finished(RequestId(1), Usage::default(), RequestEnd::Failed);
+        drop(settlement);
+        assert_eq!(book.0.lock().unwrap()[1], Err(Voided::ByServer), "it failed before it began");
     }
 
     #[test]
@@ -122,8 +128,8 @@ mod tests {
         let book = Book::default();
         let settlement = Settlement::new(Box::new(book.clone()), RequestTrace::default());
         settlement.share().finished(RequestId(1), used(0), RequestEnd::Failed);
-        settlement.refuse();
+        settlement.refuse(Voided::ByServer);
         drop(settlement);
-        assert_eq!(*book.0.lock().unwrap(), [None]);
+        assert_eq!(*book.0.lock().unwrap(), [Err(Voided::ByServer)]);
     }
 }

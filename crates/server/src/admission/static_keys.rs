@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, header};
 use bitnet_engine::{Priority, TenantSalt};
 
-use crate::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, Used};
+use crate::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, Used, Voided};
 use crate::error::ServerError;
 use crate::limits;
 
@@ -136,7 +136,7 @@ struct Free(Option<RateLimits>);
 impl Reservation for Free {
     fn settle(self: Box<Self>, _used: Used) {}
 
-    fn void(self: Box<Self>) {}
+    fn void(self: Box<Self>, _why: Voided) {}
 
     fn rate_limits(&self) -> Option<RateLimits> {
         self.0

@@ -139,7 +139,7 @@ pub(crate) async fn create(
         let conversation = crate::conversation::Conversation { format, ..Default::default() };
         crate::reply::grammar::constraint(&conversation)
     });
-    model.check_room(&context)?;
+    app.check_room_of(&model, &context)?;
     let prompts = prompt_tokens(&app, &model, request.prompt.into_prompts(), "prompt").await?;
     let n_choices = generate.n_choices.get() as usize;
     let echoed = if echo { prompts.clone() } else { Vec::new() };

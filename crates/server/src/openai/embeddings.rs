@@ -98,7 +98,7 @@ pub(crate) async fn create(
         }
         _ => {}
     }
-    model.check_room(&context)?;
+    app.check_room_of(&model, &context)?;
     let prompts = prompt_tokens(&app, &model, inputs, "input").await?;
     let encoding = request.encoding_format.unwrap_or_default();
     let (mut data, mut prompt_tokens, mut rate_limits) = (Vec::with_capacity(prompts.len()), 0, None);

@@ -15,7 +15,7 @@ use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
 use bitnet_model::random::{bytes_and_end, small_config};
 use bitnet_model::text::ChatTemplate;
-use bitnet_server::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, StaticKeys, Used};
+use bitnet_server::admission::{Admission, BoxFuture, Caller, Ceiling, RateLimits, Reservation, StaticKeys, Used, Voided};
 use bitnet_server::{App, Config, ModelTask, ServedModel, ServerError, router};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -254,7 +254,7 @@ impl Reservation for Entry {
         self.write(Some(used.usage));
     }
 
-    fn void(self: Box<Self>) {
+    fn void(self: Box<Self>, _why: Voided) {
         self.write(None);
     }
 

@@ -15,7 +15,7 @@ use crate::verbs::platform::{PlatformArguments, Session, with};
 /// What is agreed and charged: profiles, taxes, coupons, minimums, prices
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bitnet billing issuer --name \"Bit GmbH\" --address \"Weg 1, Berlin\" --tax-id DE123\n  bitnet billing profile acct_… --name \"Ann & Co\" --country DE --collection automatic\n  bitnet billing tax DE VAT 19 --reverse-charge\n  bitnet billing coupon LAUNCH --name Launch --percent-off 10 --months 3\n  bitnet billing price small --input 1.00 --cached 0.10 --output 2.00 --from 2026-09-01T00:00:00Z"
+    after_help = "Examples:\n  bitnet billing issuer --name \"Bit GmbH\" --address \"Weg 1, Berlin\" --country DE --tax-id DE123\n  bitnet billing profile acct_… --name \"Ann & Co\" --country DE --collection automatic\n  bitnet billing tax DE VAT 19 --reverse-charge\n  bitnet billing coupon LAUNCH --name Launch --percent-off 10 --months 3\n  bitnet billing price small --input 1.00 --cached 0.10 --output 2.00 --from 2026-09-01T00:00:00Z"
 )]
 pub(crate) struct BillingArguments {
     #[command(subcommand)]
@@ -46,6 +46,9 @@ enum Deed {
         /// In lines, or with commas
         #[arg(long, default_value = "")]
         address: String,
+        /// Where it is, in two capital letters; customers of other countries of the European Union may then owe the tax themselves
+        #[arg(long, default_value = "")]
+        country: String,
         #[arg(long, default_value = "")]
         tax_id: String,
         /// Stands before numbers of invoices
@@ -65,7 +68,7 @@ enum Deed {
         /// Only of this region of the country
         #[arg(long, default_value = "")]
         region: String,
-        /// Customers with a tax id owe it themselves
+        /// Customers of another country of the European Union than the issuer's owe it themselves, if they have a valid number of theirs
         #[arg(long)]
         reverse_charge: bool,
     },
@@ -157,6 +160,9 @@ struct CouponArguments {
     /// Accounts that may redeem it
     #[arg(long)]
     redemptions: Option<u32>,
+    /// Until when it may be redeemed, such as 2026-09-01T00:00:00Z; at that moment it has ended
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
 }
 
 /// A percentage as parts in a million: a percent is ten thousand of them, and ten thousand of its micros are one.
@@ -184,8 +190,8 @@ async fn change(session: &Session, deed: &Deed) -> anyhow::Result<()> {
     let (store, by) = (&session.store, &session.by);
     match deed {
         Deed::Profile(profile) => set_profile(session, profile).await?,
-        Deed::Issuer { id, name, address, tax_id, invoice_prefix, note_prefix } => {
-            let party = Party { name: name.clone(), address: lines(address), country: String::new(), tax_id: tax_id.clone() };
+        Deed::Issuer { id, name, address, country, tax_id, invoice_prefix, note_prefix } => {
+            let party = Party { name: name.clone(), address: lines(address), country: country.clone(), tax_id: tax_id.clone() };
             let prefixes = [invoice_prefix.clone(), note_prefix.clone()];
             store.set_issuer(&Issuer { id: id.clone(), party, prefixes }, by).await?;
         }
@@ -202,7 +208,7 @@ async fn change(session: &Session, deed: &Deed) -> anyhow::Result<()> {
                 n_months: coupon.months,
                 credit: coupon.credit.map(|amount| (amount, coupon.credit_days)),
                 n_redemptions_max: coupon.redemptions,
-                redeem_until: None,
+                redeem_until: coupon.until.as_deref().map(time).transpose()?,
             };
             store.create_coupon(&new, by).await?;
         }

@@ -7,18 +7,19 @@ use anyhow::Context;
 use bitnet_platform::billing::Invoice;
 use bitnet_platform::ids::{AccountId, InvoiceId};
 use bitnet_platform::money::Micros;
+use bitnet_platform::payment::{HookSecret, Payments, Stripe};
 use bitnet_platform::platform::CURRENCY;
 use bitnet_platform::time::Period;
 use clap::{Args, Subcommand};
 
 use crate::table::Table;
 use crate::terminal::Terminal;
-use crate::verbs::platform::{PlatformArguments, Session, with};
+use crate::verbs::platform::{PlatformArguments, STRIPE_URL, Session, stripe_secret, with};
 
-/// Invoices of the platform's accounts: draft, finalize, show, credit
+/// Invoices of the platform's accounts: draft, finalize, show, credit, refund
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bitnet invoices draft acct_… --html draft.html\n  bitnet invoices finalize\n  bitnet invoices list\n  bitnet invoices show inv_… --pdf invoice.pdf\n  bitnet invoices credit inv_… 12.50 --reason \"a day was lost\"\n  bitnet invoices paid inv_… --reference \"transfer of 3 May\""
+    after_help = "Examples:\n  bitnet invoices draft acct_… --html draft.html\n  bitnet invoices finalize\n  bitnet invoices list\n  bitnet invoices show inv_… --pdf invoice.pdf\n  bitnet invoices credit inv_… 12.50 --reason \"a day was lost\"\n  BITNET_STRIPE_KEY=sk_… bitnet invoices refund inv_… 12.50 --reason \"a day was lost\"\n  bitnet invoices paid inv_… --reference \"transfer of 3 May\""
 )]
 pub(crate) struct InvoicesArguments {
     #[command(subcommand)]
@@ -83,6 +84,18 @@ enum Deed {
         #[arg(long)]
         reason: String,
     },
+    /// Send back what was paid by card, with a credit note; asked again while its end is not known, it is the same refund
+    Refund {
+        invoice: InvoiceId,
+        /// With its taxes, such as 12.50
+        amount: Micros,
+        /// Why, for the customer
+        #[arg(long)]
+        reason: String,
+        /// Where Stripe is; its secret key comes in BITNET_STRIPE_KEY
+        #[arg(long, value_name = "URL", env = "BITNET_STRIPE_URL", hide_env_values = true, default_value = STRIPE_URL)]
+        stripe: String,
+    },
     /// Note that an invoice was paid, such as by a bank transfer
     Paid {
         invoice: InvoiceId,
@@ -110,6 +123,7 @@ pub(crate) fn perform(arguments: &InvoicesArguments, terminal: &Terminal) -> any
             println!("{}", session.store.credit_invoice(*invoice, (*amount, reason), &session.by).await?);
             Ok(())
         }
+        Deed::Refund { invoice, amount, reason, stripe } => refund(session, (*invoice, *amount, reason), stripe, terminal).await,
         Deed::Paid { invoice, reference } => Ok(session.store.mark_paid(*invoice, reference, &session.by).await?),
         Deed::GiveUp { invoice } => Ok(session.store.give_invoice_up(*invoice, &session.by).await?),
     })
@@ -165,6 +179,25 @@ async fn list(session: &Session, account: Option<AccountId>, terminal: &Terminal
             issued.status.name().into(),
             total.to_string(),
         ]);
+    }
+    Ok(table.write(&mut std::io::stdout().lock(), terminal)?)
+}
+
+async fn refund(
+    session: &Session,
+    (invoice, amount, reason): (InvoiceId, Micros, &str),
+    url: &str,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    let stripe = Stripe::new(url, &stripe_secret("BITNET_STRIPE_KEY")?).context("Stripe cannot be used")?;
+    // No event is heard here, so no event's secret is needed.
+    let payments = Payments::new(session.store.clone(), stripe, HookSecret::new(""));
+    let done = payments.refund(invoice, (amount, reason), &session.by).await?;
+    let mut table = Table::new(&["refund", "status", "credit note", CURRENCY]);
+    table.align_right(&[3]);
+    for refund in done {
+        let note = refund.note.map_or_else(String::new, |note| note.to_string());
+        table.row(vec![refund.id.to_string(), refund.status, note, refund.amount.to_string()]);
     }
     Ok(table.write(&mut std::io::stdout().lock(), terminal)?)
 }

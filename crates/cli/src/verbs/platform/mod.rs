@@ -71,6 +71,15 @@ impl PlatformArguments {
     }
 }
 
+/// Where Stripe is.
+pub(crate) const STRIPE_URL: &str = "https://api.stripe.com";
+
+/// A secret of Stripe's, from the environment: an argument would be seen by everybody on this machine.
+pub(crate) fn stripe_secret(name: &'static str) -> anyhow::Result<String> {
+    let missing = || Misuse::new(format!("{name} is not set"), "Stripe's dashboard shows it; set it in the environment");
+    Ok(std::env::var(name).ok().filter(|secret| !secret.is_empty()).ok_or_else(missing)?)
+}
+
 /// An open database, and who acts on it.
 pub(crate) struct Session {
     pub(crate) store: Arc<Store>,

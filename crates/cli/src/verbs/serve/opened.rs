@@ -14,8 +14,7 @@ use bitnet_server::{App, Server};
 use clap::Args;
 use tokio::task::JoinSet;
 
-use crate::failure::Misuse;
-use crate::verbs::platform::PlatformArguments;
+use crate::verbs::platform::{PlatformArguments, STRIPE_URL, stripe_secret};
 use crate::verbs::serve::portal::PortalArguments;
 
 /// How often the audit log is signed, if there is anything new in it.
@@ -27,7 +26,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct OutsideArguments {
     /// Collect invoices through Stripe: its secret key comes in BITNET_STRIPE_KEY, that of its events (sent to /webhooks/stripe) in
     /// BITNET_STRIPE_HOOK_SECRET
-    #[arg(long, value_name = "URL", env = "BITNET_STRIPE_URL", hide_env_values = true, num_args = 0..=1, default_missing_value = "https://api.stripe.com")]
+    #[arg(long, value_name = "URL", env = "BITNET_STRIPE_URL", hide_env_values = true, num_args = 0..=1, default_missing_value = STRIPE_URL)]
     stripe: Option<String>,
     /// Let webhooks go to addresses that are not public, and without TLS
     #[arg(long, hide_short_help = true)]
@@ -37,12 +36,8 @@ pub(super) struct OutsideArguments {
 impl OutsideArguments {
     fn stripe(&self) -> anyhow::Result<Option<(Stripe, HookSecret)>> {
         let Some(url) = &self.stripe else { return Ok(None) };
-        let secret = |name: &'static str| {
-            let missing = || Misuse::new(format!("{name} is not set"), "Stripe's dashboard shows it; set it in the server's environment");
-            std::env::var(name).ok().filter(|secret| !secret.is_empty()).ok_or_else(missing)
-        };
-        let stripe = Stripe::new(url, &secret("BITNET_STRIPE_KEY")?).context("Stripe cannot be used")?;
-        Ok(Some((stripe, HookSecret::new(&secret("BITNET_STRIPE_HOOK_SECRET")?))))
+        let stripe = Stripe::new(url, &stripe_secret("BITNET_STRIPE_KEY")?).context("Stripe cannot be used")?;
+        Ok(Some((stripe, HookSecret::new(&stripe_secret("BITNET_STRIPE_HOOK_SECRET")?))))
     }
 }
 

@@ -90,7 +90,10 @@ fn statement(tables: &Tables, kind: Kind, (period, after, upto): (Period, u64, u
         draws: draws.into_values().collect(),
         parts_off: (part > 0).then(|| PartOff { code: "C".into(), name: "C".into(), part }).into_iter().collect(),
         commitment: commitment.map(Micros),
-        items: (carried != Micros::ZERO).then(|| WaitingItem { id: "c".into(), text: "".into(), amount: carried }).into_iter().collect(),
+        items: (carried != Micros::ZERO)
+            .then(|| WaitingItem { id: "c".into(), text: "".into(), amount: carried, is_gross: false })
+            .into_iter()
+            .collect(),
         taxes: (rate > 0)
             .then(|| TaxRate { country: "DE".into(), region: "".into(), name: "VAT".into(), rate, reverse_charge: false })
             .into_iter()
@@ -106,7 +109,7 @@ fn close(tables: &mut Tables, kind: Kind, period: Period) -> bool {
     }
     let upto = tables.entries.last().map_or(0, |entry| entry.seq);
     let after = tables.closed.range((account, Period(0))..(account, period)).next_back().map_or(0, |(_, month)| month.upto);
-    let Lines { lines, carried } = statement(tables, kind, (period, after, upto)).lines();
+    let Lines { lines, carried, .. } = statement(tables, kind, (period, after, upto)).lines();
     tables.closed.insert((account, period), ClosedMonth { upto, lines });
     tables.carried.insert(account, carried);
     true
