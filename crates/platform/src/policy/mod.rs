@@ -97,6 +97,8 @@ pub enum Action {
     ViewKeys,
     /// Make, rotate and revoke keys.
     ManageKeys,
+    /// Make, rotate and revoke keys for administration, which open what their maker's role may not.
+    ManageAdminKeys,
     /// Make projects.
     ManageProjects,
     /// See who belongs to it.
@@ -119,12 +121,13 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ViewAccount,
         Self::ViewUsage,
         Self::UseModels,
         Self::ViewKeys,
         Self::ManageKeys,
+        Self::ManageAdminKeys,
         Self::ManageProjects,
         Self::ViewMembers,
         Self::ManageMembers,
@@ -144,6 +147,7 @@ impl Action {
             Self::UseModels => "models.use",
             Self::ViewKeys => "keys.view",
             Self::ManageKeys => "keys.manage",
+            Self::ManageAdminKeys => "admin_keys.manage",
             Self::ManageProjects => "projects.manage",
             Self::ViewMembers => "members.view",
             Self::ManageMembers => "members.manage",
@@ -289,6 +293,7 @@ mod tests {
             (Action::UseModels, "OAD"),
             (Action::ViewKeys, "OADBV"),
             (Action::ManageKeys, "OAD"),
+            (Action::ManageAdminKeys, "OA"),
             (Action::ManageProjects, "OA"),
             (Action::ViewMembers, "OADBV"),
             (Action::ManageMembers, "OA"),
