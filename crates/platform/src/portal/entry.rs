@@ -11,7 +11,7 @@ use crate::identity::{NewPerson, SignedIn, Stage, Token};
 use crate::limits::SESSION_AGE_MAX;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
-use crate::portal::page::{PortalError, Shell, own_path, redirect, show, show_as};
+use crate::portal::page::{PortalError, Shell, as_parameter, own_path, redirect, show, show_as};
 
 type Answer = Result<Response, PortalError>;
 
@@ -29,7 +29,7 @@ fn with_cookie(portal: &Portal, mut response: Response, token: Option<&Token>) -
 fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
     let (to, token) = match signed_in {
         SignedIn::Open(token) => (own_path(next).to_string(), token),
-        SignedIn::SecondFactor(token) => (format!("/log-in/code?next={}", own_path(next)), token),
+        SignedIn::SecondFactor(token) => (format!("/log-in/code?next={}", as_parameter(own_path(next))), token),
         SignedIn::Unconfirmed(token) => ("/check-mail".to_string(), token),
     };
     with_cookie(portal, redirect(&to), Some(token))

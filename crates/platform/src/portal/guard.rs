@@ -20,7 +20,7 @@ use crate::ids::AccountId;
 use crate::limits::{FORM_BYTES_MAX, N_FORM_FIELDS_MAX};
 use crate::policy::{Action, Principal, Role, Target};
 use crate::portal::Portal;
-use crate::portal::page::{Failed, PortalError, redirect};
+use crate::portal::page::{Failed, PortalError, as_parameter, redirect};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,7 +228,7 @@ async fn pass(
         return Err(PortalError::cross_site());
     }
     if access != Access::Anyone && visit.visitor.is_none() {
-        let to = if is_post { "/log-in".to_string() } else { format!("/log-in?next={}", visit.path) };
+        let to = if is_post { "/log-in".to_string() } else { format!("/log-in?next={}", as_parameter(&visit.path)) };
         return Ok(redirect(&to));
     }
     permit(portal, access, visit, account).await?;

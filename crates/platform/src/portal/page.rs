@@ -51,6 +51,11 @@ impl<'a> Shell<'a> {
         self.visit.field(name)
     }
 
+    /// This page, to come back to.
+    pub(super) fn path_as_parameter(&self) -> String {
+        as_parameter(&self.visit.path)
+    }
+
     pub(super) fn may(&self, action: &str) -> bool {
         let action = Action::ALL.into_iter().find(|known| known.name() == action);
         self.visit.acting.as_ref().zip(action).is_some_and(|(acting, action)| acting.may(action))
@@ -106,8 +111,20 @@ pub(super) fn redirect(to: &str) -> Response {
 
 /// A path of our own to go on with; anything else leads home.
 pub(super) fn own_path(text: &str) -> &str {
-    let is_own = text.starts_with('/') && !text.starts_with("//") && !text.contains(['\\', '\r', '\n']);
+    // Browsers drop tabs and line ends from an address, and take a backslash for a slash: none of them is in a path of ours.
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let is_own = is_plain && text.starts_with('/') && !text.starts_with("//");
     if is_own { text } else { "/accounts" }
+}
+
+/// A path as the value of a parameter in a URL.
+pub(super) fn as_parameter(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        let is_kept = byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+        let _ = if is_kept { write!(text, "{}", char::from(byte)) } else { write!(text, "%{byte:02X}") };
+    }
+    text
 }
 
 /// An error that becomes a page.
@@ -303,8 +320,9 @@ mod tests {
     #[test]
     fn path_to_go_on_with_is_our_own() {
         assert_eq!(own_path("/accounts/acct_1/keys"), "/accounts/acct_1/keys");
-        for foreign in ["", "//evil.example", "https://evil.example", "/\\evil.example", "/a\r\nset-cookie: b"] {
+        for foreign in ["", "//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", "/\n/evil.example", "/a b", "/a\r\nset-cookie: b"] {
             assert_eq!(own_path(foreign), "/accounts", "{foreign}");
         }
+        assert_eq!(as_parameter("/a/b?c=1&d=%2F#e"), "/a/b%3Fc%3D1%26d%3D%252F%23e");
     }
 }
