@@ -84,6 +84,15 @@ pub enum SignedIn {
     Unconfirmed(Token),
 }
 
+/// Where an address was confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Confirmed {
+    /// In the browser that signed up, whose session is open now.
+    SameBrowser,
+    /// In another, which signs in.
+    Elsewhere,
+}
+
 /// See the module.
 pub struct Identity {
     store: Arc<Store>,
@@ -260,19 +269,45 @@ impl Identity {
         }
     }
 
-    /// Confirms an address by its link. Only the browser that signed up is signed in by that.
-    pub(crate) async fn confirm(&self, link: &str, whence: &Whence) -> Result<(), PlatformError> {
+    /// Whether a browser is the one that signed up the person of a link, and nobody has signed up with the address since: its session
+    /// would be gone. A link that is not good any more is nobody's.
+    pub(crate) async fn is_browser_of_link(&self, link: &str, waiting: Option<&Visitor>, whence: &Whence) -> Result<bool, PlatformError> {
+        let (Some(hash), Some(waiting)) = (self.hasher.hash("confirm", link), waiting) else { return Ok(false) };
+        let owner = self.store.link(&hash, LinkPurpose::Confirm, whence.by.at).await?;
+        Ok(owner == Some(waiting.person.id) && waiting.session.stage == Stage::Open)
+    }
+
+    /// Confirms an address by its link. Whoever has the mail has not thereby chosen the password that the address was signed up with,
+    /// perhaps by somebody else: that they know it is shown by the session of the browser that signed up, or by typing it.
+    pub(crate) async fn confirm(
+        &self,
+        link: &str,
+        (waiting, password): (Option<&Visitor>, String),
+        whence: &Whence,
+    ) -> Result<Confirmed, PlatformError> {
         let hash = self.hasher.hash("confirm", link).ok_or(PlatformError::Credentials)?;
+        let is_same_browser = self.is_browser_of_link(link, waiting, whence).await?;
+        if !is_same_browser {
+            self.throttle.count(format!("confirm place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
+            let owner = self.store.link(&hash, LinkPurpose::Confirm, whence.by.at).await?.ok_or(PlatformError::Credentials)?;
+            self.throttle.count(format!("confirm {owner}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
+            let owner = self.store.person(owner).await?.ok_or(PlatformError::Credentials)?;
+            if !self.passwords.is_right(Some(owner.password_hash), password).await? {
+                let reason = "this is not the password that the address was signed up with: if it was not you, set a new one instead";
+                return Err(PlatformError::Invalid { field: "password", reason: reason.into() });
+            }
+        }
         let id = self.store.confirm_person(&hash, &whence.by).await?;
         let person = self.store.person(id).await?.ok_or(PlatformError::NotFound { what: "person" })?;
         if self.store.invitations_of(&person.email, whence.by.at).await? == 0 {
             self.first_account(&person, whence).await?;
         }
-        Ok(())
+        Ok(if is_same_browser { Confirmed::SameBrowser } else { Confirmed::Elsewhere })
     }
 
-    /// Signs somebody in, as far as a password goes.
-    pub(crate) async fn log_in(&self, email: &str, password: String, whence: &Whence) -> Result<SignedIn, PlatformError> {
+    /// Signs somebody in, as far as a password goes. An address that is still to be confirmed is answered as a wrong password is, or
+    /// signing up and then in would tell whether somebody had it before; the mail tells more.
+    pub(crate) async fn log_in(self: &Arc<Self>, email: &str, password: String, whence: &Whence) -> Result<SignedIn, PlatformError> {
         // What is no address is counted as well, and takes as long.
         let email = email_of(email).unwrap_or_else(|_| "none".into());
         self.throttle(&email, whence)?;
@@ -285,9 +320,13 @@ impl Identity {
             return Err(PlatformError::Credentials);
         }
         if person.verified_at.is_none() {
-            let token = self.begin(person.id, Stage::Open, whence).await?;
-            self.mail_link((person.id, &email), LinkPurpose::Confirm, whence).await?;
-            return Ok(SignedIn::Unconfirmed(token));
+            let (own, whence) = (self.clone(), whence.clone());
+            tokio::spawn(async move {
+                if let Err(error) = own.mail_link((person.id, &email), LinkPurpose::Confirm, &whence).await {
+                    tracing::warn!(%error, "a link to confirm an address was left out");
+                }
+            });
+            return Err(PlatformError::Credentials);
         }
         if person.totp_since.is_some() {
             return Ok(SignedIn::SecondFactor(self.begin(person.id, Stage::SecondFactor, whence).await?));

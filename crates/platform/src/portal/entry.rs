@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 
 use crate::error::PlatformError;
-use crate::identity::{NewPerson, SignedIn, Stage, Token};
+use crate::identity::{Confirmed, NewPerson, SignedIn, Stage, Token};
 use crate::limits::SESSION_AGE_MAX;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
@@ -87,20 +87,30 @@ pub(super) async fn check_mail(State(portal): State<Portal>, visit: Visit) -> An
 #[template(path = "portal/confirm.html")]
 struct ConfirmPage<'a> {
     shell: Shell<'a>,
+    needs_password: bool,
+}
+
+async fn confirm_form(portal: &Portal, visit: &Visit, (link, fault): (&str, Option<crate::portal::page::Fault>)) -> Answer {
+    let needs_password = !portal.identity().is_browser_of_link(link, visit.waiting.as_ref(), &visit.whence).await?;
+    let (status, text) = fault.map_or((axum::http::StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
+    show_as(status, &ConfirmPage { shell: Shell::new(visit, "Confirm your address", "")?.with_fault(text), needs_password })
 }
 
 /// A button: programs that read mail follow links, and press nothing.
-pub(super) async fn confirm_page(visit: Visit, Path(_): Path<String>) -> Answer {
-    show(&ConfirmPage { shell: Shell::new(&visit, "Confirm your address", "")? })
+pub(super) async fn confirm_page(State(portal): State<Portal>, visit: Visit, Path(link): Path<String>) -> Answer {
+    confirm_form(&portal, &visit, (&link, None)).await
 }
 
 /// Confirms an address.
 pub(super) async fn confirm(State(portal): State<Portal>, visit: Visit, Path(link): Path<String>) -> Answer {
-    portal.identity().confirm(&link, &visit.whence).await?;
+    let shown = (visit.waiting.as_ref(), visit.secret("password"));
+    let confirmed = match portal.identity().confirm(&link, shown, &visit.whence).await {
+        Ok(confirmed) => confirmed,
+        Err(PlatformError::Credentials) => return Err(PortalError(PlatformError::Credentials)),
+        Err(error) => return confirm_form(&portal, &visit, (&link, Some(PortalError(error).fault()?))).await,
+    };
     portal.know().await?;
-    // The browser that signed up has a session, which opens now; any other signs in.
-    let is_same_browser = visit.waiting.as_ref().is_some_and(|visitor| visitor.session.stage == Stage::Open);
-    Ok(redirect(if is_same_browser { "/accounts" } else { "/log-in?said=confirmed" }))
+    Ok(redirect(if confirmed == Confirmed::SameBrowser { "/accounts" } else { "/log-in?said=confirmed" }))
 }
 
 #[derive(Template)]
@@ -129,7 +139,8 @@ pub(super) async fn log_in(State(portal): State<Portal>, visit: Visit) -> Answer
     match portal.identity().log_in(visit.field("email"), visit.secret("password"), &visit.whence).await {
         Ok(signed_in) => Ok(arrived(&portal, &signed_in, visit.field("next"))),
         Err(PlatformError::Credentials) => {
-            let text = "The address or the password is wrong.".to_string();
+            let text = "The address or the password is wrong, or the address is still to be confirmed: look whether there is a mail.";
+            let text = text.to_string();
             log_in_form(&visit, Some(crate::portal::page::Fault { status: axum::http::StatusCode::UNAUTHORIZED, text }))
         }
         Err(error) => log_in_form(&visit, Some(PortalError(error).fault()?)),

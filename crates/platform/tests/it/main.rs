@@ -10,6 +10,7 @@ mod invoices;
 mod mail;
 mod payments;
 mod portal;
+mod portal_entry;
 mod portal_team;
 mod postgres;
 mod served;
