@@ -50,6 +50,8 @@ pub struct NewPerson {
     pub name: String,
     /// As it was typed.
     pub password: String,
+    /// What the terminal's link holds for whoever is first; nothing for everybody else.
+    pub first: String,
 }
 
 /// From where somebody asks.
@@ -59,7 +61,8 @@ pub struct Whence {
     pub by: By,
     /// The program, as it names itself.
     pub agent: String,
-    /// Whether this is the machine itself, asked by its own name, with nothing between.
+    /// Whether this looks like the machine itself, asked by its own name. A proxy on the machine may look so, too: it proves nothing
+    /// by itself.
     pub is_local: bool,
 }
 
@@ -99,6 +102,8 @@ pub struct Identity {
     passwords: Passwords,
     hasher: TokenHasher,
     totp_secret: [u8; 32],
+    /// What whoever started the program was told: with it, at the machine, whoever is first is the operator.
+    first: Token,
     throttle: Throttle,
     mailer: Mailer,
     /// Where links lead, without a slash at the end. Never what a request calls the server.
@@ -124,17 +129,33 @@ fn hasher(secret: &InstallationSecret) -> TokenHasher {
 const AGENT_CHARS_MAX: usize = 120;
 
 impl Identity {
-    pub(crate) fn new(store: Arc<Store>, secret: &InstallationSecret, mailer: Mailer, public_url: String) -> Self {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        secret: &InstallationSecret,
+        mailer: Mailer,
+        public_url: String,
+    ) -> Result<Self, PlatformError> {
         let derive = |context| secret.derive(context);
-        Self {
+        Ok(Self {
             store,
             passwords: Passwords::new(derive("bitnet platform 2026 pepper of passwords")),
             hasher: hasher(secret),
             totp_secret: derive("bitnet platform 2026 secrets of second factors"),
+            first: Token::random()?,
             throttle: Throttle::default(),
             mailer,
             public_url,
-        }
+        })
+    }
+
+    /// The path by which whoever started the program signs up first.
+    pub(crate) fn first_path(&self) -> String {
+        format!("/sign-up?first={}", self.first.reveal())
+    }
+
+    /// Whether somebody at the machine has what the terminal shows: that they are its own, and no stranger behind a proxy on it.
+    pub(crate) fn is_of_terminal(&self, first: &str, whence: &Whence) -> bool {
+        whence.is_local && self.hash_of("first", first) == self.hash_of("first", self.first.reveal())
     }
 
     fn throttle(&self, email: &str, whence: &Whence) -> Result<(), PlatformError> {
@@ -149,10 +170,11 @@ impl Identity {
         self.hasher.hash_any(purpose, text)
     }
 
-    /// Signs somebody up. Whoever is first, on the machine itself, is the operator and needs no mail; everybody else gets one,
+    /// Signs somebody up. Whoever is first, by the terminal's link on the machine itself, is the operator and needs no mail; everybody else gets one,
     /// whether the address is known or not, and hears nothing before that, so that no time tells the one from the other.
     pub(crate) async fn sign_up(self: &Arc<Self>, new: NewPerson, whence: &Whence) -> Result<SignedIn, PlatformError> {
         let email = email_of(&new.email)?;
+        let is_of_terminal = self.is_of_terminal(&new.first, whence);
         let name = new.name.trim().to_string();
         crate::directory::check_label(&name)?;
         check_password(&new.password, &email)?;
@@ -162,8 +184,8 @@ impl Identity {
         self.store.person_by_email(&email).await?;
         let token = Token::random()?;
         let (own, later, shown) = (self.clone(), whence.clone(), token.clone());
-        let enrolling = async move { own.enrol((&email, &name, password_hash), token, &later).await };
-        if whence.is_local {
+        let enrolling = async move { own.enrol((&email, &name, password_hash), (token, is_of_terminal), &later).await };
+        if is_of_terminal {
             return enrolling.await;
         }
         tokio::spawn(async move {
@@ -174,9 +196,14 @@ impl Identity {
         Ok(SignedIn::Unconfirmed(shown))
     }
 
-    async fn enrol(&self, new: (&str, &str, String), token: Token, whence: &Whence) -> Result<SignedIn, PlatformError> {
+    async fn enrol(
+        &self,
+        new: (&str, &str, String),
+        (token, is_of_terminal): (Token, bool),
+        whence: &Whence,
+    ) -> Result<SignedIn, PlatformError> {
         let email = new.0;
-        let Some(person) = self.store.put_person(new, whence.is_local, &whence.by).await? else {
+        let Some(person) = self.store.put_person(new, is_of_terminal, &whence.by).await? else {
             self.mail_about_known_address(email, whence);
             return Ok(SignedIn::Unconfirmed(token));
         };

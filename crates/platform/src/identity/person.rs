@@ -112,7 +112,7 @@ impl Store {
     pub(crate) async fn put_person(
         &self,
         (email, name, password_hash): (&str, &str, String),
-        is_local: bool,
+        is_of_terminal: bool,
         by: &By,
     ) -> Result<Option<Person>, PlatformError> {
         let mut write = self.begin().await?;
@@ -128,7 +128,7 @@ impl Store {
             return Ok(None);
         }
         let id = known.map_or_else(PersonId::random, |person| Ok(person.id))?;
-        let now = (first && is_local).then_some(by.at.0);
+        let now = (first && is_of_terminal).then_some(by.at.0);
         // Whoever signed up before with this address loses what they got for it.
         self.forget_sessions(&mut write, id, None).await?;
         let delete = sqlx::query("DELETE FROM mail_link WHERE person_id = $1").bind(id.to_string());

@@ -40,15 +40,17 @@ fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
 struct SignUpPage<'a> {
     shell: Shell<'a>,
     is_first: bool,
+    first: &'a str,
     next: &'a str,
 }
 
 async fn sign_up_form(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
-    let is_first = visit.whence.is_local && portal.platform().store().has_no_people().await?;
+    let first = if visit.asked("first").is_empty() { visit.field("first") } else { visit.asked("first") };
+    let is_first = portal.identity().is_of_terminal(first, &visit.whence) && portal.platform().store().has_no_people().await?;
     let (status, text) = fault.map_or((axum::http::StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let next = if visit.asked("next").is_empty() { visit.field("next") } else { visit.asked("next") };
     let shell = Shell::new(visit, "Sign up", "sign-up")?.with_fault(text);
-    show_as(status, &SignUpPage { shell, is_first, next })
+    show_as(status, &SignUpPage { shell, is_first, first, next })
 }
 
 /// The form.
@@ -61,7 +63,8 @@ pub(super) async fn sign_up_page(State(portal): State<Portal>, visit: Visit) -> 
 
 /// Signs somebody up.
 pub(super) async fn sign_up(State(portal): State<Portal>, visit: Visit) -> Answer {
-    let new = NewPerson { email: visit.field("email").into(), name: visit.field("name").into(), password: visit.secret("password") };
+    let [email, name, first] = ["email", "name", "first"].map(|field| visit.field(field).to_string());
+    let new = NewPerson { email, name, password: visit.secret("password"), first };
     match portal.identity().sign_up(new, &visit.whence).await {
         Ok(signed_in) => {
             portal.know().await?;

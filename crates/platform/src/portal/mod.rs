@@ -39,7 +39,7 @@ pub use guard::{Access, RouteRow};
 /// Who can reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// This machine alone: whoever signs up first is the operator.
+    /// This machine alone: whoever signs up first, by the link of the terminal, is the operator.
     Machine,
     /// Others too.
     Network,
@@ -87,7 +87,7 @@ impl Portal {
             return Err(PlatformError::Invalid { field: "public_url", reason });
         }
         let (mailer, sender) = mailer(&config.mail, config.show_mail)?;
-        let identity = Arc::new(Identity::new(platform.store().clone(), secret, mailer, public_url.clone()));
+        let identity = Arc::new(Identity::new(platform.store().clone(), secret, mailer, public_url.clone())?);
         let forms_key = secret.derive("bitnet platform 2026 forms of the portal");
         let (policy, config) = (Policy::of_roles()?, PortalConfig { public_url, ..config });
         Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), sender))
@@ -156,6 +156,14 @@ impl Portal {
     /// What shows that a form was written for a session.
     fn csrf_of(&self, visitor: &Visitor) -> String {
         blake3::keyed_hash(&self.0.forms_key, &visitor.session.hash).to_hex().as_str()[..32].to_string()
+    }
+
+    /// Where whoever started the program signs up while nobody has: the only way to become the operator without a command. It is to be
+    /// shown to them and to nobody else, and is another each time. Where others can reach the server, it proves nothing: the command
+    /// makes operators there.
+    pub fn first_url(&self) -> String {
+        let path = if self.is_private() { self.identity().first_path() } else { "/sign-up".into() };
+        format!("{}{path}", self.public_url())
     }
 
     /// Every route, with who may use it.

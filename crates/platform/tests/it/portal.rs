@@ -27,8 +27,11 @@ fn first_visitor_of_the_machine_gets_from_signing_up_to_a_draft_invoice() {
         let site = Site::start(&url, Reach::Machine).await;
         let ann = site.visitor();
         assert!(ann.get("/").await.body.contains("Get a key, free"));
-        assert!(ann.get("/sign-up").await.body.contains("You are the first on this machine"));
-        let signed_up = ann.send_form("/sign-up", &[("name", "Ann"), ("email", "Ann@first.example"), ("password", PASSWORD)]).await;
+        let form = ann.get(&format!("/sign-up?first={}", site.first())).await;
+        assert!(form.body.contains("You are the first on this machine"), "{}", form.body);
+        let first = form.hidden("first");
+        let fields = [("name", "Ann"), ("email", "Ann@first.example"), ("password", PASSWORD), ("first", &first)];
+        let signed_up = ann.send_form("/sign-up", &fields).await;
         assert_eq!(signed_up.location(), "/accounts", "no mail is needed: {}", signed_up.body);
         let account = ann.account().await;
         assert!(ann.follow("/accounts").await.body.contains("Make my first key"));
@@ -57,21 +60,31 @@ fn operator_is_only_who_is_first_at_the_machine_itself() {
     on_both(|_, url| async move {
         let site = Site::start(&url, Reach::Machine).await;
         let far = site.visitor().at("192.0.2.7:1");
-        let fields = [("name", "Eve"), ("email", "eve@far.example"), ("password", PASSWORD)];
+        let first = site.first();
+        let fields = [("name", "Eve"), ("email", "eve@far.example"), ("password", PASSWORD), ("first", &first)];
         assert_eq!(far.send_form("/sign-up", &fields).await.location(), "/check-mail");
         // By another name, and through something that stands between.
         for (name, value) in [("host", "evil.example"), ("x-forwarded-for", "192.0.2.7")] {
             let request = Request::post("/sign-up").header("content-type", "application/x-www-form-urlencoded").header(name, value);
-            let body = format!("name=Eve&email=eve-{name}@far.example&password=four+words+are+long");
+            let body = format!("name=Eve&email=eve-{name}@far.example&password=four+words+are+long&first={first}");
             let page = site.visitor().send(request.body(Body::from(body)).expect("a request")).await;
             assert_eq!(page.location(), "/check-mail", "{name}");
+        }
+        // A proxy on this machine that says nothing of whom it asks for looks like the machine itself.
+        for (number, wrong) in ["", "0", &"0".repeat(64)].into_iter().enumerate() {
+            let email = format!("eve-proxied-{number}@far.example");
+            let behind = site.visitor();
+            assert!(!behind.get(&format!("/sign-up?first={wrong}")).await.body.contains("You are the first"));
+            let fields = [("name", "Eve"), ("email", &email), ("password", PASSWORD), ("first", wrong)];
+            assert_eq!(behind.send_form("/sign-up", &fields).await.location(), "/check-mail", "{wrong:?}");
+            site.mail_to(&email, 1).await;
         }
         // Whoever gets a mail is in the database.
         for email in ["eve@far.example", "eve-host@far.example", "eve-x-forwarded-for@far.example"] {
             site.mail_to(email, 1).await;
         }
         let people = site.served.platform.store().people().await.expect("it reads");
-        assert!(people.len() == 3 && people.iter().all(|person| person.operator_since.is_none()), "{people:?}");
+        assert!(people.len() == 6 && people.iter().all(|person| person.operator_since.is_none()), "{people:?}");
         site.end().await;
     });
 }
@@ -318,7 +331,8 @@ fn text_of_people_is_never_markup() {
         let site = Site::start(&url, Reach::Machine).await;
         let evil = r#"<script>alert(1)</script>"'{{ 7*7 }}' OR 1=1 --"#;
         let ann = site.visitor();
-        let signed_up = ann.send_form("/sign-up", &[("name", evil), ("email", "ann@markup.example"), ("password", PASSWORD)]).await;
+        let fields = [("name", evil), ("email", "ann@markup.example"), ("password", PASSWORD), ("first", &site.first())];
+        let signed_up = ann.send_form("/sign-up", &fields).await;
         assert_eq!(signed_up.location(), "/accounts", "{}", signed_up.body);
         let account = ann.account().await;
         let saved = ann.send_form(&format!("/accounts/{account}/settings"), &[("name", evil)]).await;

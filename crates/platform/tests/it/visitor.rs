@@ -59,6 +59,11 @@ impl Site {
         Visitor { router: self.router.clone(), cookie: Arc::default(), address: "127.0.0.1:4000".parse().expect("an address") }
     }
 
+    /// What the link of the terminal proves.
+    pub(crate) fn first(&self) -> String {
+        self.portal.first_url().split_once("?first=").map_or_else(String::new, |(_, first)| first.to_string())
+    }
+
     fn mails_to(&self, email: &str) -> Vec<Mail> {
         let mails = MAILS.lock().unwrap_or_else(PoisonError::into_inner);
         mails[self.n_older_mails..].iter().filter(|mail| mail.to == email).cloned().collect()
@@ -77,7 +82,8 @@ impl Site {
     /// Somebody who has signed up and confirmed the address.
     pub(crate) async fn person(&self, email: &str) -> Visitor {
         let visitor = self.visitor();
-        let page = visitor.send_form("/sign-up", &[("name", email), ("email", email), ("password", PASSWORD)]).await;
+        let fields = [("name", email), ("email", email), ("password", PASSWORD), ("first", &self.first())];
+        let page = visitor.send_form("/sign-up", &fields).await;
         assert_eq!(page.status, StatusCode::SEE_OTHER, "{}", page.body);
         if page.location() == "/check-mail" {
             let link = link_in(&self.mail_to(email, 1).await, "/confirm/");
