@@ -149,6 +149,8 @@ pub const N_RECOVERY_CODES: usize = 10;
 pub const N_THROTTLED_MAX: usize = 100_000;
 /// Mails that wait to be sent; what comes then is refused.
 pub const N_MAILS_WAITING_MAX: usize = 1000;
+/// Mails that could not be sent and wait to be tried again; what comes on top is given up.
+pub const N_MAILS_DEFERRED_MAX: usize = 1000;
 /// Longest form, in bytes.
 pub const FORM_BYTES_MAX: usize = 64 << 10;
 /// Fields of a form.
