@@ -25,7 +25,7 @@ use crate::identity::password::{Passwords, check_password};
 use crate::identity::person::{LinkPurpose, personal};
 use crate::identity::second_factor::{SecondFactor, recovery_code_as_hashed, recovery_codes};
 use crate::identity::session::{NewSession, Proof, end_of_session};
-use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, MAILS, Throttle};
+use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, CODES, INVITATIONS, MAILS, Throttle};
 use crate::identity::token::TokenHasher;
 use crate::ids::{AccountId, InvitationId, PersonId};
 use crate::ledger::Overage;
@@ -35,7 +35,7 @@ use crate::policy::Role;
 use crate::secret_file::InstallationSecret;
 use crate::store::Store;
 
-pub use member::{Invitation, Member};
+pub use member::{Invitation, Member, OwnersRight};
 pub use person::{OperatorRight, Person, email_of};
 pub(crate) use session::Submission;
 pub use session::{Session, Stage, Visitor};
@@ -158,11 +158,13 @@ impl Identity {
         whence.is_local && self.hash_of("first", first) == self.hash_of("first", self.first.reveal())
     }
 
-    fn throttle(&self, email: &str, whence: &Whence) -> Result<(), PlatformError> {
+    /// Counts an attempt at something. What strangers may ask for, such as a link to set a password, uses up none of the attempts that
+    /// signing in has.
+    fn throttle(&self, (what, email): (&'static str, &str), whence: &Whence) -> Result<(), PlatformError> {
         let place = whence.place();
-        self.throttle.count(format!("place {place}"), BY_ADDRESS, whence.by.at)?;
-        self.throttle.count(format!("pair {place} {email}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
-        self.throttle.count(format!("person {email}"), BY_PERSON, whence.by.at)
+        self.throttle.count(format!("{what} place {place}"), BY_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("{what} pair {place} {email}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("{what} person {email}"), BY_PERSON, whence.by.at)
     }
 
     /// The hash of anything that is presented once, for a purpose.
@@ -178,7 +180,7 @@ impl Identity {
         let name = new.name.trim().to_string();
         crate::directory::check_label(&name)?;
         check_password(&new.password, &email)?;
-        self.throttle(&email, whence)?;
+        self.throttle(("sign-up", &email), whence)?;
         let password_hash = self.passwords.hash(new.password).await?;
         // A database that is away is said at once.
         self.store.person_by_email(&email).await?;
@@ -337,7 +339,7 @@ impl Identity {
     pub(crate) async fn log_in(self: &Arc<Self>, email: &str, password: String, whence: &Whence) -> Result<SignedIn, PlatformError> {
         // What is no address is counted as well, and takes as long.
         let email = email_of(email).unwrap_or_else(|_| "none".into());
-        self.throttle(&email, whence)?;
+        self.throttle(("log-in", &email), whence)?;
         let person = self.store.person_by_email(&email).await?;
         let hash = person.as_ref().map(|person| person.password_hash.clone());
         let is_right = self.passwords.is_right(hash, password).await?;
@@ -364,7 +366,7 @@ impl Identity {
     /// Signs somebody in whose password was right, by a code of the second factor or of the paper.
     pub(crate) async fn second_factor(&self, waiting: &Visitor, code: &str, whence: &Whence) -> Result<Token, PlatformError> {
         let person = &waiting.person;
-        self.throttle(&format!("code of {}", person.id), whence)?;
+        self.throttle.count(format!("code of {}", person.id), CODES, whence.by.at)?;
         let proof = match self.factor_of(person)?.step_of(code, unix_seconds(&whence.by), person.totp_last_step) {
             Some(step) => Some(Proof::Step(step)),
             None => recovery_code_as_hashed(code).map(|code| Proof::Recovery(self.hasher.hash_any("recovery code", &code))),
@@ -398,7 +400,7 @@ impl Identity {
     /// Mails a link to set a new password, if there is somebody of that address; nobody waits for it.
     pub(crate) async fn forgot(self: &Arc<Self>, email: &str, whence: &Whence) -> Result<(), PlatformError> {
         let email = email_of(email)?;
-        self.throttle(&email, whence)?;
+        self.throttle(("forgot", &email), whence)?;
         let Some(person) = self.store.person_by_email(&email).await? else { return Ok(()) };
         let (own, whence) = (self.clone(), whence.clone());
         tokio::spawn(async move {
@@ -421,7 +423,7 @@ impl Identity {
     /// Sets a new password by a link; all sessions end.
     pub(crate) async fn reset(&self, link: &str, password: String, whence: &Whence) -> Result<(), PlatformError> {
         let hash = self.hasher.hash("reset", link).ok_or(PlatformError::Credentials)?;
-        self.throttle.count(format!("place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("reset place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
         let owner = self.store.link(&hash, LinkPurpose::Reset, whence.by.at).await?.ok_or(PlatformError::Credentials)?;
         let owner = self.store.person(owner).await?.ok_or(PlatformError::Credentials)?;
         check_password(&password, &owner.email)?;
@@ -431,7 +433,7 @@ impl Identity {
     }
 
     async fn check_own_password(&self, person: &Person, password: String, whence: &Whence) -> Result<(), PlatformError> {
-        self.throttle(&format!("own password of {}", person.id), whence)?;
+        self.throttle(("own password", &person.id.to_string()), whence)?;
         let is_right = self.passwords.is_right(Some(person.password_hash.clone()), password).await?;
         if is_right { Ok(()) } else { Err(PlatformError::Invalid { field: "password", reason: "this is not your password".into() }) }
     }
@@ -471,7 +473,7 @@ impl Identity {
 
     /// Uses the second factor from now on, if its code is right; returns the codes for paper.
     pub(crate) async fn enable_second_factor(&self, person: &Person, code: &str, whence: &Whence) -> Result<Vec<String>, PlatformError> {
-        self.throttle(&format!("code of {}", person.id), whence)?;
+        self.throttle(("first code", &person.id.to_string()), whence)?;
         let step = self.factor_of(person)?.step_of(code, unix_seconds(&whence.by), 0);
         let wrong = || PlatformError::Invalid { field: "code", reason: "this is not the code of now: is the device's clock right?".into() };
         let step = step.ok_or_else(wrong)?;
@@ -495,6 +497,8 @@ impl Identity {
         by: &By,
     ) -> Result<InvitationId, PlatformError> {
         let email = email_of(email)?;
+        self.throttle.count(format!("invitations by {}", by.actor), INVITATIONS, by.at)?;
+        self.throttle.count(format!("invitations into {account}"), INVITATIONS, by.at)?;
         self.throttle.count(format!("mail {email}"), MAILS, by.at)?;
         let token = Token::random()?;
         let hash = self.hasher.hash_any("invitation", token.reveal());

@@ -254,6 +254,15 @@ fn second_factor_is_asked_for_and_its_codes_open_once() {
         assert_eq!(by_paper.post("/log-in/code", &[("code", &recovery)]).await.location(), "/accounts");
         let again = log_in(&site).await;
         assert_eq!(again.post("/log-in/code", &[("code", &recovery)]).await.status, StatusCode::UNAUTHORIZED, "once");
+        // Six digits are soon guessed: ten attempts, from wherever, and then one each quarter of an hour.
+        let mut statuses = Vec::new();
+        for number in 0..12 {
+            let page = again.at(&format!("198.51.100.{number}:1")).post("/log-in/code", &[("code", "000000")]).await;
+            let wait: u64 = page.headers.get("retry-after").map_or(0, |value| value.to_str().expect("text").parse().expect("seconds"));
+            statuses.push((page.status.as_u16(), wait > 600));
+        }
+        assert!(statuses.starts_with(&[(401, false)]) && statuses.iter().filter(|(status, _)| *status == 401).count() <= 6, "{statuses:?}");
+        assert_eq!(statuses.last().map(|(status, _)| *status), Some(429), "{statuses:?}");
         let everywhere = visitor.send_form("/log-out/everywhere", &[]).await;
         assert_eq!(everywhere.location(), "/log-in?said=signed-out");
         assert_eq!(by_paper.get("/accounts").await.location(), "/log-in?next=/accounts");

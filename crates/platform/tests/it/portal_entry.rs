@@ -72,3 +72,20 @@ fn signing_up_and_then_in_does_not_tell_whether_the_address_was_known() {
         site.end().await;
     });
 }
+
+#[test]
+fn stranger_who_asks_for_links_keeps_nobody_from_signing_in() {
+    on_both(|_, url| async move {
+        let site = Site::start(&url, Reach::Network).await;
+        site.person("ann@asked-for.example").await;
+        let mut statuses = Vec::new();
+        for number in 0..40 {
+            let stranger = site.visitor().at(&format!("198.51.100.{number}:1"));
+            statuses.push(stranger.post("/forgot", &[("email", "ann@asked-for.example")]).await.status.as_u16());
+        }
+        assert!(statuses.starts_with(&[303]) && statuses.ends_with(&[429]), "{statuses:?}");
+        let log_in = [("email", "ann@asked-for.example"), ("password", PASSWORD)];
+        assert_eq!(site.visitor().at("192.0.2.1:1").post("/log-in", &log_in).await.location(), "/accounts");
+        site.end().await;
+    });
+}
