@@ -69,6 +69,7 @@ impl<'a> Shell<'a> {
     pub(super) fn said(&self) -> Option<&'static str> {
         let sentence = match self.visit.asked("said") {
             "again" => "This form was sent already; it was done once.",
+            "under-way" => "This form was sent already and is being done: look again in a moment.",
             "saved" => "Saved.",
             "signed-out" => "You have signed out.",
             "reset" => "Your new password is set. Sign in with it.",

@@ -161,8 +161,21 @@ fn form_from_elsewhere_or_sent_twice_does_nothing_more() {
         assert_eq!(ann.post(&path, &fields).await.status, StatusCode::OK);
         let again = ann.post(&path, &fields).await;
         assert_eq!((again.status, again.location()), (StatusCode::SEE_OTHER, format!("{path}?said=again").as_str()));
+        // One whose end is not known yet, or that only a form leads to, goes on at a page that there is.
+        let pool = sqlx::AnyPool::connect(&url).await.expect("it connects");
+        sqlx::query("UPDATE submission SET location = NULL").execute(&pool).await.expect("it writes");
+        pool.close().await;
+        assert_eq!(ann.post(&path, &fields).await.location(), format!("{path}?said=under-way"));
+        let id = site.served.platform.store().api_keys(None).await.expect("it reads")[0].id;
+        let rotate = format!("/accounts/{account}/keys/{id}/rotate");
+        let (csrf, once) = ann.proof().await;
+        let fields = [("csrf", csrf.as_str()), ("once", once.as_str())];
+        assert_eq!(ann.post(&rotate, &fields).await.status, StatusCode::OK);
+        let loaded_anew = ann.post(&rotate, &fields).await;
+        assert_eq!(loaded_anew.location(), format!("/accounts/{account}/keys?said=again"));
+        assert_eq!(ann.get(loaded_anew.location()).await.status, StatusCode::OK);
         let keys = ann.get(&format!("/accounts/{account}/keys")).await;
-        assert_eq!(keys.body.matches("/revoke\"").count(), 1, "one key");
+        assert_eq!(keys.body.matches("/revoke\"").count(), 2, "one key, and the one that replaces it");
         let large = Request::post(&path).header("content-type", "application/x-www-form-urlencoded");
         let large = ann.send(large.body(Body::from(format!("csrf={csrf}&x={}", "a".repeat(100_000)))).expect("a request")).await;
         assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE);
