@@ -141,6 +141,12 @@ pub const INVITATION_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 pub const N_INVITATIONS_MAX: i64 = 100;
 /// Accounts that somebody may own.
 pub const N_ACCOUNTS_OWNED_MAX: i64 = 10;
+/// How long somebody is kept who has not confirmed the address.
+pub const UNCONFIRMED_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Of these, how many are forgotten when somebody signs up.
+pub const N_FORGOTTEN_AT_ONCE: i64 = 20;
+/// Accounts or people on a page of the console.
+pub const N_CONSOLE_ROWS_PER_PAGE: u32 = 50;
 /// How long a form that was sent is remembered.
 pub const SUBMISSION_AGE_MAX: Duration = Duration::from_secs(86_400);
 /// Recovery codes of a second factor.

@@ -129,12 +129,7 @@ fn hasher(secret: &InstallationSecret) -> TokenHasher {
 const AGENT_CHARS_MAX: usize = 120;
 
 impl Identity {
-    pub(crate) fn new(
-        store: Arc<Store>,
-        secret: &InstallationSecret,
-        mailer: Mailer,
-        public_url: String,
-    ) -> Result<Self, PlatformError> {
+    pub(crate) fn new(store: Arc<Store>, secret: &InstallationSecret, mailer: Mailer, public_url: String) -> Result<Self, PlatformError> {
         let derive = |context| secret.derive(context);
         Ok(Self {
             store,
@@ -499,7 +494,8 @@ impl Identity {
         let email = email_of(email)?;
         self.throttle.count(format!("invitations by {}", by.actor), INVITATIONS, by.at)?;
         self.throttle.count(format!("invitations into {account}"), INVITATIONS, by.at)?;
-        self.throttle.count(format!("mail {email}"), MAILS, by.at)?;
+        // Counted by themselves: how many of the other mails an address gets tells whether it is known.
+        self.throttle.count(format!("invitation to {email}"), MAILS, by.at)?;
         let token = Token::random()?;
         let hash = self.hasher.hash_any("invitation", token.reveal());
         let id = self.store.put_invitation(account, (&email, role, hash), by).await?;

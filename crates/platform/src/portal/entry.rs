@@ -130,7 +130,7 @@ fn log_in_form(visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answ
 }
 
 /// The form.
-pub(super) async fn log_in_page(visit: Visit) -> Answer {
+pub(super) async fn log_in_page(State(portal): State<Portal>, visit: Visit) -> Answer {
     if visit.visitor.is_some() {
         return Ok(redirect(own_path(visit.asked("next"))));
     }

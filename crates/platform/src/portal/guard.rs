@@ -8,7 +8,7 @@ use axum::handler::Handler;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use bitnet_server::{PeerAddress, request_id};
 
@@ -161,8 +161,12 @@ impl FromRequestParts<Portal> for Visit {
 
 const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
+/// What a part of a page becomes when its session has ended.
+const SIGNED_OUT: &str = r#"<p class="note">You are not signed in any more. <a href="/log-in">Sign in</a></p>"#;
+
 async fn guard(State((portal, access)): State<(Portal, Access)>, params: RawPathParams, request: Request, next: Next) -> Response {
     let account = params.iter().find(|(name, _)| *name == "account").map(|(_, value)| value.to_string());
+    let is_part = request.method() == Method::GET && request.headers().contains_key("hx-request");
     let (parts, body) = request.into_parts();
     let mut visit = match arrive(&portal, &parts).await {
         Ok(visit) => visit,
@@ -175,7 +179,10 @@ async fn guard(State((portal, access)): State<(Portal, Access)>, params: RawPath
     };
     let failed = response.extensions().get::<Failed>().cloned();
     let response = match failed {
+        // What a script puts into a page is no page: it stays as it is, and is asked for again.
+        Some(_) if is_part => StatusCode::NO_CONTENT.into_response(),
         Some(failed) => super::page::failure(&visit, &failed),
+        None if is_part && response.status().is_redirection() => Html(SIGNED_OUT).into_response(),
         None => response,
     };
     dressed(&portal, access, response)
@@ -333,10 +340,10 @@ async fn permit(portal: &Portal, access: Access, visit: &mut Visit, account: Opt
             let row = portal.platform().store().account(id, visit.whence.by.at).await?;
             let principal = Principal { person, membership: Some((id, role)), is_operator };
             let target = Target::Account(id, row.status);
-            if !policy.permits(&principal, action, target) {
+            let permitted = policy.permitted(&principal, &Action::ALL, target);
+            if !permitted.contains(&action) {
                 return Err(PortalError(PlatformError::Forbidden));
             }
-            let permitted = Action::ALL.into_iter().filter(|&action| policy.permits(&principal, action, target)).collect();
             visit.acting = Some(Acting { account: row, role, permitted });
             Ok(())
         }

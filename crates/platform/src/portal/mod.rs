@@ -37,6 +37,7 @@ use crate::time::Timestamp;
 pub use guard::{Access, RouteRow};
 
 /// Who can reach the server.
+pub(crate) use page::dollars;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// This machine alone: whoever signs up first, by the link of the terminal, is the operator.

@@ -61,7 +61,7 @@ impl<'a> Shell<'a> {
         self.visit.acting.as_ref().zip(action).is_some_and(|(acting, action)| acting.may(action))
     }
 
-    pub(super) fn asset(&self, name: &str) -> String {
+    pub(super) fn asset(&self, name: &str) -> &'static str {
         assets::url(name)
     }
 
@@ -168,7 +168,7 @@ impl PortalError {
                 Ok(Fault { status, text: sentence(reason) })
             }
             PlatformError::PlanLimit { what, limit } => {
-                let text = format!("Your plan allows {limit} {what}. A larger plan allows more.");
+                let text = format!("Your plan allows {}. A larger plan allows more.", counted(*limit, what.trim_end_matches('s')));
                 Ok(Fault { status, text })
             }
             PlatformError::Credentials
@@ -302,6 +302,13 @@ pub(super) fn grouped(number: impl Borrow<u64>) -> String {
 
 /// A time as people read it: `2026-01-31 23:59 UTC`.
 pub(super) fn moment(time: impl Borrow<Timestamp>) -> String {
+/// So many of something, whose name has an `s` for more than one.
+pub(super) fn counted(number: impl std::fmt::Display, one: &str) -> String {
+    // Of whatever type counts have, and of references to them, which templates pass.
+    let number = number.to_string().parse::<u64>().unwrap_or(0);
+    format!("{} {one}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
     let text = time.borrow().to_rfc3339();
     format!("{} {} UTC", &text[..10], &text[11..16])
 }
@@ -317,11 +324,21 @@ mod tests {
         assert_eq!([0_u64, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(moment(Timestamp(0)), "1970-01-01 00:00 UTC");
     }
+        assert_eq!([counted(0_u64, "key"), counted(1_u32, "key"), counted(1234_usize, "key")], ["0 keys", "1 key", "1,234 keys"]);
 
     #[test]
     fn path_to_go_on_with_is_our_own() {
         assert_eq!(own_path("/accounts/acct_1/keys"), "/accounts/acct_1/keys");
-        for foreign in ["", "//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", "/\n/evil.example", "/a b", "/a\r\nset-cookie: b"] {
+        for foreign in [
+            "",
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "/\t/evil.example",
+            "/\n/evil.example",
+            "/a b",
+            "/a\r\nset-cookie: b",
+        ] {
             assert_eq!(own_path(foreign), "/accounts", "{foreign}");
         }
         assert_eq!(as_parameter("/a/b?c=1&d=%2F#e"), "/a/b%3Fc%3D1%26d%3D%252F%23e");

@@ -22,7 +22,7 @@ struct ProfilePage<'a> {
     n_recovery_codes: i64,
 }
 
-async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
+pub(super) async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
     let visitor = visit.person()?;
     let store = portal.platform().store();
     let sessions = store.sessions(visitor.person.id, portal.now()).await?;

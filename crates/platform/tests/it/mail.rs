@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Takes one mail; returns what the client said.
-async fn take(stream: TcpStream) -> Vec<String> {
+pub(crate) async fn take(stream: TcpStream) -> Vec<String> {
     let (reading, mut writing) = stream.into_split();
     let mut lines = BufReader::new(reading).lines();
     let mut said = Vec::new();
@@ -57,7 +57,7 @@ async fn mail_arrives_at_the_server_that_is_configured() {
 }
 
 /// Answers one client: greets, says `451` to an address that is slow, and takes everything else; returns to whom it took mail.
-async fn answer(stream: TcpStream) -> Vec<String> {
+pub(crate) async fn answer(stream: TcpStream) -> Vec<String> {
     let (reading, mut writing) = stream.into_split();
     let mut lines = BufReader::new(reading).lines();
     let (mut taken, mut is_data) = (Vec::new(), false);
@@ -85,7 +85,8 @@ async fn answer(stream: TcpStream) -> Vec<String> {
 async fn mail_that_cannot_be_sent_now_keeps_no_other_waiting() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("smtp://{}", listener.local_addr().expect("an address"));
-    let (mailer, sender) = mailer(&MailRoute::Smtp { url, from: "a@example.com".into() }, |_| unreachable!("there is a server")).expect("a mailer");
+    let (mailer, sender) =
+        mailer(&MailRoute::Smtp { url, from: "a@example.com".into() }, |_| unreachable!("there is a server")).expect("a mailer");
     let sending = tokio::spawn(sender.run());
     for to in ["slow-1@example.com", "slow-2@example.com", "ann@example.com"] {
         mailer.send(Mail { to: to.into(), subject: "s".into(), text: "t".into() }).expect("handed over");

@@ -13,6 +13,7 @@ mod portal;
 mod portal_entry;
 mod portal_team;
 mod postgres;
+mod portal_pages;
 mod served;
 mod simulation;
 mod store;

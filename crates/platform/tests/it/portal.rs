@@ -50,7 +50,7 @@ fn first_visitor_of_the_machine_gets_from_signing_up_to_a_draft_invoice() {
         let invoice = ann.get(&format!("/accounts/{account}/invoices")).await;
         assert!(invoice.body.contains("1 operations that the plan includes"), "{}", invoice.body);
         let console = ann.send_form("/operator/reconcile", &[]).await;
-        assert!(console.body.contains("They do: 1 events"), "{}", console.body);
+        assert!(console.body.contains("They do: 1 event cost"), "{}", console.body);
         site.end().await;
     });
 }
@@ -291,7 +291,7 @@ fn invitation_is_for_its_address_and_an_account_keeps_an_owner() {
         let account = ann.account().await;
         let invite = format!("/accounts/{account}/members/invite");
         let full = ann.send_form(&invite, &[("email", "bob@team.example"), ("role", "developer")]).await;
-        assert!(full.status == StatusCode::UNPROCESSABLE_ENTITY && full.body.contains("Your plan allows 1 members"), "{}", full.body);
+        assert!(full.status == StatusCode::UNPROCESSABLE_ENTITY && full.body.contains("Your plan allows 1 member."), "{}", full.body);
         let by = super::store::by(bitnet_platform::time::Timestamp::now());
         store.set_plan(account.parse().expect("an id"), "team", &by).await.expect("changed");
         let invited = ann.send_form(&invite, &[("email", "bob@team.example"), ("role", "developer")]).await;

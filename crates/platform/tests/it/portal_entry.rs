@@ -65,7 +65,13 @@ fn signing_up_and_then_in_does_not_tell_whether_the_address_was_known() {
             site.mail_to(email, if email.starts_with("known") { 2 } else { 1 }).await;
             let page = visitor.post("/log-in", &fields[1..]).await;
             let confirm = visitor.get(&format!("/confirm/{}", "0".repeat(64))).await;
-            answers.push((page.status, page.location().to_string(), page.body.replace(email, ""), confirm.body, visitor.get("/check-mail").await.body));
+            answers.push((
+                page.status,
+                page.location().to_string(),
+                page.body.replace(email, ""),
+                confirm.body,
+                visitor.get("/check-mail").await.body,
+            ));
         }
         assert_eq!(answers[0], answers[1]);
         assert!(site.mail_to("nobody@then-in.example", 2).await.text.contains("/confirm/"), "the mail tells, to whom it belongs");
@@ -86,6 +92,65 @@ fn stranger_who_asks_for_links_keeps_nobody_from_signing_in() {
         assert!(statuses.starts_with(&[303]) && statuses.ends_with(&[429]), "{statuses:?}");
         let log_in = [("email", "ann@asked-for.example"), ("password", PASSWORD)];
         assert_eq!(site.visitor().at("192.0.2.1:1").post("/log-in", &log_in).await.location(), "/accounts");
+        site.end().await;
+    });
+}
+
+#[test]
+fn invitations_do_not_tell_how_many_mails_an_address_has_had() {
+    on_both(|_, url| async move {
+        let site = Site::start(&url, Reach::Network).await;
+        let prober = site.person("prober@counts.example").await;
+        site.person("known@counts.example").await;
+        let account = prober.account().await;
+        let pool = sqlx::AnyPool::connect(&url).await.expect("it connects");
+        let team = "UPDATE account_plan SET plan_id = 'enterprise'";
+        sqlx::query(team).execute(&pool).await.expect("it writes");
+        pool.close().await;
+        let mut answers = Vec::new();
+        for email in ["known@counts.example", "nobody@counts.example"] {
+            for _ in 0..2 {
+                prober.post("/forgot", &[("email", email)]).await;
+            }
+            let mut statuses = Vec::new();
+            for _ in 0..6 {
+                let fields = [("email", email), ("role", "viewer")];
+                statuses.push(prober.send_form(&format!("/accounts/{account}/members/invite"), &fields).await.status.as_u16());
+            }
+            answers.push(statuses);
+        }
+        assert_eq!(answers[0], answers[1]);
+        assert_eq!(answers[0].last(), Some(&429), "they are bounded all the same");
+        site.end().await;
+    });
+}
+
+#[test]
+fn who_never_confirms_an_address_is_forgotten() {
+    on_both(|store, url| async move {
+        let site = Site::start(&url, Reach::Network).await;
+        let ann = site.person("ann@forgotten.example").await;
+        for email in ["old@forgotten.example", "asked-anew@forgotten.example"] {
+            site.visitor().send_form("/sign-up", &[("name", "Old"), ("email", email), ("password", PASSWORD)]).await;
+            site.mail_to(email, 1).await;
+        }
+        let pool = sqlx::AnyPool::connect(&url).await.expect("it connects");
+        for statement in [
+            "UPDATE person SET created_at = created_at - 700000000000",
+            "UPDATE mail_link SET expires_at = 1 WHERE person_id IN (SELECT id FROM person WHERE email = 'old@forgotten.example')",
+        ] {
+            sqlx::query(statement).execute(&pool).await.expect("it writes");
+        }
+        let newer = [("name", "New"), ("email", "new@forgotten.example"), ("password", PASSWORD)];
+        site.visitor().send_form("/sign-up", &newer).await;
+        site.mail_to("new@forgotten.example", 1).await;
+        let mut left: Vec<String> = store.people().await.expect("it reads").into_iter().map(|person| person.email).collect();
+        left.sort();
+        assert_eq!(left, ["ann@forgotten.example", "asked-anew@forgotten.example", "new@forgotten.example"]);
+        let query = sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM session WHERE person_id NOT IN (SELECT id FROM person)");
+        assert_eq!(query.fetch_one(&pool).await.expect("it reads"), 0);
+        pool.close().await;
+        assert_eq!(ann.get("/profile").await.status, StatusCode::OK, "who has confirmed it stays");
         site.end().await;
     });
 }

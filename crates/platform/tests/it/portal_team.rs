@@ -114,7 +114,9 @@ fn admin_changes_no_owner_whatever_they_were_a_moment_ago() {
         let id = account.parse().expect("an id");
         let person = |email: &'static str| {
             let store = &store;
-            async move { store.members(id).await.expect("it reads").into_iter().find(|member| member.email.starts_with(email)).expect("one").person }
+            async move {
+                store.members(id).await.expect("it reads").into_iter().find(|member| member.email.starts_with(email)).expect("one").person
+            }
         };
         let viewer = person("viewer@").await;
         let role_of = || async { store.role_in(id, viewer).await.expect("it reads") };
