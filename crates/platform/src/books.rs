@@ -1,4 +1,4 @@
-//! What is done to the books by itself: months that are over are closed, thresholds that were passed are told of, rate cards are read
+//! What is done to the books by itself: months that are over are closed, thresholds that were passed, invoices that are overdue and keys that end soon are told of, rate cards are read
 //! again. Each of these does nothing where there is nothing to do, so that it does not matter how often it runs, nor where.
 
 use std::sync::Arc;
@@ -20,6 +20,9 @@ pub(crate) async fn run(store: Arc<Store>, directory: Arc<Directory>, now: Clock
         }
         if let Err(error) = store.note_thresholds(now()).await {
             tracing::warn!(%error, "thresholds of usage cannot be looked at");
+        }
+        if let Err(error) = store.note_what_is_due(now()).await {
+            tracing::warn!(%error, "invoices that are overdue and keys that end soon cannot be looked for");
         }
         if let Err(error) = store.forget_keys(now()).await {
             tracing::warn!(%error, "old idempotency keys cannot be forgotten");

@@ -38,8 +38,40 @@ pub struct Mailer(mpsc::Sender<Mail>);
 /// Sends what a [`Mailer`] takes.
 pub struct MailSender {
     waiting: mpsc::Receiver<Mail>,
+    courier: Courier,
+}
+
+/// Sends one mail and says what became of it: for those who keep their mails themselves.
+#[derive(Clone)]
+pub(crate) struct Courier {
     smtp: Option<(AsyncSmtpTransport<Tokio1Executor>, Mailbox)>,
     show: fn(&Mail),
+}
+
+/// Why a mail is still here.
+#[derive(Debug)]
+pub(crate) enum Undelivered {
+    /// It will never be taken.
+    Refused { reason: String },
+    /// It may be taken later.
+    Later { reason: String },
+}
+
+impl Courier {
+    /// Hands a mail to the mail server under an id that it always has, so that nobody sees it twice who gets it twice.
+    pub(crate) async fn deliver(&self, mail: &Mail, id: &str) -> Result<(), Undelivered> {
+        let Some((transport, from)) = &self.smtp else {
+            (self.show)(mail);
+            return Ok(());
+        };
+        let id = format!("<{id}@{}>", from.email.domain());
+        let message = message(from, mail, Some(id)).map_err(|error| Undelivered::Refused { reason: error.to_string() })?;
+        match transport.send(message).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_permanent() => Err(Undelivered::Refused { reason: error.to_string() }),
+            Err(error) => Err(Undelivered::Later { reason: error.to_string() }),
+        }
+    }
 }
 
 const PAUSES: [Duration; 4] = [Duration::from_secs(2), Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(240)];
@@ -57,7 +89,7 @@ pub fn mailer(route: &MailRoute, show: fn(&Mail)) -> Result<(Mailer, MailSender)
         }
     };
     let (sender, waiting) = mpsc::channel(N_MAILS_WAITING_MAX);
-    Ok((Mailer(sender), MailSender { waiting, smtp, show }))
+    Ok((Mailer(sender), MailSender { waiting, courier: Courier { smtp, show } }))
 }
 
 fn invalid(field: &'static str, error: &dyn std::fmt::Display) -> PlatformError {
@@ -86,9 +118,14 @@ fn first_due(deferred: &[Deferred]) -> Option<usize> {
 }
 
 impl MailSender {
+    /// Sends the same way.
+    pub(crate) fn courier(&self) -> Courier {
+        self.courier.clone()
+    }
+
     /// Sends for ever. A mail that cannot be sent now waits aside: others overtake it.
     pub async fn run(self) {
-        let Self { mut waiting, smtp, show } = self;
+        let Self { mut waiting, courier: Courier { smtp, show } } = self;
         let Some((transport, from)) = smtp else {
             while let Some(mail) = waiting.recv().await {
                 show(&mail);
@@ -119,7 +156,7 @@ impl MailSender {
 }
 
 fn written(from: &Mailbox, mail: Mail) -> Option<Deferred> {
-    match message(from, &mail) {
+    match message(from, &mail, None) {
         Ok(message) => Some(Deferred { due: Instant::now(), message, subject: mail.subject, n_tries: 0 }),
         Err(error) => {
             tracing::error!(%error, subject = mail.subject, "a mail could not be written");
@@ -151,9 +188,10 @@ async fn attempt(transport: &AsyncSmtpTransport<Tokio1Executor>, mail: Deferred)
     Some(Deferred { due: Instant::now() + *pause, message, subject, n_tries: n_tries + 1 })
 }
 
-fn message(from: &Mailbox, mail: &Mail) -> Result<Message, PlatformError> {
+/// Without an id, it gets a new one.
+fn message(from: &Mailbox, mail: &Mail, id: Option<String>) -> Result<Message, PlatformError> {
     let failed = |error: &dyn std::fmt::Display| PlatformError::Mail { reason: error.to_string() };
     let to: Mailbox = mail.to.parse().map_err(|error: lettre::address::AddressError| failed(&error))?;
-    let builder = Message::builder().from(from.clone()).to(to).subject(mail.subject.clone());
+    let builder = Message::builder().message_id(id).from(from.clone()).to(to).subject(mail.subject.clone());
     builder.header(lettre::message::header::ContentType::TEXT_PLAIN).body(mail.text.clone()).map_err(|error| failed(&error))
 }

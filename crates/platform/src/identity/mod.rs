@@ -22,7 +22,7 @@ use crate::directory::NewAccount;
 use crate::error::PlatformError;
 use crate::identity::mail::{Mail, Mailer};
 use crate::identity::password::{Passwords, check_password};
-use crate::identity::person::{LinkPurpose, personal};
+use crate::identity::person::LinkPurpose;
 use crate::identity::second_factor::{SecondFactor, recovery_code_as_hashed, recovery_codes};
 use crate::identity::session::{NewSession, Proof, end_of_session};
 use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, CODES, INVITATIONS, MAILS, Throttle};

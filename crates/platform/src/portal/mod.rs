@@ -30,9 +30,10 @@ use crate::error::PlatformError;
 use crate::identity::mail::{Mail, MailRoute, MailSender, mailer};
 use crate::identity::{Identity, Visitor};
 use crate::platform::Platform;
+use crate::notices::Notices;
 use crate::policy::{Action, Policy};
 use crate::secret_file::InstallationSecret;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 pub use guard::{Access, RouteRow};
 
@@ -60,6 +61,28 @@ pub struct PortalConfig {
 }
 
 /// See the module; cheap to clone.
+/// Sends what the portal mails, and what members are told.
+pub struct Post {
+    sender: MailSender,
+    notices: Notices,
+    now: Clock,
+}
+
+impl Post {
+    /// Sends for ever, or until the portal is gone.
+    pub async fn run(self) {
+        tokio::select! {
+            () = self.sender.run() => {}
+            () = self.notices.run(self.now) => {}
+        }
+    }
+
+    /// Sends what members are to be told now; says how many mails that were.
+    pub async fn send_due(&self, now: Timestamp) -> Result<usize, PlatformError> {
+        self.notices.send_due(now).await
+    }
+}
+
 #[derive(Clone)]
 pub struct Portal(Arc<Inner>);
 
@@ -75,13 +98,8 @@ struct Inner {
 }
 
 impl Portal {
-    /// A portal of a platform, on a server; and what sends its mails, which somebody must run.
-    pub fn new(
-        platform: Platform,
-        app: App,
-        secret: &InstallationSecret,
-        config: PortalConfig,
-    ) -> Result<(Self, MailSender), PlatformError> {
+    /// A portal of a platform, on a server; and what sends its mails and those to members, which somebody must run.
+    pub fn new(platform: Platform, app: App, secret: &InstallationSecret, config: PortalConfig) -> Result<(Self, Post), PlatformError> {
         let public_url = config.public_url.trim_end_matches('/').to_string();
         if !public_url.starts_with("http://") && !public_url.starts_with("https://") {
             let reason = format!("expected one such as https://ai.example.com, got {public_url:?}");
@@ -90,8 +108,10 @@ impl Portal {
         let (mailer, sender) = mailer(&config.mail, config.show_mail)?;
         let identity = Arc::new(Identity::new(platform.store().clone(), secret, mailer, public_url.clone())?);
         let forms_key = secret.derive("bitnet platform 2026 forms of the portal");
+        let notices = Notices::new(platform.store().clone(), sender.courier(), public_url.clone());
+        let post = Post { sender, notices, now: platform.clock() };
         let (policy, config) = (Policy::of_roles()?, PortalConfig { public_url, ..config });
-        Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), sender))
+        Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), post))
     }
 
     fn platform(&self) -> &Platform {

@@ -277,7 +277,7 @@ pub(super) fn failure(visit: &Visit, failed: &Failed) -> Response {
 }
 
 /// An amount as people write it: two digits behind the point, or as many as it takes.
-pub(super) fn dollars(amount: impl Borrow<Micros>) -> String {
+pub(crate) fn dollars(amount: impl Borrow<Micros>) -> String {
     let amount = *amount.borrow();
     let sign = if amount.0 < 0 { "−" } else { "" };
     let whole = amount.0.unsigned_abs();

@@ -31,6 +31,8 @@ pub(super) async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate:
     let shell = Shell::new(visit, "Your profile", "profile")?.with_fault(text);
     show_as(status, &ProfilePage { shell, visitor, sessions, n_recovery_codes })
 }
+    let refused = store.refused_topics(visitor.person.id).await?;
+    let topics = Topic::ALL.map(|topic| (topic, !refused.iter().any(|name| name == topic.name()))).to_vec();
 
 /// All of it.
 pub(super) async fn page(State(portal): State<Portal>, visit: Visit) -> Answer {
@@ -51,6 +53,14 @@ pub(super) async fn password(State(portal): State<Portal>, visit: Visit) -> Answ
 struct SecondFactorPage<'a> {
     shell: Shell<'a>,
     path: String,
+/// Chooses what to hear of by mail.
+pub(super) async fn notices(State(portal): State<Portal>, visit: Visit) -> Answer {
+    let ticked = visit.all("topics");
+    let wanted: Vec<Topic> = Topic::ALL.into_iter().filter(|topic| ticked.iter().any(|name| name == topic.name())).collect();
+    portal.platform().store().choose_topics(visit.person()?.person.id, &wanted, visit.by()).await?;
+    Ok(redirect("/profile?said=saved"))
+}
+
     side: i32,
     secret: String,
 }

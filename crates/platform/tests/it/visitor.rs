@@ -38,13 +38,13 @@ impl Site {
         let served = Served::start(url, SimulatedPace::default()).await;
         let config = PortalConfig { public_url: "http://127.0.0.1:8080".into(), reach, mail: MailRoute::Terminal, show_mail: keep };
         let secret = InstallationSecret::new([5; 32]);
-        let (portal, sender) = Portal::new(served.platform.clone(), served.app.clone(), &secret, config).expect("a portal");
+        let (portal, post) = Portal::new(served.platform.clone(), served.app.clone(), &secret, config).expect("a portal");
         let router = bitnet_server::router_with(served.app.clone(), served.platform.routes().merge(portal.routes()));
         Self {
             served,
             portal,
             router,
-            sending: tokio::spawn(sender.run()),
+            sending: tokio::spawn(post.run()),
             n_older_mails: MAILS.lock().unwrap_or_else(PoisonError::into_inner).len(),
         }
     }
