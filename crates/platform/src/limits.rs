@@ -165,5 +165,27 @@ pub const N_FORM_FIELDS_MAX: usize = 256;
 pub const N_LENT_KEYS_MAX: usize = 10_000;
 /// How long one of these is good.
 pub const LENT_KEY_AGE_MAX: Duration = Duration::from_secs(15 * 60);
+/// Longest text that a browser brings back from a passkey, in bytes.
+pub const PASSKEY_BYTES_MAX: usize = 8 << 10;
+/// Longest name that a device may give a credential, in bytes.
+pub const CREDENTIAL_ID_BYTES_MAX: usize = 1023;
+/// Passkeys of one person.
+pub const N_PASSKEYS_MAX: i64 = 20;
+/// How long a browser waits for whoever holds the device, in milliseconds.
+pub const CHALLENGE_WAIT_MS: u64 = 240_000;
+/// How long what a passkey is to sign may be signed.
+pub const CHALLENGE_AGE_MAX: Duration = Duration::from_secs(300);
+/// Mails to members that one run sends.
+pub const N_NOTICES_AT_ONCE: i64 = 20;
+/// How often it is looked whether one is due.
+pub const NOTICE_POLL: Duration = Duration::from_secs(2);
+/// What is older is told to nobody by mail any more: the server was away.
+pub const NOTICE_AGE_MAX: Duration = Duration::from_secs(3 * 86_400);
+/// How long before its end it is said that a key ends.
+pub const KEY_ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
+/// Keys that were made for less time end without a word.
+pub const KEY_LIFE_MIN: Duration = Duration::from_secs(14 * 86_400);
+/// Overdue invoices, and keys that end, that one run tells of.
+pub const N_TOLD_PER_RUN: i64 = 100;
 /// Records of the audit log on a page.
 pub const N_AUDIT_RECORDS_PER_PAGE: i64 = 50;

@@ -5,12 +5,14 @@
 
 pub mod mail;
 mod member;
+mod passkey;
 mod password;
 mod person;
 mod second_factor;
 mod session;
 mod throttle;
 mod token;
+mod webauthn;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use crate::identity::second_factor::{SecondFactor, recovery_code_as_hashed, reco
 use crate::identity::session::{NewSession, Proof, end_of_session};
 use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, CODES, INVITATIONS, MAILS, Throttle};
 use crate::identity::token::TokenHasher;
+use crate::identity::webauthn::Party;
 use crate::ids::{AccountId, InvitationId, PersonId};
 use crate::ledger::Overage;
 use crate::limits::{CONFIRM_LINK_AGE_MAX, RESET_LINK_AGE_MAX, SECOND_FACTOR_WAIT_MAX};
@@ -36,6 +39,9 @@ use crate::secret_file::InstallationSecret;
 use crate::store::Store;
 
 pub use member::{Invitation, Member, OwnersRight};
+pub(crate) use passkey::Answered;
+pub use passkey::Passkey;
+pub(crate) use person::personal;
 pub use person::{OperatorRight, Person, email_of};
 pub(crate) use session::Submission;
 pub use session::{Session, Stage, Visitor};
@@ -106,6 +112,8 @@ pub struct Identity {
     first: Token,
     throttle: Throttle,
     mailer: Mailer,
+    /// What passkeys are bound to; nothing where browsers give none.
+    party: Option<Party>,
     /// Where links lead, without a slash at the end. Never what a request calls the server.
     public_url: String,
 }
@@ -139,6 +147,7 @@ impl Identity {
             first: Token::random()?,
             throttle: Throttle::default(),
             mailer,
+            party: Party::of(&public_url),
             public_url,
         })
     }

@@ -25,6 +25,7 @@ const ASSETS: &[Asset] = &[
     asset!("portal.css", "text/css; charset=utf-8"),
     asset!("portal.js", "text/javascript; charset=utf-8"),
     asset!("playground.js", "text/javascript; charset=utf-8"),
+    asset!("passkeys.js", "text/javascript; charset=utf-8"),
     asset!("usage.js", "text/javascript; charset=utf-8"),
     asset!("htmx.min.js", "text/javascript; charset=utf-8"),
     asset!("htmx.LICENSE.txt", "text/plain; charset=utf-8"),
@@ -34,13 +35,13 @@ const ASSETS: &[Asset] = &[
     asset!("icon.svg", "image/svg+xml"),
 ];
 
-/// Where a file is.
 /// Where each of them is: they are part of the program, so their hashes are computed once.
 static URLS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let url = |asset: &Asset| format!("/assets/{}?v={}", asset.name, &blake3::hash(asset.text.as_bytes()).to_hex().as_str()[..12]);
     ASSETS.iter().map(url).collect()
 });
 
+/// Where a file is.
 pub(super) fn url(name: &str) -> &'static str {
     ASSETS.iter().position(|asset| asset.name == name).map_or("", |index| URLS[index].as_str())
 }

@@ -114,9 +114,10 @@ async fn read_all(store: Arc<Store>, (mut after, account): (u64, AccountId), pag
 
 /// All of an account's, as lines of JSON; `?after=SEQ` begins behind that one.
 pub(super) async fn export(State(portal): State<Portal>, visit: Visit) -> Answer {
-    let after = visit.asked("after").parse().unwrap_or(0);
-    let records = portal.platform().store().audit_records(after, Some(visit.account()?)).await?;
-    let lines: String = records.iter().map(|record| format!("{}\n", record.to_json())).collect();
+    let (sender, pages) = mpsc::channel(1);
+    let from = (visit.asked("after").parse().unwrap_or(0), visit.account()?);
+    tokio::spawn(read_all(portal.platform().store().clone(), from, sender));
+    let lines = Body::from_stream(Pages(pages));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/jsonl")),
         (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"audit.jsonl\"")),

@@ -26,7 +26,7 @@ fn with_cookie(portal: &Portal, mut response: Response, token: Option<&Token>) -
     response
 }
 
-fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
+pub(super) fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
     let (to, token) = match signed_in {
         SignedIn::Open(token) => (own_path(next).to_string(), token),
         SignedIn::SecondFactor(token) => (format!("/log-in/code?next={}", as_parameter(own_path(next))), token),
@@ -121,12 +121,14 @@ pub(super) async fn confirm(State(portal): State<Portal>, visit: Visit, Path(lin
 struct LogInPage<'a> {
     shell: Shell<'a>,
     next: &'a str,
+    origin: Option<&'a str>,
 }
 
-fn log_in_form(visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
+pub(super) fn log_in_form(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
     let (status, text) = fault.map_or((axum::http::StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let next = if visit.asked("next").is_empty() { visit.field("next") } else { visit.asked("next") };
-    show_as(status, &LogInPage { shell: Shell::new(visit, "Sign in", "log-in")?.with_fault(text), next })
+    let origin = portal.identity().passkey_origin();
+    show_as(status, &LogInPage { shell: Shell::new(visit, "Sign in", "log-in")?.with_fault(text), next, origin })
 }
 
 /// The form.
@@ -134,7 +136,7 @@ pub(super) async fn log_in_page(State(portal): State<Portal>, visit: Visit) -> A
     if visit.visitor.is_some() {
         return Ok(redirect(own_path(visit.asked("next"))));
     }
-    log_in_form(&visit, None)
+    log_in_form(&portal, &visit, None)
 }
 
 /// Signs somebody in.
@@ -144,9 +146,9 @@ pub(super) async fn log_in(State(portal): State<Portal>, visit: Visit) -> Answer
         Err(PlatformError::Credentials) => {
             let text = "The address or the password is wrong, or the address is still to be confirmed: look whether there is a mail.";
             let text = text.to_string();
-            log_in_form(&visit, Some(crate::portal::page::Fault { status: axum::http::StatusCode::UNAUTHORIZED, text }))
+            log_in_form(&portal, &visit, Some(crate::portal::page::Fault { status: axum::http::StatusCode::UNAUTHORIZED, text }))
         }
-        Err(error) => log_in_form(&visit, Some(PortalError(error).fault()?)),
+        Err(error) => log_in_form(&portal, &visit, Some(PortalError(error).fault()?)),
     }
 }
 

@@ -14,6 +14,7 @@ mod keys;
 mod members;
 mod operator;
 mod page;
+mod passkeys;
 mod playground;
 mod profile;
 mod public;
@@ -29,16 +30,16 @@ use bitnet_server::App;
 use crate::error::PlatformError;
 use crate::identity::mail::{Mail, MailRoute, MailSender, mailer};
 use crate::identity::{Identity, Visitor};
-use crate::platform::Platform;
 use crate::notices::Notices;
+use crate::platform::Platform;
 use crate::policy::{Action, Policy};
 use crate::secret_file::InstallationSecret;
 use crate::time::{Clock, Timestamp};
 
 pub use guard::{Access, RouteRow};
+pub(crate) use page::dollars;
 
 /// Who can reach the server.
-pub(crate) use page::dollars;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// This machine alone: whoever signs up first, by the link of the terminal, is the operator.
@@ -60,7 +61,6 @@ pub struct PortalConfig {
     pub show_mail: fn(&Mail),
 }
 
-/// See the module; cheap to clone.
 /// Sends what the portal mails, and what members are told.
 pub struct Post {
     sender: MailSender,
@@ -83,6 +83,7 @@ impl Post {
     }
 }
 
+/// See the module; cheap to clone.
 #[derive(Clone)]
 pub struct Portal(Arc<Inner>);
 
@@ -107,9 +108,9 @@ impl Portal {
         }
         let (mailer, sender) = mailer(&config.mail, config.show_mail)?;
         let identity = Arc::new(Identity::new(platform.store().clone(), secret, mailer, public_url.clone())?);
-        let forms_key = secret.derive("bitnet platform 2026 forms of the portal");
         let notices = Notices::new(platform.store().clone(), sender.courier(), public_url.clone());
         let post = Post { sender, notices, now: platform.clock() };
+        let forms_key = secret.derive("bitnet platform 2026 forms of the portal");
         let (policy, config) = (Policy::of_roles()?, PortalConfig { public_url, ..config });
         Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), post))
     }
@@ -223,6 +224,8 @@ impl Portal {
             .post("/confirm/{link}", Access::Anyone, entry::confirm)
             .get("/log-in", Access::Anyone, entry::log_in_page)
             .post("/log-in", Access::Anyone, entry::log_in)
+            .post("/log-in/passkey", Access::Anyone, passkeys::sign_in)
+            .post("/log-in/passkey/begin", Access::Anyone, passkeys::begin_sign_in)
             .get("/log-in/code", Access::Anyone, entry::code_page)
             .post("/log-in/code", Access::Anyone, entry::code)
             .get("/forgot", Access::Anyone, entry::forgot_page)
@@ -235,6 +238,10 @@ impl Portal {
             .post("/invitations/{link}", Access::Person, members::accept)
             .get("/profile", Access::Person, profile::page)
             .post("/profile/password", Access::Person, profile::password)
+            .post("/profile/passkeys", Access::Person, passkeys::add)
+            .post("/profile/passkeys/begin", Access::Person, passkeys::begin)
+            .post("/profile/passkeys/{passkey}/remove", Access::Person, passkeys::remove)
+            .post("/profile/notices", Access::Person, profile::notices)
             .get("/profile/second-factor", Access::Person, profile::second_factor_page)
             .post("/profile/second-factor", Access::Person, profile::second_factor)
             .post("/profile/second-factor/off", Access::Person, profile::second_factor_off)

@@ -75,6 +75,8 @@ impl<'a> Shell<'a> {
             "reset" => "Your new password is set. Sign in with it.",
             "confirmed" => "Your address is confirmed. Sign in to go on.",
             "password" => "Your new password is set, and you are signed out everywhere else.",
+            "passkey" => "The passkey is added: it opens your account from now on.",
+            "passkey-gone" => "The passkey is removed. Delete it on the device, too.",
             "factor-off" => "The second factor is off.",
             "revoked" => "The key is revoked. It stops working within a second.",
             "invited" => "The invitation is on its way.",
@@ -300,8 +302,6 @@ pub(super) fn grouped(number: impl Borrow<u64>) -> String {
     text
 }
 
-/// A time as people read it: `2026-01-31 23:59 UTC`.
-pub(super) fn moment(time: impl Borrow<Timestamp>) -> String {
 /// So many of something, whose name has an `s` for more than one.
 pub(super) fn counted(number: impl std::fmt::Display, one: &str) -> String {
     // Of whatever type counts have, and of references to them, which templates pass.
@@ -309,6 +309,8 @@ pub(super) fn counted(number: impl std::fmt::Display, one: &str) -> String {
     format!("{} {one}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
+/// A time as people read it: `2026-01-31 23:59 UTC`.
+pub(super) fn moment(time: impl Borrow<Timestamp>) -> String {
     let text = time.borrow().to_rfc3339();
     format!("{} {} UTC", &text[..10], &text[11..16])
 }
@@ -322,9 +324,9 @@ mod tests {
         let shown: Vec<String> = [0, 1, 29, 1_500_000, -2_345_670_000, 99_000_000].map(|micros| dollars(Micros(micros))).to_vec();
         assert_eq!(shown, ["$0.00", "$0.000001", "$0.000029", "$1.50", "−$2,345.67", "$99.00"]);
         assert_eq!([0_u64, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([counted(0_u64, "key"), counted(1_u32, "key"), counted(1234_usize, "key")], ["0 keys", "1 key", "1,234 keys"]);
         assert_eq!(moment(Timestamp(0)), "1970-01-01 00:00 UTC");
     }
-        assert_eq!([counted(0_u64, "key"), counted(1_u32, "key"), counted(1234_usize, "key")], ["0 keys", "1 key", "1,234 keys"]);
 
     #[test]
     fn path_to_go_on_with_is_our_own() {

@@ -6,7 +6,8 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use crate::error::PlatformError;
-use crate::identity::{Session, Visitor};
+use crate::identity::{Passkey, Session, Visitor};
+use crate::notices::Topic;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
 use crate::portal::page::{PortalError, Shell, redirect, show, show_as};
@@ -20,6 +21,9 @@ struct ProfilePage<'a> {
     visitor: &'a Visitor,
     sessions: Vec<Session>,
     n_recovery_codes: i64,
+    topics: Vec<(Topic, bool)>,
+    passkeys: Vec<Passkey>,
+    origin: Option<&'a str>,
 }
 
 pub(super) async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
@@ -27,12 +31,13 @@ pub(super) async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate:
     let store = portal.platform().store();
     let sessions = store.sessions(visitor.person.id, portal.now()).await?;
     let n_recovery_codes = store.n_recovery_codes(visitor.person.id).await?;
-    let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
-    let shell = Shell::new(visit, "Your profile", "profile")?.with_fault(text);
-    show_as(status, &ProfilePage { shell, visitor, sessions, n_recovery_codes })
-}
     let refused = store.refused_topics(visitor.person.id).await?;
     let topics = Topic::ALL.map(|topic| (topic, !refused.iter().any(|name| name == topic.name()))).to_vec();
+    let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
+    let shell = Shell::new(visit, "Your profile", "profile")?.with_fault(text);
+    let (passkeys, origin) = (store.passkeys(visitor.person.id).await?, portal.identity().passkey_origin());
+    show_as(status, &ProfilePage { shell, visitor, sessions, n_recovery_codes, topics, passkeys, origin })
+}
 
 /// All of it.
 pub(super) async fn page(State(portal): State<Portal>, visit: Visit) -> Answer {
@@ -48,11 +53,6 @@ pub(super) async fn password(State(portal): State<Portal>, visit: Visit) -> Answ
     }
 }
 
-#[derive(Template)]
-#[template(path = "portal/second_factor.html")]
-struct SecondFactorPage<'a> {
-    shell: Shell<'a>,
-    path: String,
 /// Chooses what to hear of by mail.
 pub(super) async fn notices(State(portal): State<Portal>, visit: Visit) -> Answer {
     let ticked = visit.all("topics");
@@ -61,6 +61,11 @@ pub(super) async fn notices(State(portal): State<Portal>, visit: Visit) -> Answe
     Ok(redirect("/profile?said=saved"))
 }
 
+#[derive(Template)]
+#[template(path = "portal/second_factor.html")]
+struct SecondFactorPage<'a> {
+    shell: Shell<'a>,
+    path: String,
     side: i32,
     secret: String,
 }

@@ -27,6 +27,8 @@ use tower::ServiceExt;
 use super::store::by;
 
 const N_VOCAB: usize = 257;
+/// The byte at which a model loses its device, and so breaks down.
+pub(crate) const BREAKS: u8 = 7;
 const TEMPLATE: &str =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 
