@@ -1,15 +1,15 @@
 // A conversation with a model, as any client has it: with a key that the portal lends for some minutes.
 const $ = id => document.getElementById(id);
 const form = $('playground');
-const turns = [];
-let running = null, lent = null;
+let turns = [], running = null, lent = null;
 
 async function key() {
   const project = $('project').value;
   if (lent && lent.project === project && Date.now() < lent.until) return lent.key;
   const body = new URLSearchParams({ project });
   const reply = await fetch(form.dataset.keyUrl, { method: 'POST', headers: { 'x-csrf-token': form.dataset.csrf }, body });
-  if (!reply.ok) throw new Error(reply.redirected || reply.status === 403 ? 'Sign in again: this session has ended.' : 'No key can be lent just now.');
+  // A session that has ended leads to the page to sign in, which is no key.
+  if (!reply.ok || reply.redirected) throw new Error(reply.redirected || reply.status === 403 ? 'Sign in again: this session has ended.' : 'No key can be lent just now.');
   const answer = await reply.json();
   lent = { project, key: answer.key, until: Date.now() + (answer.expires_in - 30) * 1000 };
   return lent.key;
@@ -26,23 +26,34 @@ function say(kind, text = '') {
   return turn;
 }
 
-// Server-sent events: blocks between empty lines; what is not whole yet waits.
+// Server-sent events, wherever the network cuts them: lines end with \n, \r\n or \r, an event with an empty line; lines of data belong
+// together. A stream without its [DONE] has broken off.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = '';
+  let rest = '', data = [];
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (rest + value).split('\n\n');
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const data = block.split('\n').find(line => line.startsWith('data: '));
-      if (data && data !== 'data: [DONE]') yield JSON.parse(data.slice(6));
+    if (done) throw new Error('The answer broke off: the connection was lost.');
+    // A \r at the end may be half of a line's end.
+    const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
+    rest = lines.pop();
+    for (const line of lines) {
+      if (line.startsWith('data:')) data.push(line.slice(line[5] === ' ' ? 6 : 5));
+      if (line !== '' || data.length === 0) continue;
+      const text = data.join('\n');
+      data = [];
+      if (text === '[DONE]') return;
+      yield JSON.parse(text);
     }
   }
 }
 
-async function answer(turn) {
+async function ask(path, body, signal) {
+  const headers = { 'content-type': 'application/json', authorization: 'Bearer ' + await key() };
+  return fetch(path, { method: 'POST', headers, signal, body });
+}
+
+async function answer(turn, signal) {
   const limit = $('limit').valueAsNumber, temperature = $('temperature').valueAsNumber, system = $('system').value.trim();
   const chats = $('model').selectedOptions[0].dataset.chat === 'yes';
   const last = turns.at(-1).content;
@@ -51,9 +62,13 @@ async function answer(turn) {
     model: $('model').value, stream: true, stream_options: { include_usage: true }, ...(chats ? { messages } : { prompt: last }),
     ...(limit > 0 && { max_tokens: limit }), ...(temperature >= 0 && { temperature }),
   };
-  const headers = { 'content-type': 'application/json', authorization: 'Bearer ' + await key() };
   const path = chats ? '/v1/chat/completions' : '/v1/completions';
-  const reply = await fetch(path, { method: 'POST', headers, signal: running.signal, body: JSON.stringify(body) });
+  let reply = await ask(path, JSON.stringify(body), signal);
+  if (reply.status === 401) {
+    // Lent keys end with the server that lent them.
+    lent = null;
+    reply = await ask(path, JSON.stringify(body), signal);
+  }
   if (!reply.ok) throw new Error((await reply.json().catch(() => null))?.error?.message ?? `status ${reply.status}`);
   // A model without conversation goes on with the text.
   if (!chats) turn.textContent = last;
@@ -71,6 +86,7 @@ async function answer(turn) {
 }
 
 async function send(text) {
+  const conversation = turns;
   turns.push({ role: 'user', content: text });
   say('user', text);
   const turn = say('assistant writing');
@@ -80,16 +96,22 @@ async function send(text) {
   $('stop').hidden = false;
   let note = '';
   try {
-    note = await answer(turn);
+    note = await answer(turn, own.signal);
   } catch (error) {
     if (error.name === 'AbortError') note = 'stopped';
     else { say('error', error instanceof TypeError ? 'The server cannot be reached.' : error.message); lent = null; }
   }
   turn.classList.remove('writing');
+  // A conversation that was left is not gone on with.
+  if (conversation !== turns) return;
   if (turn.textContent) turns.push({ role: 'assistant', content: turn.textContent });
   else { turn.remove(); turns.pop(); }
   if (note && turn.isConnected) turn.append(Object.assign(document.createElement('div'), { className: 'hint', textContent: note }));
-  if (own !== running) return;
+  rest();
+}
+
+// Nothing is being written.
+function rest() {
   running = null;
   $('log').setAttribute('aria-busy', 'false');
   $('send').hidden = false;
@@ -111,8 +133,8 @@ $('stop').addEventListener('click', () => running?.abort());
 document.addEventListener('keydown', event => { if (event.key === 'Escape') running?.abort(); });
 $('new').addEventListener('click', () => {
   running?.abort();
-  turns.length = 0;
+  turns = [];
   $('log').replaceChildren($('empty'));
   $('empty').hidden = false;
-  $('text').focus();
+  rest();
 });

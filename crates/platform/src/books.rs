@@ -1,5 +1,6 @@
-//! What is done to the books by itself: months that are over are closed, thresholds that were passed are told of, rate cards are read
-//! again, what is old is deleted. Each of these does nothing where there is nothing to do, so that it does not matter how often it runs, nor where.
+//! What is done to the books by itself: months that are over are closed; thresholds that were passed, invoices that are overdue and keys
+//! that end soon are told of; rate cards are read again; what is old is deleted. Each of these does nothing where there is nothing to do, so
+//! that it does not matter how often it runs, nor where.
 
 use std::sync::Arc;
 
@@ -23,6 +24,9 @@ pub(crate) async fn run(store: Arc<Store>, directory: Arc<Directory>, now: Clock
         }
         if let Err(error) = store.forget_old(now()).await {
             tracing::warn!(%error, "what is old cannot be deleted");
+        }
+        if let Err(error) = store.note_what_is_due(now()).await {
+            tracing::warn!(%error, "invoices that are overdue and keys that end soon cannot be looked for");
         }
         if let Err(error) = directory.refresh_catalog().await {
             tracing::warn!(%error, "rate cards cannot be read");

@@ -43,6 +43,8 @@ pub enum Message {}
 pub enum Human {}
 /// Names invitations.
 pub enum Invite {}
+/// Names passkeys.
+pub enum Device {}
 
 impl Named for Account {
     const PREFIX: &'static str = "acct";
@@ -77,6 +79,9 @@ impl Named for Message {
 impl Named for Human {
     const PREFIX: &'static str = "user";
 }
+impl Named for Device {
+    const PREFIX: &'static str = "passkey";
+}
 impl Named for Invite {
     const PREFIX: &'static str = "invite";
 }
@@ -103,6 +108,8 @@ pub type EndpointId = Id<Endpoint>;
 pub type MessageId = Id<Message>;
 /// Somebody who signs in.
 pub type PersonId = Id<Human>;
+/// Something that somebody signs in by.
+pub type PasskeyId = Id<Device>;
 /// An invitation to be a member of an account.
 pub type InvitationId = Id<Invite>;
 

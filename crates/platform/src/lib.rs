@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod licence;
 pub mod limits;
 pub mod money;
+pub mod notices;
 mod organization;
 pub mod outbound;
 pub mod payment;

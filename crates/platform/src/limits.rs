@@ -155,6 +155,12 @@ pub const INVITATION_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 pub const N_INVITATIONS_MAX: i64 = 100;
 /// Accounts that somebody may own.
 pub const N_ACCOUNTS_OWNED_MAX: i64 = 10;
+/// How long somebody is kept who has not confirmed the address.
+pub const UNCONFIRMED_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Of these, how many are forgotten when somebody signs up.
+pub const N_FORGOTTEN_AT_ONCE: i64 = 20;
+/// Accounts or people on a page of the console.
+pub const N_CONSOLE_ROWS_PER_PAGE: u32 = 50;
 /// How long a form that was sent is remembered.
 pub const SUBMISSION_AGE_MAX: Duration = Duration::from_secs(86_400);
 /// Recovery codes of a second factor.
@@ -163,6 +169,8 @@ pub const N_RECOVERY_CODES: usize = 10;
 pub const N_THROTTLED_MAX: usize = 100_000;
 /// Mails that wait to be sent; what comes then is refused.
 pub const N_MAILS_WAITING_MAX: usize = 1000;
+/// Mails that could not be sent and wait to be tried again; what comes on top is given up.
+pub const N_MAILS_DEFERRED_MAX: usize = 1000;
 /// Longest form, in bytes.
 pub const FORM_BYTES_MAX: usize = 64 << 10;
 /// Fields of a form.
@@ -171,5 +179,27 @@ pub const N_FORM_FIELDS_MAX: usize = 256;
 pub const N_LENT_KEYS_MAX: usize = 10_000;
 /// How long one of these is good.
 pub const LENT_KEY_AGE_MAX: Duration = Duration::from_secs(15 * 60);
+/// Longest text that a browser brings back from a passkey, in bytes.
+pub const PASSKEY_BYTES_MAX: usize = 8 << 10;
+/// Longest name that a device may give a credential, in bytes.
+pub const CREDENTIAL_ID_BYTES_MAX: usize = 1023;
+/// Passkeys of one person.
+pub const N_PASSKEYS_MAX: i64 = 20;
+/// How long a browser waits for whoever holds the device, in milliseconds.
+pub const CHALLENGE_WAIT_MS: u64 = 240_000;
+/// How long what a passkey is to sign may be signed.
+pub const CHALLENGE_AGE_MAX: Duration = Duration::from_secs(300);
+/// Mails to members that one run sends.
+pub const N_NOTICES_AT_ONCE: i64 = 20;
+/// How often it is looked whether one is due.
+pub const NOTICE_POLL: Duration = Duration::from_secs(2);
+/// What is older is told to nobody by mail any more: the server was away.
+pub const NOTICE_AGE_MAX: Duration = Duration::from_secs(3 * 86_400);
+/// How long before its end it is said that a key ends.
+pub const KEY_ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
+/// Keys that were made for less time end without a word.
+pub const KEY_LIFE_MIN: Duration = Duration::from_secs(14 * 86_400);
+/// Overdue invoices, and keys that end, that one run tells of.
+pub const N_TOLD_PER_RUN: i64 = 100;
 /// Records of the audit log on a page.
 pub const N_AUDIT_RECORDS_PER_PAGE: i64 = 50;

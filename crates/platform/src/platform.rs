@@ -110,6 +110,11 @@ impl Platform {
         organization::routes(self.clone())
     }
 
+    /// What tells the time.
+    pub(crate) fn clock(&self) -> Clock {
+        self.now
+    }
+
     /// The time.
     pub(crate) fn now(&self) -> Timestamp {
         (self.now)()

@@ -80,6 +80,8 @@ const journeys = {
     assert.match(await page.locator('.plans').innerText(), /\$499/);
     await picture('pricing');
     await page.click('text=Sign up');
+    assert.equal(await page.locator('.note').count(), 0, 'an address alone makes nobody the operator');
+    await page.goto(readFileSync(mails, 'utf8').match(/open (http\S+\/sign-up\?first=[0-9a-f]+)/)[1]);
     assert.match(await text('.note'), /operator/);
     await picture('sign-up');
     await fill(page, { name: 'Ann Archer', email: 'ann@example.com', password });
@@ -210,6 +212,42 @@ const journeys = {
     await hands.keyboard.press('Enter');
     await hands.waitForURL(/accounts/);
     await hands.context().close();
+  },
+  async passkeyOpensWithoutAPassword() {
+    // Passkeys belong to names: this machine's is localhost.
+    const here = url.replace('127.0.0.1', 'localhost');
+    const device = await open();
+    const cdp = await device.context().newCDPSession(device);
+    await cdp.send('WebAuthn.enable');
+    const options = { protocol: 'ctap2', transport: 'internal', hasResidentKey: true, hasUserVerification: true, isUserVerified: true, automaticPresenceSimulation: true };
+    const { authenticatorId } = await cdp.send('WebAuthn.addVirtualAuthenticator', { options });
+    await device.goto(`${here}/log-in`);
+    await fill(device, { email: 'ann@example.com', password });
+    await device.goto(`${here}/profile`);
+    await device.fill('[data-passkey] [name=name]', 'laptop');
+    await device.fill('[data-passkey] [name=password]', password);
+    await device.click('text=Add a passkey');
+    await device.waitForURL(/said=passkey/);
+    assert.match(await device.locator('.note.good').innerText(), /passkey is added/);
+    if (screenshots && kind === 'SQLite') await device.screenshot({ path: join(screenshots, 'portal-passkeys.png'), fullPage: true });
+    await device.click('text=Sign out');
+    await device.click('text=Sign in with a passkey');
+    await device.waitForURL(/\/accounts/);
+    const { credentials } = await cdp.send('WebAuthn.getCredentials', { authenticatorId });
+    assert.deepEqual([credentials.length, credentials[0].rpId, credentials[0].signCount > 1], [1, 'localhost', true]);
+    // A copy whose counter stands where it stood is noticed.
+    await device.click('text=Sign out');
+    await cdp.send('WebAuthn.removeCredential', { authenticatorId, credentialId: credentials[0].credentialId });
+    await cdp.send('WebAuthn.addCredential', { authenticatorId, credential: { ...credentials[0], signCount: 0 } });
+    expectedStatuses.add(401);
+    await device.click('text=Sign in with a passkey');
+    await device.locator('.note.bad:not([hidden])').first().waitFor();
+    assert.match(await device.locator('.note.bad').first().innerText(), /opens nothing here/);
+    await page.goto(`${url}/profile`);
+    assert.match(await page.locator('[data-note]').innerText(), /Passkeys belong to http:\/\/localhost/);
+    await page.click('[aria-label="Remove laptop"]');
+    assert.match(await text('.note.good'), /passkey is removed/);
+    await device.context().close();
   },
   async everyPageIsLightReadableAndAccessible() {
     // The same pages, whatever the database.

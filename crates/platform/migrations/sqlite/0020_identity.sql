@@ -20,6 +20,8 @@ CREATE TABLE person (
     totp_last_step INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
+CREATE INDEX person_unconfirmed ON person (created_at) WHERE verified_at IS NULL;
+
 -- For whoever has lost the second factor; each opens once.
 CREATE TABLE recovery_code (
     hash      BLOB PRIMARY KEY,

@@ -164,18 +164,42 @@ impl Store {
 
     /// Records behind one of them, in order, a page at a time; of one account, or of all.
     pub async fn audit_records(&self, after: u64, account: Option<AccountId>) -> Result<Vec<AuditRecord>, PlatformError> {
-        let query = sqlx::query("SELECT * FROM audit_record WHERE seq > $1 AND (account_id = $2 OR $2 = '') ORDER BY seq LIMIT $3");
-        let query = query.bind(as_i64(after)).bind(account.map_or_else(String::new, |id| id.to_string())).bind(N_RECORDS_PER_PAGE);
+        let query = match account {
+            Some(id) => sqlx::query("SELECT * FROM audit_record WHERE seq > $1 AND account_id = $3 ORDER BY seq LIMIT $2")
+                .bind(as_i64(after))
+                .bind(N_RECORDS_PER_PAGE)
+                .bind(id.to_string()),
+            None => {
+                sqlx::query("SELECT * FROM audit_record WHERE seq > $1 ORDER BY seq LIMIT $2").bind(as_i64(after)).bind(N_RECORDS_PER_PAGE)
+            }
+        };
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading the audit log"))?;
         rows.iter().map(read).collect()
     }
 
     /// Records before one of them, the latest first, some at a time; of one account, or of all.
     pub(crate) async fn latest_audit_records(&self, before: u64, account: Option<AccountId>) -> Result<Vec<AuditRecord>, PlatformError> {
-        let query = sqlx::query("SELECT * FROM audit_record WHERE seq < $1 AND (account_id = $2 OR $2 = '') ORDER BY seq DESC LIMIT $3");
-        let query = query.bind(as_i64(before)).bind(account.map_or_else(String::new, |id| id.to_string())).bind(N_AUDIT_RECORDS_PER_PAGE);
+        let query = match account {
+            Some(id) => sqlx::query("SELECT * FROM audit_record WHERE seq < $1 AND account_id = $3 ORDER BY seq DESC LIMIT $2")
+                .bind(as_i64(before))
+                .bind(N_AUDIT_RECORDS_PER_PAGE)
+                .bind(id.to_string()),
+            None => sqlx::query("SELECT * FROM audit_record WHERE seq < $1 ORDER BY seq DESC LIMIT $2")
+                .bind(as_i64(before))
+                .bind(N_AUDIT_RECORDS_PER_PAGE),
+        };
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading the audit log"))?;
         rows.iter().map(read).collect()
+    }
+
+    /// The addresses of people whom records of a range name, by their ids.
+    pub(crate) async fn emails_in_audit(&self, (first, last): (u64, u64)) -> Result<Vec<(String, String)>, PlatformError> {
+        let query = sqlx::query(
+            "SELECT p.id, p.email FROM person p WHERE p.id IN (SELECT actor FROM audit_record WHERE seq >= $1 AND seq <= $2) OR p.id IN (SELECT target FROM audit_record WHERE seq >= $1 AND seq <= $2)",
+        );
+        let query = query.bind(as_i64(first)).bind(as_i64(last));
+        let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading people"))?;
+        rows.iter().map(|row| Ok((get(row, "id")?, get(row, "email")?))).collect()
     }
 
     /// How far the chain is.

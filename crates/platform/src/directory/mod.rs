@@ -18,7 +18,7 @@ use crate::limits::{CHANGE_POLL, LENT_KEY_AGE_MAX, N_LENT_KEYS_MAX};
 use crate::store::Store;
 use crate::time::Timestamp;
 
-pub use operation::{AccountRow, NewCredit, ProjectRow};
+pub use operation::{AccountRow, NewCredit, ProjectRow, Search};
 pub use records::{ApiKey, KeyAccess, KeyScope, NewAccount, NewApiKey};
 pub(crate) use records::{check_label, note_change};
 pub use secret::{KeyHasher, KeyText};

@@ -11,7 +11,7 @@ use crate::ledger::event::Grant;
 use crate::ledger::{AccountStatus, Overage};
 use crate::money::Micros;
 use crate::secret_file::InstallationSecret;
-use crate::store::{Store, Write, get, get_money, get_optional_time, get_parsed, get_time};
+use crate::store::{Store, Write, get, get_count, get_money, get_optional_time, get_parsed, get_time};
 use crate::time::Timestamp;
 
 /// An account, for a list.
@@ -59,7 +59,58 @@ pub struct NewCredit {
     pub reason: String,
 }
 
-const ACCOUNTS: &str = "SELECT a.id, a.name, CASE WHEN a.status = 'active' AND NOT EXISTS (SELECT 1 FROM dunning d WHERE d.account_id = a.id AND d.restricted_at IS NOT NULL) THEN 'active' ELSE 'suspended' END AS status, a.overage, a.spending_cap, a.created_at, p.plan_id FROM account a LEFT JOIN account_plan p ON p.account_id = a.id AND p.valid_from <= $1 AND (p.valid_until IS NULL OR p.valid_until > $1) WHERE a.id = $2 OR $2 = '' ORDER BY a.created_at, a.id";
+macro_rules! accounts {
+    ($which:literal) => {
+        concat!(
+            "SELECT a.id, a.name, CASE WHEN a.status = 'active' AND NOT EXISTS (SELECT 1 FROM dunning d WHERE d.account_id = a.id AND d.restricted_at IS NOT NULL) THEN 'active' ELSE 'suspended' END AS status, a.overage, a.spending_cap, a.created_at, p.plan_id FROM account a LEFT JOIN account_plan p ON p.account_id = a.id AND p.valid_from <= $1 AND (p.valid_until IS NULL OR p.valid_until > $1) ",
+            $which
+        )
+    };
+}
+
+const ACCOUNTS: &str = accounts!("ORDER BY a.created_at, a.id");
+const ACCOUNT: &str = accounts!("WHERE a.id = $2");
+const FOUND_ACCOUNTS: &str = accounts!(
+    "WHERE (LOWER(a.name) LIKE $2 ESCAPE '!' OR a.id = $3) AND ($4 = '' OR (a.created_at, a.id) > (SELECT b.created_at, b.id FROM account b WHERE b.id = $4)) ORDER BY a.created_at, a.id LIMIT $5"
+);
+
+/// What a list is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Search<'a> {
+    /// Part of a name or address, or all of an id; empty: any.
+    pub text: &'a str,
+    /// Behind which id; empty: from the beginning.
+    pub after: &'a str,
+    /// How many at most.
+    pub n_max: u32,
+}
+
+impl Search<'_> {
+    /// As `LIKE` takes it.
+    pub(crate) fn pattern(&self) -> String {
+        let mut pattern = String::from("%");
+        for letter in self.text.to_lowercase().chars() {
+            if "!%_".contains(letter) {
+                pattern.push('!');
+            }
+            pattern.push(letter);
+        }
+        pattern.push('%');
+        pattern
+    }
+}
+
+fn read_account(row: &AnyRow) -> Result<AccountRow, PlatformError> {
+    Ok(AccountRow {
+        id: get_parsed(row, "id")?,
+        name: get(row, "name")?,
+        status: if get::<String>(row, "status")? == "active" { AccountStatus::Active } else { AccountStatus::Suspended },
+        plan: get(row, "plan_id")?,
+        overage: if get::<String>(row, "overage")? == "charge" { Overage::Charge } else { Overage::Refuse },
+        spending_cap: get_money(row, "spending_cap")?,
+        created_at: get_time(row, "created_at")?,
+    })
+}
 
 impl Store {
     /// Checks that keys are hashed with the secret that the database was set up with; the first one sets it up.
@@ -77,35 +128,38 @@ impl Store {
 
     /// All accounts.
     pub async fn accounts(&self, now: Timestamp) -> Result<Vec<AccountRow>, PlatformError> {
-        self.accounts_where("", now).await
+        let rows = sqlx::query(ACCOUNTS).bind(now.0).fetch_all(self.pool()).await;
+        rows.map_err(PlatformError::database("reading accounts"))?.iter().map(read_account).collect()
+    }
+
+    /// Some accounts, the oldest first.
+    pub async fn find_accounts(&self, search: Search<'_>, now: Timestamp) -> Result<Vec<AccountRow>, PlatformError> {
+        let query = sqlx::query(FOUND_ACCOUNTS).bind(now.0).bind(search.pattern()).bind(search.text.to_string());
+        let rows = query.bind(search.after.to_string()).bind(i64::from(search.n_max)).fetch_all(self.pool()).await;
+        rows.map_err(PlatformError::database("reading accounts"))?.iter().map(read_account).collect()
+    }
+
+    /// How many accounts there are.
+    pub async fn n_accounts(&self) -> Result<u64, PlatformError> {
+        let row = sqlx::query("SELECT COUNT(*) AS n FROM account").fetch_one(self.pool()).await;
+        get_count(&row.map_err(PlatformError::database("counting accounts"))?, "n")
     }
 
     /// One account.
     pub async fn account(&self, id: AccountId, now: Timestamp) -> Result<AccountRow, PlatformError> {
-        self.accounts_where(&id.to_string(), now).await?.pop().ok_or(PlatformError::NotFound { what: "account" })
-    }
-
-    async fn accounts_where(&self, id: &str, now: Timestamp) -> Result<Vec<AccountRow>, PlatformError> {
-        let rows = sqlx::query(ACCOUNTS).bind(now.0).bind(id.to_string()).fetch_all(self.pool()).await;
-        let read = |row: &AnyRow| {
-            Ok(AccountRow {
-                id: get_parsed(row, "id")?,
-                name: get(row, "name")?,
-                status: if get::<String>(row, "status")? == "active" { AccountStatus::Active } else { AccountStatus::Suspended },
-                plan: get(row, "plan_id")?,
-                overage: if get::<String>(row, "overage")? == "charge" { Overage::Charge } else { Overage::Refuse },
-                spending_cap: get_money(row, "spending_cap")?,
-                created_at: get_time(row, "created_at")?,
-            })
-        };
-        rows.map_err(PlatformError::database("reading accounts"))?.iter().map(read).collect()
+        let row = sqlx::query(ACCOUNT).bind(now.0).bind(id.to_string()).fetch_optional(self.pool()).await;
+        let row = row.map_err(PlatformError::database("reading an account"))?;
+        read_account(&row.ok_or(PlatformError::NotFound { what: "account" })?)
     }
 
     /// The projects of an account, or of all.
     pub async fn projects(&self, account: Option<AccountId>) -> Result<Vec<ProjectRow>, PlatformError> {
-        let query =
-            sqlx::query("SELECT id, account_id, name, created_at FROM project WHERE account_id = $1 OR $1 = '' ORDER BY created_at, id");
-        let rows = query.bind(account.map_or_else(String::new, |id| id.to_string())).fetch_all(self.pool()).await;
+        let query = match account {
+            Some(id) => sqlx::query("SELECT id, account_id, name, created_at FROM project WHERE account_id = $1 ORDER BY created_at, id")
+                .bind(id.to_string()),
+            None => sqlx::query("SELECT id, account_id, name, created_at FROM project ORDER BY created_at, id"),
+        };
+        let rows = query.fetch_all(self.pool()).await;
         let read = |row: &AnyRow| {
             Ok(ProjectRow {
                 id: get_parsed(row, "id")?,

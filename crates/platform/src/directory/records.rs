@@ -395,10 +395,21 @@ impl Store {
 
     /// The keys of an account, or all.
     pub async fn api_keys(&self, account: Option<AccountId>) -> Result<Vec<ApiKey>, PlatformError> {
-        let query = sqlx::query("SELECT * FROM api_key WHERE account_id = $1 OR $1 = '' ORDER BY created_at, id");
-        let query = query.bind(account.map_or_else(String::new, |id| id.to_string()));
+        let query = match account {
+            Some(id) => sqlx::query("SELECT * FROM api_key WHERE account_id = $1 ORDER BY created_at, id").bind(id.to_string()),
+            None => sqlx::query("SELECT * FROM api_key ORDER BY created_at, id"),
+        };
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading keys"))?;
         rows.iter().map(read_key).collect()
+    }
+
+    /// How many keys of an account open something from a time on; from the beginning of time, all that there ever were.
+    pub async fn n_api_keys(&self, account: AccountId, from: Timestamp) -> Result<u64, PlatformError> {
+        let query = sqlx::query(
+            "SELECT COUNT(*) AS n FROM api_key WHERE account_id = $1 AND (revoked_at IS NULL OR revoked_at > $2) AND (expires_at IS NULL OR expires_at > $2)",
+        );
+        let row = query.bind(account.to_string()).bind(from.0).fetch_one(self.pool()).await;
+        crate::store::get_count(&row.map_err(PlatformError::database("counting keys"))?, "n")
     }
 
     /// The limits of a project.

@@ -31,6 +31,15 @@ pub struct Member {
     pub has_second_factor: bool,
 }
 
+/// Whether somebody may make owners, and unmake them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnersRight {
+    /// They may.
+    Granted,
+    /// They may not.
+    Withheld,
+}
+
 /// An invitation that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invitation {
@@ -137,8 +146,15 @@ impl Store {
         Ok(accounts)
     }
 
-    /// Gives a member another role, or none. The last owner stays one.
-    pub async fn set_role(&self, account: AccountId, (person, role): (PersonId, Option<Role>), by: &By) -> Result<(), PlatformError> {
+    /// Gives a member another role, or none. The last owner stays one, and only who may make owners changes what an owner is: asked of
+    /// what they are at this moment, whatever they were when the page was written. Invitations that they sent end with the role that let
+    /// them.
+    pub async fn set_role(
+        &self,
+        account: AccountId,
+        (person, role): (PersonId, Option<Role>),
+        (owners, by): (OwnersRight, &By),
+    ) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
         let failed = || PlatformError::database("changing a member");
         let lock = sqlx::query("UPDATE directory_revision SET revision = revision");
@@ -148,6 +164,9 @@ impl Store {
         let roles = rows.iter().map(|row| Ok((get_parsed::<PersonId>(row, "person_id")?, get_parsed::<Role>(row, "role")?)));
         let roles = roles.collect::<Result<Vec<_>, PlatformError>>()?;
         let before = roles.iter().find(|(id, _)| *id == person).map(|(_, role)| *role).ok_or(PlatformError::NotFound { what: "member" })?;
+        if owners == OwnersRight::Withheld && (before == Role::Owner || role == Some(Role::Owner)) {
+            return Err(PlatformError::Forbidden);
+        }
         let n_owners = roles.iter().filter(|(_, role)| *role == Role::Owner).count();
         if before == Role::Owner && role != Some(Role::Owner) && n_owners == 1 {
             return Err(PlatformError::Invalid { field: "role", reason: "an account has an owner: make somebody else one first".into() });
@@ -162,6 +181,11 @@ impl Store {
                 .bind(person.to_string()),
         };
         query.execute(&mut *write.transaction).await.map_err(failed())?;
+        if role.is_none_or(|role| role < before) {
+            let delete = sqlx::query("DELETE FROM invitation WHERE account_id = $1 AND invited_by = $2");
+            let delete = delete.bind(account.to_string()).bind(person.to_string());
+            delete.execute(&mut *write.transaction).await.map_err(failed())?;
+        }
         let action = if role.is_some() { "member.role_changed" } else { "member.removed" };
         let after = role.map_or(Value::Null, |role| json!({ "role": role.name() }));
         let deed = member_deed(action, (account, person.to_string()), json!({ "role": before.name() }), after);
@@ -258,6 +282,15 @@ impl Store {
         write.commit("revoking an invitation").await
     }
 
+    /// Whether an account is at work: nobody joins one that is suspended.
+    async fn check_takes_members(&self, write: &mut Write<'_>, account: AccountId) -> Result<(), PlatformError> {
+        let query = sqlx::query("SELECT status FROM account WHERE id = $1").bind(account.to_string());
+        let row = query.fetch_one(&mut *write.transaction).await.map_err(PlatformError::database("accepting an invitation"))?;
+        let is_active = get::<String>(&row, "status")? == "active";
+        let reason = || "this account is suspended: the invitation can be accepted when it works again".to_string();
+        if is_active { Ok(()) } else { Err(PlatformError::Invalid { field: "account", reason: reason() }) }
+    }
+
     /// Accepts an invitation: for whom it was sent to, and for nobody else who has the link.
     pub(crate) async fn accept_invitation(&self, hash: &[u8], person: &Person, by: &By) -> Result<AccountId, PlatformError> {
         let mut write = self.begin().await?;
@@ -265,6 +298,7 @@ impl Store {
         let delete = delete.bind(hash.to_vec()).bind(person.email.clone()).bind(by.at.0);
         let row = delete.fetch_optional(&mut *write.transaction).await.map_err(PlatformError::database("accepting an invitation"))?;
         let invitation = read_invitation(&row.ok_or(PlatformError::Credentials)?)?;
+        self.check_takes_members(&mut write, invitation.account).await?;
         self.put_member(&mut write, invitation.account, (person.id, invitation.role), by).await?;
         let after = json!({ "email": invitation.email });
         let deed = member_deed("invitation.accepted", (invitation.account, invitation.id.to_string()), Value::Null, after);

@@ -7,12 +7,14 @@ pub mod mail;
 mod member;
 #[cfg(test)]
 mod mutants;
+mod passkey;
 mod password;
 mod person;
 mod second_factor;
 mod session;
 mod throttle;
 mod token;
+mod webauthn;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,11 +26,12 @@ use crate::directory::NewAccount;
 use crate::error::PlatformError;
 use crate::identity::mail::{Mail, Mailer};
 use crate::identity::password::{Passwords, check_password};
-use crate::identity::person::{LinkPurpose, personal};
+use crate::identity::person::LinkPurpose;
 use crate::identity::second_factor::{SecondFactor, recovery_code_as_hashed, recovery_codes};
 use crate::identity::session::{NewSession, Proof, end_of_session};
-use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, MAILS, Throttle};
+use crate::identity::throttle::{BY_ADDRESS, BY_PERSON, BY_PERSON_AND_ADDRESS, CODES, INVITATIONS, MAILS, Throttle};
 use crate::identity::token::TokenHasher;
+use crate::identity::webauthn::Party;
 use crate::ids::{AccountId, InvitationId, PersonId};
 use crate::ledger::Overage;
 use crate::limits::{CONFIRM_LINK_AGE_MAX, RESET_LINK_AGE_MAX, SECOND_FACTOR_WAIT_MAX};
@@ -37,7 +40,10 @@ use crate::policy::Role;
 use crate::secret_file::InstallationSecret;
 use crate::store::Store;
 
-pub use member::{Invitation, Member};
+pub use member::{Invitation, Member, OwnersRight};
+pub(crate) use passkey::Answered;
+pub use passkey::Passkey;
+pub(crate) use person::personal;
 pub use person::{OperatorRight, Person, email_of};
 pub(crate) use session::Submission;
 pub use session::{Session, Stage, Visitor};
@@ -52,6 +58,8 @@ pub struct NewPerson {
     pub name: String,
     /// As it was typed.
     pub password: String,
+    /// What the terminal's link holds for whoever is first; nothing for everybody else.
+    pub first: String,
 }
 
 /// From where somebody asks.
@@ -61,7 +69,8 @@ pub struct Whence {
     pub by: By,
     /// The program, as it names itself.
     pub agent: String,
-    /// Whether this is the machine itself, asked by its own name, with nothing between.
+    /// Whether this looks like the machine itself, asked by its own name. A proxy on the machine may look so, too: it proves nothing
+    /// by itself.
     pub is_local: bool,
 }
 
@@ -86,14 +95,27 @@ pub enum SignedIn {
     Unconfirmed(Token),
 }
 
+/// Where an address was confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Confirmed {
+    /// In the browser that signed up, whose session is open now.
+    SameBrowser,
+    /// In another, which signs in.
+    Elsewhere,
+}
+
 /// See the module.
 pub struct Identity {
     store: Arc<Store>,
     passwords: Passwords,
     hasher: TokenHasher,
     totp_secret: [u8; 32],
+    /// What whoever started the program was told: with it, at the machine, whoever is first is the operator.
+    first: Token,
     throttle: Throttle,
     mailer: Mailer,
+    /// What passkeys are bound to; nothing where browsers give none.
+    party: Option<Party>,
     /// Where links lead, without a slash at the end. Never what a request calls the server.
     public_url: String,
 }
@@ -117,24 +139,38 @@ fn hasher(secret: &InstallationSecret) -> TokenHasher {
 const AGENT_CHARS_MAX: usize = 120;
 
 impl Identity {
-    pub(crate) fn new(store: Arc<Store>, secret: &InstallationSecret, mailer: Mailer, public_url: String) -> Self {
+    pub(crate) fn new(store: Arc<Store>, secret: &InstallationSecret, mailer: Mailer, public_url: String) -> Result<Self, PlatformError> {
         let derive = |context| secret.derive(context);
-        Self {
+        Ok(Self {
             store,
             passwords: Passwords::new(derive("bitnet platform 2026 pepper of passwords")),
             hasher: hasher(secret),
             totp_secret: derive("bitnet platform 2026 secrets of second factors"),
+            first: Token::random()?,
             throttle: Throttle::default(),
             mailer,
+            party: Party::of(&public_url),
             public_url,
-        }
+        })
     }
 
-    fn throttle(&self, email: &str, whence: &Whence) -> Result<(), PlatformError> {
+    /// The path by which whoever started the program signs up first.
+    pub(crate) fn first_path(&self) -> String {
+        format!("/sign-up?first={}", self.first.reveal())
+    }
+
+    /// Whether somebody at the machine has what the terminal shows: that they are its own, and no stranger behind a proxy on it.
+    pub(crate) fn is_of_terminal(&self, first: &str, whence: &Whence) -> bool {
+        whence.is_local && self.hash_of("first", first) == self.hash_of("first", self.first.reveal())
+    }
+
+    /// Counts an attempt at something. What strangers may ask for, such as a link to set a password, uses up none of the attempts that
+    /// signing in has.
+    fn throttle(&self, (what, email): (&'static str, &str), whence: &Whence) -> Result<(), PlatformError> {
         let place = whence.place();
-        self.throttle.count(format!("place {place}"), BY_ADDRESS, whence.by.at)?;
-        self.throttle.count(format!("pair {place} {email}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
-        self.throttle.count(format!("person {email}"), BY_PERSON, whence.by.at)
+        self.throttle.count(format!("{what} place {place}"), BY_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("{what} pair {place} {email}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("{what} person {email}"), BY_PERSON, whence.by.at)
     }
 
     /// The hash of anything that is presented once, for a purpose.
@@ -142,21 +178,22 @@ impl Identity {
         self.hasher.hash_any(purpose, text)
     }
 
-    /// Signs somebody up. Whoever is first, on the machine itself, is the operator and needs no mail; everybody else gets one,
+    /// Signs somebody up. Whoever is first, by the terminal's link on the machine itself, is the operator and needs no mail; everybody else gets one,
     /// whether the address is known or not, and hears nothing before that, so that no time tells the one from the other.
     pub(crate) async fn sign_up(self: &Arc<Self>, new: NewPerson, whence: &Whence) -> Result<SignedIn, PlatformError> {
         let email = email_of(&new.email)?;
+        let is_of_terminal = self.is_of_terminal(&new.first, whence);
         let name = new.name.trim().to_string();
         crate::directory::check_label(&name)?;
         check_password(&new.password, &email)?;
-        self.throttle(&email, whence)?;
+        self.throttle(("sign-up", &email), whence)?;
         let password_hash = self.passwords.hash(new.password).await?;
         // A database that is away is said at once.
         self.store.person_by_email(&email).await?;
         let token = Token::random()?;
         let (own, later, shown) = (self.clone(), whence.clone(), token.clone());
-        let enrolling = async move { own.enrol((&email, &name, password_hash), token, &later).await };
-        if whence.is_local {
+        let enrolling = async move { own.enrol((&email, &name, password_hash), (token, is_of_terminal), &later).await };
+        if is_of_terminal {
             return enrolling.await;
         }
         tokio::spawn(async move {
@@ -167,9 +204,14 @@ impl Identity {
         Ok(SignedIn::Unconfirmed(shown))
     }
 
-    async fn enrol(&self, new: (&str, &str, String), token: Token, whence: &Whence) -> Result<SignedIn, PlatformError> {
+    async fn enrol(
+        &self,
+        new: (&str, &str, String),
+        (token, is_of_terminal): (Token, bool),
+        whence: &Whence,
+    ) -> Result<SignedIn, PlatformError> {
         let email = new.0;
-        let Some(person) = self.store.put_person(new, whence.is_local, &whence.by).await? else {
+        let Some(person) = self.store.put_person(new, is_of_terminal, &whence.by).await? else {
             self.mail_about_known_address(email, whence);
             return Ok(SignedIn::Unconfirmed(token));
         };
@@ -262,22 +304,48 @@ impl Identity {
         }
     }
 
-    /// Confirms an address by its link. Only the browser that signed up is signed in by that.
-    pub(crate) async fn confirm(&self, link: &str, whence: &Whence) -> Result<(), PlatformError> {
+    /// Whether a browser is the one that signed up the person of a link, and nobody has signed up with the address since: its session
+    /// would be gone. A link that is not good any more is nobody's.
+    pub(crate) async fn is_browser_of_link(&self, link: &str, waiting: Option<&Visitor>, whence: &Whence) -> Result<bool, PlatformError> {
+        let (Some(hash), Some(waiting)) = (self.hasher.hash("confirm", link), waiting) else { return Ok(false) };
+        let owner = self.store.link(&hash, LinkPurpose::Confirm, whence.by.at).await?;
+        Ok(owner == Some(waiting.person.id) && waiting.session.stage == Stage::Open)
+    }
+
+    /// Confirms an address by its link. Whoever has the mail has not thereby chosen the password that the address was signed up with,
+    /// perhaps by somebody else: that they know it is shown by the session of the browser that signed up, or by typing it.
+    pub(crate) async fn confirm(
+        &self,
+        link: &str,
+        (waiting, password): (Option<&Visitor>, String),
+        whence: &Whence,
+    ) -> Result<Confirmed, PlatformError> {
         let hash = self.hasher.hash("confirm", link).ok_or(PlatformError::Credentials)?;
+        let is_same_browser = self.is_browser_of_link(link, waiting, whence).await?;
+        if !is_same_browser {
+            self.throttle.count(format!("confirm place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
+            let owner = self.store.link(&hash, LinkPurpose::Confirm, whence.by.at).await?.ok_or(PlatformError::Credentials)?;
+            self.throttle.count(format!("confirm {owner}"), BY_PERSON_AND_ADDRESS, whence.by.at)?;
+            let owner = self.store.person(owner).await?.ok_or(PlatformError::Credentials)?;
+            if !self.passwords.is_right(Some(owner.password_hash), password).await? {
+                let reason = "this is not the password that the address was signed up with: if it was not you, set a new one instead";
+                return Err(PlatformError::Invalid { field: "password", reason: reason.into() });
+            }
+        }
         let id = self.store.confirm_person(&hash, &whence.by).await?;
         let person = self.store.person(id).await?.ok_or(PlatformError::NotFound { what: "person" })?;
         if self.store.invitations_of(&person.email, whence.by.at).await? == 0 {
             self.first_account(&person, whence).await?;
         }
-        Ok(())
+        Ok(if is_same_browser { Confirmed::SameBrowser } else { Confirmed::Elsewhere })
     }
 
-    /// Signs somebody in, as far as a password goes.
-    pub(crate) async fn log_in(&self, email: &str, password: String, whence: &Whence) -> Result<SignedIn, PlatformError> {
+    /// Signs somebody in, as far as a password goes. An address that is still to be confirmed is answered as a wrong password is, or
+    /// signing up and then in would tell whether somebody had it before; the mail tells more.
+    pub(crate) async fn log_in(self: &Arc<Self>, email: &str, password: String, whence: &Whence) -> Result<SignedIn, PlatformError> {
         // What is no address is counted as well, and takes as long.
         let email = email_of(email).unwrap_or_else(|_| "none".into());
-        self.throttle(&email, whence)?;
+        self.throttle(("log-in", &email), whence)?;
         let person = self.store.person_by_email(&email).await?;
         let hash = person.as_ref().map(|person| person.password_hash.clone());
         let is_right = self.passwords.is_right(hash, password).await?;
@@ -287,9 +355,13 @@ impl Identity {
             return Err(PlatformError::Credentials);
         }
         if person.verified_at.is_none() {
-            let token = self.begin(person.id, Stage::Open, whence).await?;
-            self.mail_link((person.id, &email), LinkPurpose::Confirm, whence).await?;
-            return Ok(SignedIn::Unconfirmed(token));
+            let (own, whence) = (self.clone(), whence.clone());
+            tokio::spawn(async move {
+                if let Err(error) = own.mail_link((person.id, &email), LinkPurpose::Confirm, &whence).await {
+                    tracing::warn!(%error, "a link to confirm an address was left out");
+                }
+            });
+            return Err(PlatformError::Credentials);
         }
         if person.totp_since.is_some() {
             return Ok(SignedIn::SecondFactor(self.begin(person.id, Stage::SecondFactor, whence).await?));
@@ -300,7 +372,7 @@ impl Identity {
     /// Signs somebody in whose password was right, by a code of the second factor or of the paper.
     pub(crate) async fn second_factor(&self, waiting: &Visitor, code: &str, whence: &Whence) -> Result<Token, PlatformError> {
         let person = &waiting.person;
-        self.throttle(&format!("code of {}", person.id), whence)?;
+        self.throttle.count(format!("code of {}", person.id), CODES, whence.by.at)?;
         let proof = match self.factor_of(person)?.step_of(code, unix_seconds(&whence.by), person.totp_last_step) {
             Some(step) => Some(Proof::Step(step)),
             None => recovery_code_as_hashed(code).map(|code| Proof::Recovery(self.hasher.hash_any("recovery code", &code))),
@@ -334,7 +406,7 @@ impl Identity {
     /// Mails a link to set a new password, if there is somebody of that address; nobody waits for it.
     pub(crate) async fn forgot(self: &Arc<Self>, email: &str, whence: &Whence) -> Result<(), PlatformError> {
         let email = email_of(email)?;
-        self.throttle(&email, whence)?;
+        self.throttle(("forgot", &email), whence)?;
         let Some(person) = self.store.person_by_email(&email).await? else { return Ok(()) };
         let (own, whence) = (self.clone(), whence.clone());
         tokio::spawn(async move {
@@ -357,7 +429,7 @@ impl Identity {
     /// Sets a new password by a link; all sessions end.
     pub(crate) async fn reset(&self, link: &str, password: String, whence: &Whence) -> Result<(), PlatformError> {
         let hash = self.hasher.hash("reset", link).ok_or(PlatformError::Credentials)?;
-        self.throttle.count(format!("place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
+        self.throttle.count(format!("reset place {}", whence.place()), BY_ADDRESS, whence.by.at)?;
         let owner = self.store.link(&hash, LinkPurpose::Reset, whence.by.at).await?.ok_or(PlatformError::Credentials)?;
         let owner = self.store.person(owner).await?.ok_or(PlatformError::Credentials)?;
         check_password(&password, &owner.email)?;
@@ -367,7 +439,7 @@ impl Identity {
     }
 
     async fn check_own_password(&self, person: &Person, password: String, whence: &Whence) -> Result<(), PlatformError> {
-        self.throttle(&format!("own password of {}", person.id), whence)?;
+        self.throttle(("own password", &person.id.to_string()), whence)?;
         let is_right = self.passwords.is_right(Some(person.password_hash.clone()), password).await?;
         if is_right { Ok(()) } else { Err(PlatformError::Invalid { field: "password", reason: "this is not your password".into() }) }
     }
@@ -407,7 +479,7 @@ impl Identity {
 
     /// Uses the second factor from now on, if its code is right; returns the codes for paper.
     pub(crate) async fn enable_second_factor(&self, person: &Person, code: &str, whence: &Whence) -> Result<Vec<String>, PlatformError> {
-        self.throttle(&format!("code of {}", person.id), whence)?;
+        self.throttle(("first code", &person.id.to_string()), whence)?;
         let step = self.factor_of(person)?.step_of(code, unix_seconds(&whence.by), 0);
         let wrong = || PlatformError::Invalid { field: "code", reason: "this is not the code of now: is the device's clock right?".into() };
         let step = step.ok_or_else(wrong)?;
@@ -431,7 +503,10 @@ impl Identity {
         by: &By,
     ) -> Result<InvitationId, PlatformError> {
         let email = email_of(email)?;
-        self.throttle.count(format!("mail {email}"), MAILS, by.at)?;
+        self.throttle.count(format!("invitations by {}", by.actor), INVITATIONS, by.at)?;
+        self.throttle.count(format!("invitations into {account}"), INVITATIONS, by.at)?;
+        // Counted by themselves: how many of the other mails an address gets tells whether it is known.
+        self.throttle.count(format!("invitation to {email}"), MAILS, by.at)?;
         let token = Token::random()?;
         let hash = self.hasher.hash_any("invitation", token.reveal());
         let id = self.store.put_invitation(account, (&email, role, hash), by).await?;

@@ -115,7 +115,8 @@ async fn cookie_or_link_that_is_almost_right_opens_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = store(&folder).await;
     let (mailer, _sender) = mailer(&MailRoute::Terminal, |_| {}).expect("a mailer");
-    let identity = Identity::new(store.clone(), &InstallationSecret::new([5; 32]), mailer, "http://localhost".into());
+    let identity =
+        Identity::new(store.clone(), &InstallationSecret::new([5; 32]), mailer, "http://localhost".into()).expect("a public URL");
     let person = store.put_person(("ann@example.com", "Ann", "no hash".into()), true, &by()).await.expect("kept").expect("new").id;
     let other: PersonId = store.put_person(("bob@example.com", "Bob", "no hash".into()), true, &by()).await.expect("kept").expect("new").id;
     let tokens: Vec<Token> = (0..4).map(|_| Token::random().expect("random")).collect();

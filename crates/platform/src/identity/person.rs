@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 
 use crate::audit::{By, Deed};
+use crate::directory::Search;
 use crate::error::PlatformError;
 use crate::ids::{AccountId, PersonId};
-use crate::limits::EMAIL_BYTES_MAX;
+use crate::limits::{EMAIL_BYTES_MAX, N_FORGOTTEN_AT_ONCE, UNCONFIRMED_AGE_MAX};
 use crate::store::{Store, Write, get, get_count, get_optional_time, get_parsed, get_time};
 use crate::time::Timestamp;
 
@@ -79,11 +80,28 @@ pub(crate) fn personal(action: &'static str, person: PersonId, account: Option<A
     Deed { action, account, target: person.to_string(), before: Value::Null, after }
 }
 
+const FOUND_PEOPLE: &str = "SELECT p.* FROM person p WHERE (p.email LIKE $1 ESCAPE '!' OR LOWER(p.name) LIKE $1 ESCAPE '!' OR p.id = $2) AND ($3 = '' OR (p.created_at, p.id) > (SELECT b.created_at, b.id FROM person b WHERE b.id = $3)) ORDER BY p.created_at, p.id LIMIT $4";
+/// Who has not confirmed an address for long, and has no link by which to.
+const FORGOTTEN: &str = "SELECT p.id FROM person p WHERE p.verified_at IS NULL AND p.created_at <= $1 AND NOT EXISTS (SELECT 1 FROM mail_link l WHERE l.person_id = p.id AND l.expires_at > $2) ORDER BY p.created_at LIMIT $3";
+
 impl Store {
     /// Everybody.
     pub async fn people(&self) -> Result<Vec<Person>, PlatformError> {
         let rows = sqlx::query("SELECT * FROM person ORDER BY created_at, id").fetch_all(self.pool()).await;
         rows.map_err(PlatformError::database("reading people"))?.iter().map(read_person).collect()
+    }
+
+    /// Some people, the oldest first.
+    pub async fn find_people(&self, search: Search<'_>) -> Result<Vec<Person>, PlatformError> {
+        let query = sqlx::query(FOUND_PEOPLE).bind(search.pattern()).bind(search.text.to_string()).bind(search.after.to_string());
+        let rows = query.bind(i64::from(search.n_max)).fetch_all(self.pool()).await;
+        rows.map_err(PlatformError::database("reading people"))?.iter().map(read_person).collect()
+    }
+
+    /// How many people there are.
+    pub async fn n_people(&self) -> Result<u64, PlatformError> {
+        let row = sqlx::query("SELECT COUNT(*) AS n FROM person").fetch_one(self.pool()).await;
+        get_count(&row.map_err(PlatformError::database("counting people"))?, "n")
     }
 
     /// Somebody by address.
@@ -112,7 +130,7 @@ impl Store {
     pub(crate) async fn put_person(
         &self,
         (email, name, password_hash): (&str, &str, String),
-        is_local: bool,
+        is_of_terminal: bool,
         by: &By,
     ) -> Result<Option<Person>, PlatformError> {
         let mut write = self.begin().await?;
@@ -120,6 +138,7 @@ impl Store {
         // One after another: two who are first at once cannot both be.
         let lock = sqlx::query("UPDATE directory_revision SET revision = revision");
         lock.execute(&mut *write.transaction).await.map_err(failed())?;
+        self.forget_unconfirmed(&mut write, by.at).await?;
         let first = sqlx::query("SELECT id FROM person LIMIT 1").fetch_optional(&mut *write.transaction).await.map_err(failed())?.is_none();
         let known = sqlx::query("SELECT * FROM person WHERE email = $1").bind(email.to_string());
         let known = known.fetch_optional(&mut *write.transaction).await.map_err(failed())?;
@@ -128,7 +147,7 @@ impl Store {
             return Ok(None);
         }
         let id = known.map_or_else(PersonId::random, |person| Ok(person.id))?;
-        let now = (first && is_local).then_some(by.at.0);
+        let now = (first && is_of_terminal).then_some(by.at.0);
         // Whoever signed up before with this address loses what they got for it.
         self.forget_sessions(&mut write, id, None).await?;
         let delete = sqlx::query("DELETE FROM mail_link WHERE person_id = $1").bind(id.to_string());
@@ -143,6 +162,24 @@ impl Store {
         self.audit(&mut write, &by, personal("person.signed_up", id, None, after)).await?;
         write.commit("signing somebody up").await?;
         self.person(id).await
+    }
+
+    /// Forgets some of those who have not confirmed their address for long: anybody can make them, and they have nothing.
+    async fn forget_unconfirmed(&self, write: &mut Write<'_>, now: Timestamp) -> Result<(), PlatformError> {
+        let failed = || PlatformError::database("forgetting who never confirmed an address");
+        let query = sqlx::query(FORGOTTEN).bind(now.minus(UNCONFIRMED_AGE_MAX).0).bind(now.0).bind(N_FORGOTTEN_AT_ONCE);
+        for row in query.fetch_all(&mut *write.transaction).await.map_err(failed())? {
+            let id: PersonId = get_parsed(&row, "id")?;
+            for of_theirs in [
+                "DELETE FROM session WHERE person_id = $1",
+                "DELETE FROM mail_link WHERE person_id = $1",
+                "DELETE FROM person WHERE id = $1",
+            ] {
+                sqlx::query(of_theirs).bind(id.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
+            }
+            self.audit(write, &By::job("identity", now), personal("person.forgotten", id, None, Value::Null)).await?;
+        }
+        Ok(())
     }
 
     /// Keeps a link's hash.

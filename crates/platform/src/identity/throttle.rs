@@ -22,6 +22,10 @@ pub(crate) const BY_PERSON_AND_ADDRESS: Pace = Pace { n_at_once: 6, every: Durat
 pub(crate) const BY_PERSON: Pace = Pace { n_at_once: 30, every: Duration::from_secs(20) };
 /// Attempts from one place for anybody.
 pub(crate) const BY_ADDRESS: Pace = Pace { n_at_once: 60, every: Duration::from_secs(2) };
+/// Codes of a second factor for one person, whose password was right: six digits are soon guessed.
+pub(crate) const CODES: Pace = Pace { n_at_once: 10, every: Duration::from_secs(15 * 60) };
+/// Invitations by one person, and into one account: they are mails to anybody.
+pub(crate) const INVITATIONS: Pace = Pace { n_at_once: 30, every: Duration::from_secs(10 * 60) };
 /// Mails to one address.
 pub(crate) const MAILS: Pace = Pace { n_at_once: 4, every: Duration::from_secs(300) };
 

@@ -97,6 +97,8 @@ pub enum Action {
     ViewKeys,
     /// Make, rotate and revoke keys.
     ManageKeys,
+    /// Make, rotate and revoke keys for administration, which open what their maker's role may not.
+    ManageAdminKeys,
     /// Make projects.
     ManageProjects,
     /// See who belongs to it.
@@ -119,12 +121,13 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ViewAccount,
         Self::ViewUsage,
         Self::UseModels,
         Self::ViewKeys,
         Self::ManageKeys,
+        Self::ManageAdminKeys,
         Self::ManageProjects,
         Self::ViewMembers,
         Self::ManageMembers,
@@ -144,6 +147,7 @@ impl Action {
             Self::UseModels => "models.use",
             Self::ViewKeys => "keys.view",
             Self::ManageKeys => "keys.manage",
+            Self::ManageAdminKeys => "admin_keys.manage",
             Self::ManageProjects => "projects.manage",
             Self::ViewMembers => "members.view",
             Self::ManageMembers => "members.manage",
@@ -255,16 +259,31 @@ impl Policy {
 
     /// Whether the policies permit it. What cannot be decided is refused.
     pub fn permits(&self, principal: &Principal, action: Action, target: Target) -> bool {
-        let decided = self.entities(principal, target).and_then(|(entities, person, resource)| {
-            let action = self.actions.get(&action).cloned().ok_or_else(|| broken(&"an action without a name"))?;
-            let request = Request::new(person, action, resource, Context::empty(), Some(&self.schema)).map_err(|error| broken(&error))?;
-            Ok(self.authorizer.is_authorized(&request, &self.policies, &entities).decision() == Decision::Allow)
-        });
-        decided.unwrap_or_else(|error| {
-            // A request that does not fit the schema, such as operating an account, is one that nobody may make.
-            tracing::debug!(%error, "refused, since it cannot be decided");
-            false
-        })
+        self.permitted(principal, &[action], target).contains(&action)
+    }
+
+    /// Those of some actions that the policies permit: what they are about is looked up once for all of them.
+    pub fn permitted(&self, principal: &Principal, actions: &[Action], target: Target) -> Vec<Action> {
+        let entities = match self.entities(principal, target) {
+            Ok(entities) => entities,
+            Err(error) => {
+                tracing::error!(%error, "all is refused, since nothing can be decided");
+                return Vec::new();
+            }
+        };
+        actions.iter().copied().filter(|&action| self.decide(action, &entities)).collect()
+    }
+
+    fn decide(&self, action: Action, (entities, person, resource): &(Entities, EntityUid, EntityUid)) -> bool {
+        let Some(uid) = self.actions.get(&action).cloned() else { return false };
+        match Request::new(person.clone(), uid, resource.clone(), Context::empty(), Some(&self.schema)) {
+            Ok(request) => self.authorizer.is_authorized(&request, &self.policies, entities).decision() == Decision::Allow,
+            Err(error) => {
+                // A request that does not fit the schema, such as operating an account, is one that nobody may make.
+                tracing::debug!(%error, "refused, since it cannot be decided");
+                false
+            }
+        }
     }
 }
 
@@ -289,6 +308,7 @@ mod tests {
             (Action::UseModels, "OAD"),
             (Action::ViewKeys, "OADBV"),
             (Action::ManageKeys, "OAD"),
+            (Action::ManageAdminKeys, "OA"),
             (Action::ManageProjects, "OA"),
             (Action::ViewMembers, "OADBV"),
             (Action::ManageMembers, "OA"),

@@ -14,6 +14,7 @@ use crate::policy::Role;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
 use crate::portal::page::{Fault, PortalError, Shell, dollars, grouped, redirect, show, show_as};
+use crate::time::Timestamp;
 
 type Answer = Result<Response, PortalError>;
 
@@ -36,7 +37,7 @@ pub(super) async fn choose(State(portal): State<Portal>, visit: Visit) -> Answer
     if let [(account, role)] = accounts.as_slice()
         && visit.asked("all").is_empty()
     {
-        let is_new = portal.platform().store().api_keys(Some(account.id)).await?.is_empty();
+        let is_new = portal.platform().store().n_api_keys(account.id, Timestamp(0)).await? == 0;
         let begins = is_new && matches!(role, Role::Owner | Role::Admin | Role::Developer);
         return Ok(redirect(&format!("/accounts/{}{}", account.id, if begins { "/start" } else { "" })));
     }
@@ -129,10 +130,11 @@ struct OverviewPage<'a> {
     plan: String,
     balance: Balance,
     operations: Share,
-    n_keys: usize,
+    n_keys: u64,
     n_members: usize,
     models: Vec<ModelView>,
     days: crate::portal::usage::Table,
+    is_seen: bool,
 }
 
 /// What is going on.
@@ -142,12 +144,13 @@ pub(super) async fn overview(State(portal): State<Portal>, visit: Visit) -> Answ
     let plan = portal.platform().ledger().ledger().plan_at(account, now);
     let balance = portal.platform().ledger().ledger().balance(account, now);
     let operations = Share { used: balance.used.n_included, most: plan.as_ref().and_then(|plan| plan.included_operations) };
-    let n_keys = store.api_keys(Some(account)).await?.iter().filter(|key| key.is_valid_at(now)).count();
+    let n_keys = store.n_api_keys(account, now).await?;
     let n_members = store.members(account).await?.len();
     let days = crate::portal::usage::table(&portal, account, (7, "")).await?;
     let shell = Shell::new(&visit, "Overview", "overview")?;
     let plan = plan.map_or_else(|| "none".into(), |plan| plan.name.clone());
-    show(&OverviewPage { shell, account, plan, balance, operations, n_keys, n_members, models: model_views(&portal).await?, days })
+    let (models, is_seen) = (model_views(&portal).await?, is_seen(&portal, account).await?);
+    show(&OverviewPage { shell, account, plan, balance, operations, n_keys, n_members, models, days, is_seen })
 }
 
 /// A first request, in four languages.
@@ -205,15 +208,35 @@ struct StartPage<'a> {
     shell: Shell<'a>,
     account: AccountId,
     key: Option<String>,
-    n_keys: usize,
+    n_keys: u64,
     snippets: Snippets,
     is_seen: bool,
     has_model: bool,
+    wait: Wait,
+}
+
+/// How a page waits for the first request: often at first, then less, then not any more.
+struct Wait {
+    /// How often it will have asked.
+    n_asked: u32,
+    /// How long until it asks.
+    pause_s: Option<u32>,
+}
+
+impl Wait {
+    fn after(n_asked: u32) -> Self {
+        let pause_s = match n_asked {
+            0..60 => Some(2),
+            60..180 => Some(10),
+            _ => None,
+        };
+        Self { n_asked: n_asked.saturating_add(1), pause_s }
+    }
 }
 
 async fn start_page(portal: &Portal, visit: &Visit, (key, fault): (Option<String>, Option<Fault>)) -> Answer {
     let (account, now) = (visit.account()?, portal.now());
-    let n_keys = portal.platform().store().api_keys(Some(account)).await?.iter().filter(|key| key.is_valid_at(now)).count();
+    let n_keys = portal.platform().store().n_api_keys(account, now).await?;
     let models = model_views(portal).await?;
     // One that chats is the friendliest to begin with.
     let model = models.iter().find(|model| model.has_chat).or_else(|| models.iter().find(|model| model.is_text));
@@ -221,8 +244,9 @@ async fn start_page(portal: &Portal, visit: &Visit, (key, fault): (Option<String
     let snippets = snippets(portal.public_url(), &shown, model);
     let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let shell = Shell::new(visit, "Get started", "start")?.with_fault(text);
-    let (is_seen, has_model) = (is_seen(portal, account), model.is_some());
-    show_as(status, &StartPage { shell, account, key, n_keys, snippets, is_seen, has_model })
+    let (is_seen, has_model) = (is_seen(portal, account).await?, model.is_some());
+    let wait = Wait::after(0);
+    show_as(status, &StartPage { shell, account, key, n_keys, snippets, is_seen, has_model, wait })
 }
 
 /// The way to a first request.
@@ -253,8 +277,10 @@ pub(super) async fn first_project(portal: &Portal, account: AccountId) -> Result
     Ok(projects.first().map(|project| project.id).ok_or(crate::error::PlatformError::NotFound { what: "project" })?)
 }
 
-fn is_seen(portal: &Portal, account: AccountId) -> bool {
-    portal.platform().ledger().ledger().balance(account, portal.now()).used.n_events > 0
+/// Whether a request has ever come: in this month, as the ledger knows at once, or in the tables.
+async fn is_seen(portal: &Portal, account: AccountId) -> Result<bool, PortalError> {
+    let is_of_month = portal.platform().ledger().ledger().balance(account, portal.now()).used.n_events > 0;
+    Ok(is_of_month || portal.platform().store().has_usage(account).await?)
 }
 
 #[derive(Template)]
@@ -262,6 +288,7 @@ fn is_seen(portal: &Portal, account: AccountId) -> bool {
 struct SeenPart {
     account: AccountId,
     is_seen: bool,
+    wait: Wait,
 }
 
 /// Whether the first request is there, for the page that waits for it.
@@ -270,7 +297,8 @@ pub(super) async fn seen(State(portal): State<Portal>, visit: Visit) -> Answer {
         return Ok(redirect(&format!("/accounts/{}/start", visit.account()?)));
     }
     let account = visit.account()?;
-    let mut response = show(&SeenPart { account, is_seen: is_seen(&portal, account) })?;
+    let wait = Wait::after(visit.asked("n").parse().unwrap_or(0));
+    let mut response = show(&SeenPart { account, is_seen: is_seen(&portal, account).await?, wait })?;
     response.headers_mut().insert(header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
     Ok(response.into_response())
 }

@@ -1,5 +1,7 @@
 //! Styles and scripts, in the binary. Their URLs hold their hash, so that browsers keep them for good and never an old one.
 
+use std::sync::LazyLock;
+
 use axum::extract::Path;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,6 +25,7 @@ const ASSETS: &[Asset] = &[
     asset!("portal.css", "text/css; charset=utf-8"),
     asset!("portal.js", "text/javascript; charset=utf-8"),
     asset!("playground.js", "text/javascript; charset=utf-8"),
+    asset!("passkeys.js", "text/javascript; charset=utf-8"),
     asset!("usage.js", "text/javascript; charset=utf-8"),
     asset!("htmx.min.js", "text/javascript; charset=utf-8"),
     asset!("htmx.LICENSE.txt", "text/plain; charset=utf-8"),
@@ -32,11 +35,15 @@ const ASSETS: &[Asset] = &[
     asset!("icon.svg", "image/svg+xml"),
 ];
 
+/// Where each of them is: they are part of the program, so their hashes are computed once.
+static URLS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let url = |asset: &Asset| format!("/assets/{}?v={}", asset.name, &blake3::hash(asset.text.as_bytes()).to_hex().as_str()[..12]);
+    ASSETS.iter().map(url).collect()
+});
+
 /// Where a file is.
-pub(super) fn url(name: &str) -> String {
-    let asset = ASSETS.iter().find(|asset| asset.name == name);
-    let version = asset.map(|asset| blake3::hash(asset.text.as_bytes()).to_hex().as_str()[..12].to_string()).unwrap_or_default();
-    format!("/assets/{name}?v={version}")
+pub(super) fn url(name: &str) -> &'static str {
+    ASSETS.iter().position(|asset| asset.name == name).map_or("", |index| URLS[index].as_str())
 }
 
 /// A file.
@@ -47,4 +54,16 @@ pub(super) async fn get(Path(name): Path<String>) -> Result<Response, PortalErro
         (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable")),
     ];
     Ok((StatusCode::OK, headers, asset.text).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_is_where_its_hash_says() {
+        assert!(ASSETS.iter().all(|asset| url(asset.name).starts_with(&format!("/assets/{}?v=", asset.name))));
+        assert_ne!(url("portal.js").split_once('='), url("portal.css").split_once('='));
+        assert_eq!(url("none.js"), "");
+    }
 }

@@ -18,7 +18,7 @@ use crate::portal::Portal;
 use crate::portal::account::Share;
 use crate::portal::guard::Visit;
 use crate::portal::keys::limits_of;
-use crate::portal::page::{Fault, PortalError, Shell, dollars, grouped, id_of, redirect, show, show_as};
+use crate::portal::page::{Fault, PortalError, Shell, counted, dollars, grouped, id_of, redirect, show, show_as};
 
 type Answer = Result<Response, PortalError>;
 
@@ -179,7 +179,7 @@ impl PlanView {
 
     pub(super) fn operations(&self) -> String {
         match (self.plan.included_operations, self.plan.meter) {
-            (Some(included), _) => format!("{} operations a month", grouped(included)),
+            (Some(included), _) => format!("{} a month", counted(included, "operation")),
             (None, crate::catalog::Meter::Operations) => "unlimited operations, fair use".into(),
             (None, crate::catalog::Meter::Tokens) => "pay for the tokens that you use".into(),
         }
@@ -188,14 +188,11 @@ impl PlanView {
     /// What bounds it, a line each.
     pub(super) fn lines(&self) -> Vec<String> {
         let limits = &self.plan.limits;
-        let line = |limit: Option<u32>, one: &str, many: &str| match limit {
-            Some(1) => format!("1 {one}"),
-            Some(limit) => format!("{} {many}", grouped(u64::from(limit))),
-            None => format!("unlimited {many}"),
-        };
-        let mut lines = vec![line(limits.n_api_keys_max, "API key", "API keys"), line(limits.n_members_max, "member", "members")];
-        lines.extend(limits.requests_per_minute.map(|limit| format!("{} requests a minute", grouped(u64::from(limit)))));
-        lines.extend(limits.n_concurrent_max.map(|limit| format!("{} requests at once", grouped(u64::from(limit)))));
+        let line = |limit: Option<u32>, one: &str| limit.map_or_else(|| format!("unlimited {one}s"), |limit| counted(limit, one));
+        let mut lines = vec![line(limits.n_api_keys_max, "API key"), line(limits.n_members_max, "member")];
+        lines.extend(limits.requests_per_minute.map(|limit| format!("{} a minute", counted(limit, "request"))));
+        lines.extend(limits.tokens_per_minute.map(|limit| format!("{} a minute", counted(limit, "token"))));
+        lines.extend(limits.n_concurrent_max.map(|limit| format!("{} at once", counted(limit, "request"))));
         if self.plan.priority == crate::catalog::PriorityClass::Priority {
             lines.push("served first when it is busy".into());
         }

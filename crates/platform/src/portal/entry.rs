@@ -7,11 +7,11 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 
 use crate::error::PlatformError;
-use crate::identity::{NewPerson, SignedIn, Stage, Token};
+use crate::identity::{Confirmed, NewPerson, SignedIn, Stage, Token};
 use crate::limits::SESSION_AGE_MAX;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
-use crate::portal::page::{PortalError, Shell, own_path, redirect, show, show_as};
+use crate::portal::page::{PortalError, Shell, as_parameter, own_path, redirect, show, show_as};
 
 type Answer = Result<Response, PortalError>;
 
@@ -26,10 +26,10 @@ fn with_cookie(portal: &Portal, mut response: Response, token: Option<&Token>) -
     response
 }
 
-fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
+pub(super) fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
     let (to, token) = match signed_in {
         SignedIn::Open(token) => (own_path(next).to_string(), token),
-        SignedIn::SecondFactor(token) => (format!("/log-in/code?next={}", own_path(next)), token),
+        SignedIn::SecondFactor(token) => (format!("/log-in/code?next={}", as_parameter(own_path(next))), token),
         SignedIn::Unconfirmed(token) => ("/check-mail".to_string(), token),
     };
     with_cookie(portal, redirect(&to), Some(token))
@@ -40,15 +40,17 @@ fn arrived(portal: &Portal, signed_in: &SignedIn, next: &str) -> Response {
 struct SignUpPage<'a> {
     shell: Shell<'a>,
     is_first: bool,
+    first: &'a str,
     next: &'a str,
 }
 
 async fn sign_up_form(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
-    let is_first = visit.whence.is_local && portal.platform().store().has_no_people().await?;
+    let first = if visit.asked("first").is_empty() { visit.field("first") } else { visit.asked("first") };
+    let is_first = portal.identity().is_of_terminal(first, &visit.whence) && portal.platform().store().has_no_people().await?;
     let (status, text) = fault.map_or((axum::http::StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let next = if visit.asked("next").is_empty() { visit.field("next") } else { visit.asked("next") };
     let shell = Shell::new(visit, "Sign up", "sign-up")?.with_fault(text);
-    show_as(status, &SignUpPage { shell, is_first, next })
+    show_as(status, &SignUpPage { shell, is_first, first, next })
 }
 
 /// The form.
@@ -61,7 +63,8 @@ pub(super) async fn sign_up_page(State(portal): State<Portal>, visit: Visit) -> 
 
 /// Signs somebody up.
 pub(super) async fn sign_up(State(portal): State<Portal>, visit: Visit) -> Answer {
-    let new = NewPerson { email: visit.field("email").into(), name: visit.field("name").into(), password: visit.secret("password") };
+    let [email, name, first] = ["email", "name", "first"].map(|field| visit.field(field).to_string());
+    let new = NewPerson { email, name, password: visit.secret("password"), first };
     match portal.identity().sign_up(new, &visit.whence).await {
         Ok(signed_in) => {
             portal.know().await?;
@@ -87,20 +90,30 @@ pub(super) async fn check_mail(State(portal): State<Portal>, visit: Visit) -> An
 #[template(path = "portal/confirm.html")]
 struct ConfirmPage<'a> {
     shell: Shell<'a>,
+    needs_password: bool,
+}
+
+async fn confirm_form(portal: &Portal, visit: &Visit, (link, fault): (&str, Option<crate::portal::page::Fault>)) -> Answer {
+    let needs_password = !portal.identity().is_browser_of_link(link, visit.waiting.as_ref(), &visit.whence).await?;
+    let (status, text) = fault.map_or((axum::http::StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
+    show_as(status, &ConfirmPage { shell: Shell::new(visit, "Confirm your address", "")?.with_fault(text), needs_password })
 }
 
 /// A button: programs that read mail follow links, and press nothing.
-pub(super) async fn confirm_page(visit: Visit, Path(_): Path<String>) -> Answer {
-    show(&ConfirmPage { shell: Shell::new(&visit, "Confirm your address", "")? })
+pub(super) async fn confirm_page(State(portal): State<Portal>, visit: Visit, Path(link): Path<String>) -> Answer {
+    confirm_form(&portal, &visit, (&link, None)).await
 }
 
 /// Confirms an address.
 pub(super) async fn confirm(State(portal): State<Portal>, visit: Visit, Path(link): Path<String>) -> Answer {
-    portal.identity().confirm(&link, &visit.whence).await?;
+    let shown = (visit.waiting.as_ref(), visit.secret("password"));
+    let confirmed = match portal.identity().confirm(&link, shown, &visit.whence).await {
+        Ok(confirmed) => confirmed,
+        Err(PlatformError::Credentials) => return Err(PortalError(PlatformError::Credentials)),
+        Err(error) => return confirm_form(&portal, &visit, (&link, Some(PortalError(error).fault()?))).await,
+    };
     portal.know().await?;
-    // The browser that signed up has a session, which opens now; any other signs in.
-    let is_same_browser = visit.waiting.as_ref().is_some_and(|visitor| visitor.session.stage == Stage::Open);
-    Ok(redirect(if is_same_browser { "/accounts" } else { "/log-in?said=confirmed" }))
+    Ok(redirect(if confirmed == Confirmed::SameBrowser { "/accounts" } else { "/log-in?said=confirmed" }))
 }
 
 #[derive(Template)]
@@ -108,20 +121,22 @@ pub(super) async fn confirm(State(portal): State<Portal>, visit: Visit, Path(lin
 struct LogInPage<'a> {
     shell: Shell<'a>,
     next: &'a str,
+    origin: Option<&'a str>,
 }
 
-fn log_in_form(visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
+pub(super) fn log_in_form(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
     let (status, text) = fault.map_or((axum::http::StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let next = if visit.asked("next").is_empty() { visit.field("next") } else { visit.asked("next") };
-    show_as(status, &LogInPage { shell: Shell::new(visit, "Sign in", "log-in")?.with_fault(text), next })
+    let origin = portal.identity().passkey_origin();
+    show_as(status, &LogInPage { shell: Shell::new(visit, "Sign in", "log-in")?.with_fault(text), next, origin })
 }
 
 /// The form.
-pub(super) async fn log_in_page(visit: Visit) -> Answer {
+pub(super) async fn log_in_page(State(portal): State<Portal>, visit: Visit) -> Answer {
     if visit.visitor.is_some() {
         return Ok(redirect(own_path(visit.asked("next"))));
     }
-    log_in_form(&visit, None)
+    log_in_form(&portal, &visit, None)
 }
 
 /// Signs somebody in.
@@ -129,10 +144,11 @@ pub(super) async fn log_in(State(portal): State<Portal>, visit: Visit) -> Answer
     match portal.identity().log_in(visit.field("email"), visit.secret("password"), &visit.whence).await {
         Ok(signed_in) => Ok(arrived(&portal, &signed_in, visit.field("next"))),
         Err(PlatformError::Credentials) => {
-            let text = "The address or the password is wrong.".to_string();
-            log_in_form(&visit, Some(crate::portal::page::Fault { status: axum::http::StatusCode::UNAUTHORIZED, text }))
+            let text = "The address or the password is wrong, or the address is still to be confirmed: look whether there is a mail.";
+            let text = text.to_string();
+            log_in_form(&portal, &visit, Some(crate::portal::page::Fault { status: axum::http::StatusCode::UNAUTHORIZED, text }))
         }
-        Err(error) => log_in_form(&visit, Some(PortalError(error).fault()?)),
+        Err(error) => log_in_form(&portal, &visit, Some(PortalError(error).fault()?)),
     }
 }
 

@@ -8,7 +8,7 @@ use axum::handler::Handler;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use bitnet_server::{PeerAddress, request_id};
 
@@ -20,7 +20,7 @@ use crate::ids::AccountId;
 use crate::limits::{FORM_BYTES_MAX, N_FORM_FIELDS_MAX};
 use crate::policy::{Action, Principal, Role, Target};
 use crate::portal::Portal;
-use crate::portal::page::{Failed, PortalError, redirect};
+use crate::portal::page::{Failed, PortalError, as_parameter, redirect};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,8 +161,12 @@ impl FromRequestParts<Portal> for Visit {
 
 const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
+/// What a part of a page becomes when its session has ended.
+const SIGNED_OUT: &str = r#"<p class="note">You are not signed in any more. <a href="/log-in">Sign in</a></p>"#;
+
 async fn guard(State((portal, access)): State<(Portal, Access)>, params: RawPathParams, request: Request, next: Next) -> Response {
     let account = params.iter().find(|(name, _)| *name == "account").map(|(_, value)| value.to_string());
+    let is_part = request.method() == Method::GET && request.headers().contains_key("hx-request");
     let (parts, body) = request.into_parts();
     let mut visit = match arrive(&portal, &parts).await {
         Ok(visit) => visit,
@@ -175,7 +179,10 @@ async fn guard(State((portal, access)): State<(Portal, Access)>, params: RawPath
     };
     let failed = response.extensions().get::<Failed>().cloned();
     let response = match failed {
+        // What a script puts into a page is no page: it stays as it is, and is asked for again.
+        Some(_) if is_part => StatusCode::NO_CONTENT.into_response(),
         Some(failed) => super::page::failure(&visit, &failed),
+        None if is_part && response.status().is_redirection() => Html(SIGNED_OUT).into_response(),
         None => response,
     };
     dressed(&portal, access, response)
@@ -228,7 +235,7 @@ async fn pass(
         return Err(PortalError::cross_site());
     }
     if access != Access::Anyone && visit.visitor.is_none() {
-        let to = if is_post { "/log-in".to_string() } else { format!("/log-in?next={}", visit.path) };
+        let to = if is_post { "/log-in".to_string() } else { format!("/log-in?next={}", as_parameter(&visit.path)) };
         return Ok(redirect(&to));
     }
     permit(portal, access, visit, account).await?;
@@ -252,20 +259,50 @@ async fn proceed(visit: &Visit, mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Runs what is behind a form the first time that it is sent; then it leads where it led.
+/// Runs what is behind a form the first time that it is sent; then it leads where it led. What has begun is done to its end, whether
+/// or not somebody still waits for it.
 async fn once(portal: &Portal, visit: &Visit, (request, next): (Request, Next)) -> Result<Response, PortalError> {
     let hash = portal.identity().hash_of("form", &format!("{} {}", visit.csrf, visit.field("once")));
-    if let Submission::Again(location) = portal.platform().store().submit(&hash, visit.by().at).await? {
-        let location = location.unwrap_or_else(|| visit.path.clone());
-        let separator = if location.contains('?') { '&' } else { '?' };
-        return Ok(redirect(&format!("{location}{separator}said=again")));
+    match portal.platform().store().submit(&hash, visit.by().at).await? {
+        Submission::First => {}
+        Submission::Again(Some(location)) => return Ok(redirect(&saying(&location, "again"))),
+        Submission::Again(None) => return Ok(redirect(&saying(&page_of(portal, &visit.path), "under-way"))),
     }
-    let path = visit.path.clone();
-    let response = proceed(visit, request, next).await;
-    let led = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok()).map(str::to_string);
-    let is_done = response.status().is_success() || response.status().is_redirection();
-    portal.platform().store().submitted(&hash, is_done.then(|| led.unwrap_or(path))).await?;
-    Ok(response)
+    let (portal, visit) = (portal.clone(), visit.clone());
+    let doing = tokio::spawn(async move {
+        let response = proceed(&visit, request, next).await;
+        let led = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok()).map(str::to_string);
+        let is_done = response.status().is_success() || response.status().is_redirection();
+        let location = is_done.then(|| led.unwrap_or_else(|| page_of(&portal, &visit.path)));
+        if let Err(error) = portal.platform().store().submitted(&hash, location).await {
+            // What was done is shown all the same: a key is shown once.
+            tracing::error!(%error, "where a form led could not be kept");
+        }
+        response
+    });
+    doing.await.map_err(|error| PortalError(PlatformError::Corrupt { what: "a form", reason: error.to_string() }))
+}
+
+fn saying(location: &str, word: &str) -> String {
+    let separator = if location.contains('?') { '&' } else { '?' };
+    format!("{location}{separator}said={word}")
+}
+
+/// The page that a path belongs to: itself or, where it takes forms only, the nearest one above it.
+fn page_of(portal: &Portal, path: &str) -> String {
+    let rows = portal.rows();
+    let is_page = |path: &str| rows.iter().any(|row| row.method == "GET" && is_of_pattern(path, row.path));
+    let mut path = path;
+    while !path.is_empty() && !is_page(path) {
+        path = path.rsplit_once('/').map_or("", |(above, _)| above);
+    }
+    if path.is_empty() { "/".into() } else { path.into() }
+}
+
+/// Whether a path is of a route, whose parameters stand in braces.
+fn is_of_pattern(path: &str, pattern: &str) -> bool {
+    let is_same = |(part, of_pattern): (&str, &str)| of_pattern.starts_with('{') || part == of_pattern;
+    path.split('/').count() == pattern.split('/').count() && path.split('/').zip(pattern.split('/')).all(is_same)
 }
 
 async fn read_form(portal: &Portal, visit: &mut Visit, request: Request) -> Result<Request, PortalError> {
@@ -303,10 +340,10 @@ async fn permit(portal: &Portal, access: Access, visit: &mut Visit, account: Opt
             let row = portal.platform().store().account(id, visit.whence.by.at).await?;
             let principal = Principal { person, membership: Some((id, role)), is_operator };
             let target = Target::Account(id, row.status);
-            if !policy.permits(&principal, action, target) {
+            let permitted = policy.permitted(&principal, &Action::ALL, target);
+            if !permitted.contains(&action) {
                 return Err(PortalError(PlatformError::Forbidden));
             }
-            let permitted = Action::ALL.into_iter().filter(|&action| policy.permits(&principal, action, target)).collect();
             visit.acting = Some(Acting { account: row, role, permitted });
             Ok(())
         }
@@ -363,6 +400,14 @@ mod tests {
         }
         for foreign in ["", "evil.example", "localhost.evil.example:80", "10.0.0.1:8080", "127.0.0.1.evil.example"] {
             assert!(!is_loopback_name(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn path_is_of_a_route_whatever_its_parameters_are() {
+        assert!(is_of_pattern("/accounts/acct_1/keys", "/accounts/{account}/keys"));
+        for (path, pattern) in [("/accounts/acct_1/keys/key_1", "/accounts/{account}/keys"), ("/accounts/acct_1", "/accounts/other")] {
+            assert!(!is_of_pattern(path, pattern), "{path} {pattern}");
         }
     }
 

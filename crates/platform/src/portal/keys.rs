@@ -11,6 +11,7 @@ use crate::directory::{ApiKey, KeyAccess, KeyScope, NewApiKey, ProjectRow};
 use crate::error::PlatformError;
 use crate::ids::{AccountId, ApiKeyId};
 use crate::ledger::scope::ScopeLimits;
+use crate::policy::Action;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
 use crate::portal::page::{Fault, PortalError, Shell, id_of, moment, redirect, show, show_as};
@@ -51,6 +52,7 @@ struct KeyView {
     project: String,
     state: String,
     is_valid: bool,
+    is_admin: bool,
     scope: String,
 }
 
@@ -70,8 +72,9 @@ fn view(key: ApiKey, projects: &[ProjectRow], now: Timestamp) -> KeyView {
         }
     };
     let models = key.scope.models.as_ref().map_or_else(|| "all models".to_string(), |models| models.join(", "));
-    let scope = if key.access == KeyAccess::Admin { "administration".into() } else { format!("{models}; {}", names.join(", ")) };
-    KeyView { is_valid: key.is_valid_at(now), project, state, scope, key }
+    let is_admin = key.access == KeyAccess::Admin;
+    let scope = if is_admin { "administration".into() } else { format!("{models}; {}", names.join(", ")) };
+    KeyView { is_valid: key.is_valid_at(now), is_admin, project, state, scope, key }
 }
 
 #[derive(Template)]
@@ -156,30 +159,44 @@ fn wanted(visit: &Visit, account: AccountId, now: Timestamp) -> Result<NewApiKey
     })
 }
 
+/// A key for administration opens what an admin may: whoever makes, rotates or revokes one must be permitted to.
+fn check_administration(visit: &Visit, access: KeyAccess) -> Result<(), PortalError> {
+    let is_permitted = access != KeyAccess::Admin || visit.acting()?.may(Action::ManageAdminKeys);
+    if is_permitted { Ok(()) } else { Err(PortalError(PlatformError::Forbidden)) }
+}
+
+/// A key of the account that whoever asks may rotate and revoke.
+async fn manageable(portal: &Portal, visit: &Visit, key: &str) -> Result<(AccountId, ApiKeyId), PortalError> {
+    let (account, id): (AccountId, ApiKeyId) = (visit.account()?, id_of(key)?);
+    let key = portal.platform().store().api_key(id).await?.filter(|key| key.owner.account == account);
+    check_administration(visit, key.ok_or(PlatformError::NotFound { what: "API key" })?.access)?;
+    Ok((account, id))
+}
+
 /// Makes one.
 pub(super) async fn create(State(portal): State<Portal>, visit: Visit) -> Answer {
     let account = visit.account()?;
     let platform = portal.platform();
     let made = async {
         let key = wanted(&visit, account, portal.now())?;
+        check_administration(&visit, key.access)?;
         let name = key.name.clone();
         let (_, text) = platform.store().create_api_key(key, platform.hasher(), visit.by()).await?;
         portal.know().await?;
-        Ok::<_, PlatformError>((name, text))
+        Ok::<_, PortalError>((name, text))
     };
     match made.await {
         Ok((name, text)) => {
             let key = text.reveal().to_string();
             show(&KeyMadePage { shell: Shell::new(&visit, "Your new key", "keys")?, account, name, key, note: "" })
         }
-        Err(error) => list(&portal, &visit, Some(PortalError(error).fault()?)).await,
+        Err(error) => list(&portal, &visit, Some(error.fault()?)).await,
     }
 }
 
 /// Makes one that may do the same as another, which ends in a day.
 pub(super) async fn rotate(State(portal): State<Portal>, visit: Visit, Path((_, key)): Path<(String, String)>) -> Answer {
-    let key: ApiKeyId = id_of(&key)?;
-    let account = visit.account()?;
+    let (account, key) = manageable(&portal, &visit, &key).await?;
     let platform = portal.platform();
     let old_until = portal.now().plus(Duration::from_secs(ROTATION_HOURS * 3600));
     match platform.store().rotate_api_key((account, key), old_until, platform.hasher(), visit.by()).await {
@@ -195,8 +212,7 @@ pub(super) async fn rotate(State(portal): State<Portal>, visit: Visit, Path((_, 
 
 /// Ends one.
 pub(super) async fn revoke(State(portal): State<Portal>, visit: Visit, Path((_, key)): Path<(String, String)>) -> Answer {
-    let key: ApiKeyId = id_of(&key)?;
-    let account = visit.account()?;
+    let (account, key) = manageable(&portal, &visit, &key).await?;
     portal.platform().store().revoke_api_key(account, key, visit.by()).await?;
     portal.know().await?;
     Ok(redirect(&format!("/accounts/{account}/keys?said=revoked")))

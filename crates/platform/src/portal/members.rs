@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use crate::error::PlatformError;
-use crate::identity::{Invitation, Member};
+use crate::identity::{Invitation, Member, OwnersRight};
 use crate::ids::{AccountId, InvitationId, PersonId};
 use crate::policy::{Action, Role};
 use crate::portal::Portal;
@@ -43,10 +43,9 @@ pub(super) async fn page(State(portal): State<Portal>, visit: Visit) -> Answer {
     list(&portal, &visit, None).await
 }
 
-/// Who makes an owner, or unmakes one, must be permitted to.
-fn check_owner(visit: &Visit, roles: &[Option<Role>]) -> Result<(), PortalError> {
-    let concerns_owners = roles.contains(&Some(Role::Owner));
-    if concerns_owners && !visit.acting()?.may(Action::ManageOwners) { Err(PortalError(PlatformError::Forbidden)) } else { Ok(()) }
+/// Who makes an owner must be permitted to.
+fn check_owner(visit: &Visit, role: Role) -> Result<(), PortalError> {
+    if role == Role::Owner && !visit.acting()?.may(Action::ManageOwners) { Err(PortalError(PlatformError::Forbidden)) } else { Ok(()) }
 }
 
 /// Invites somebody.
@@ -54,7 +53,7 @@ pub(super) async fn invite(State(portal): State<Portal>, visit: Visit) -> Answer
     let account = visit.account()?;
     let invited = async {
         let role: Role = visit.field("role").parse()?;
-        check_owner(&visit, &[Some(role)])?;
+        check_owner(&visit, role)?;
         let name = visit.acting()?.account.name.clone();
         portal.identity().invite((account, &name), (visit.field("email"), role), visit.by()).await?;
         Ok::<_, PortalError>(())
@@ -68,9 +67,8 @@ pub(super) async fn invite(State(portal): State<Portal>, visit: Visit) -> Answer
 async fn change(portal: &Portal, visit: &Visit, (person, role): (&str, Option<Role>)) -> Result<(), PortalError> {
     let account = visit.account()?;
     let person: PersonId = id_of(person)?;
-    let before = portal.platform().store().role_in(account, person).await?;
-    check_owner(visit, &[role, before])?;
-    Ok(portal.platform().store().set_role(account, (person, role), visit.by()).await?)
+    let owners = if visit.acting()?.may(Action::ManageOwners) { OwnersRight::Granted } else { OwnersRight::Withheld };
+    Ok(portal.platform().store().set_role(account, (person, role), (owners, visit.by())).await?)
 }
 
 /// Gives somebody another role.

@@ -14,6 +14,7 @@ mod keys;
 mod members;
 mod operator;
 mod page;
+mod passkeys;
 mod playground;
 mod profile;
 mod public;
@@ -29,17 +30,19 @@ use bitnet_server::App;
 use crate::error::PlatformError;
 use crate::identity::mail::{Mail, MailRoute, MailSender, mailer};
 use crate::identity::{Identity, Visitor};
+use crate::notices::Notices;
 use crate::platform::Platform;
 use crate::policy::{Action, Policy};
 use crate::secret_file::InstallationSecret;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 pub use guard::{Access, RouteRow};
+pub(crate) use page::dollars;
 
 /// Who can reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// This machine alone: whoever signs up first is the operator.
+    /// This machine alone: whoever signs up first, by the link of the terminal, is the operator.
     Machine,
     /// Others too.
     Network,
@@ -58,6 +61,28 @@ pub struct PortalConfig {
     pub show_mail: fn(&Mail),
 }
 
+/// Sends what the portal mails, and what members are told.
+pub struct Post {
+    sender: MailSender,
+    notices: Notices,
+    now: Clock,
+}
+
+impl Post {
+    /// Sends for ever, or until the portal is gone.
+    pub async fn run(self) {
+        tokio::select! {
+            () = self.sender.run() => {}
+            () = self.notices.run(self.now) => {}
+        }
+    }
+
+    /// Sends what members are to be told now; says how many mails that were.
+    pub async fn send_due(&self, now: Timestamp) -> Result<usize, PlatformError> {
+        self.notices.send_due(now).await
+    }
+}
+
 /// See the module; cheap to clone.
 #[derive(Clone)]
 pub struct Portal(Arc<Inner>);
@@ -74,23 +99,20 @@ struct Inner {
 }
 
 impl Portal {
-    /// A portal of a platform, on a server; and what sends its mails, which somebody must run.
-    pub fn new(
-        platform: Platform,
-        app: App,
-        secret: &InstallationSecret,
-        config: PortalConfig,
-    ) -> Result<(Self, MailSender), PlatformError> {
+    /// A portal of a platform, on a server; and what sends its mails and those to members, which somebody must run.
+    pub fn new(platform: Platform, app: App, secret: &InstallationSecret, config: PortalConfig) -> Result<(Self, Post), PlatformError> {
         let public_url = config.public_url.trim_end_matches('/').to_string();
         if !public_url.starts_with("http://") && !public_url.starts_with("https://") {
             let reason = format!("expected one such as https://ai.example.com, got {public_url:?}");
             return Err(PlatformError::Invalid { field: "public_url", reason });
         }
         let (mailer, sender) = mailer(&config.mail, config.show_mail)?;
-        let identity = Arc::new(Identity::new(platform.store().clone(), secret, mailer, public_url.clone()));
+        let identity = Arc::new(Identity::new(platform.store().clone(), secret, mailer, public_url.clone())?);
+        let notices = Notices::new(platform.store().clone(), sender.courier(), public_url.clone());
+        let post = Post { sender, notices, now: platform.clock() };
         let forms_key = secret.derive("bitnet platform 2026 forms of the portal");
         let (policy, config) = (Policy::of_roles()?, PortalConfig { public_url, ..config });
-        Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), sender))
+        Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), post))
     }
 
     fn platform(&self) -> &Platform {
@@ -158,6 +180,14 @@ impl Portal {
         blake3::keyed_hash(&self.0.forms_key, &visitor.session.hash).to_hex().as_str()[..32].to_string()
     }
 
+    /// Where whoever started the program signs up while nobody has: the only way to become the operator without a command. It is to be
+    /// shown to them and to nobody else, and is another each time. Where others can reach the server, it proves nothing: the command
+    /// makes operators there.
+    pub fn first_url(&self) -> String {
+        let path = if self.is_private() { self.identity().first_path() } else { "/sign-up".into() };
+        format!("{}{path}", self.public_url())
+    }
+
     /// Every route, with who may use it.
     pub fn rows(&self) -> Vec<RouteRow> {
         self.table().finish().1
@@ -194,6 +224,8 @@ impl Portal {
             .post("/confirm/{link}", Access::Anyone, entry::confirm)
             .get("/log-in", Access::Anyone, entry::log_in_page)
             .post("/log-in", Access::Anyone, entry::log_in)
+            .post("/log-in/passkey", Access::Anyone, passkeys::sign_in)
+            .post("/log-in/passkey/begin", Access::Anyone, passkeys::begin_sign_in)
             .get("/log-in/code", Access::Anyone, entry::code_page)
             .post("/log-in/code", Access::Anyone, entry::code)
             .get("/forgot", Access::Anyone, entry::forgot_page)
@@ -206,6 +238,10 @@ impl Portal {
             .post("/invitations/{link}", Access::Person, members::accept)
             .get("/profile", Access::Person, profile::page)
             .post("/profile/password", Access::Person, profile::password)
+            .post("/profile/passkeys", Access::Person, passkeys::add)
+            .post("/profile/passkeys/begin", Access::Person, passkeys::begin)
+            .post("/profile/passkeys/{passkey}/remove", Access::Person, passkeys::remove)
+            .post("/profile/notices", Access::Person, profile::notices)
             .get("/profile/second-factor", Access::Person, profile::second_factor_page)
             .post("/profile/second-factor", Access::Person, profile::second_factor)
             .post("/profile/second-factor/off", Access::Person, profile::second_factor_off)

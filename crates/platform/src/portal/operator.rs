@@ -7,11 +7,12 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use crate::directory::{AccountRow, NewCredit};
+use crate::directory::{AccountRow, NewCredit, Search};
 use crate::error::PlatformError;
 use crate::identity::{Member, OperatorRight, Person};
 use crate::ids::{AccountId, PersonId};
 use crate::ledger::{AccountStatus, Balance, Overage};
+use crate::limits::N_CONSOLE_ROWS_PER_PAGE;
 use crate::money::Micros;
 use crate::portal::Portal;
 use crate::portal::account::{ModelView, model_views};
@@ -29,8 +30,8 @@ type Answer = Result<Response, PortalError>;
 struct OperatorPage<'a> {
     shell: Shell<'a>,
     database: &'static str,
-    n_accounts: usize,
-    n_people: usize,
+    n_accounts: u64,
+    n_people: u64,
     n_in_flight: usize,
     n_holding: usize,
     n_audit: u64,
@@ -45,8 +46,8 @@ async fn console(portal: &Portal, visit: &Visit, report: Option<Report>) -> Answ
     let page = OperatorPage {
         shell: Shell::new(visit, "Console", "operator")?,
         database: if store.dialect() == Dialect::Sqlite { "SQLite" } else { "PostgreSQL" },
-        n_accounts: store.accounts(portal.now()).await?.len(),
-        n_people: store.people().await?.len(),
+        n_accounts: store.n_accounts().await?,
+        n_people: store.n_people().await?,
         n_in_flight: portal.app().lifecycle().n_in_flight(),
         n_holding,
         n_audit: store.audit_head().await?.0,
@@ -74,18 +75,33 @@ pub(super) async fn reconcile(State(portal): State<Portal>, visit: Visit) -> Ans
 struct AccountsPage<'a> {
     shell: Shell<'a>,
     accounts: Vec<(AccountRow, Balance)>,
+    search: &'a str,
+    more: Option<String>,
 }
 
-/// All accounts.
+/// What a list of the console was asked for: one row more than a page, to know whether there is another page.
+fn search(visit: &Visit) -> Search<'_> {
+    Search { text: visit.asked("q").trim(), after: visit.asked("after"), n_max: N_CONSOLE_ROWS_PER_PAGE + 1 }
+}
+
+/// Cuts rows to a page; returns behind which one the next page begins.
+fn cut<T>(rows: &mut Vec<T>, id: impl Fn(&T) -> String) -> Option<String> {
+    let is_cut = rows.len() > N_CONSOLE_ROWS_PER_PAGE as usize;
+    rows.truncate(N_CONSOLE_ROWS_PER_PAGE as usize);
+    rows.last().filter(|_| is_cut).map(id)
+}
+
+/// Accounts, a page at a time.
 pub(super) async fn accounts(State(portal): State<Portal>, visit: Visit) -> Answer {
     let now = portal.now();
-    let rows = portal.platform().store().accounts(now).await?;
+    let mut rows = portal.platform().store().find_accounts(search(&visit), now).await?;
+    let more = cut(&mut rows, |row| row.id.to_string());
     let balance = |row: AccountRow| {
         let balance = portal.platform().ledger().ledger().balance(row.id, now);
         (row, balance)
     };
     let accounts = rows.into_iter().map(balance).collect();
-    show(&AccountsPage { shell: Shell::new(&visit, "Accounts", "operator-accounts")?, accounts })
+    show(&AccountsPage { shell: Shell::new(&visit, "Accounts", "operator-accounts")?, accounts, search: visit.asked("q"), more })
 }
 
 #[derive(Template)]
@@ -96,7 +112,7 @@ struct AccountPage<'a> {
     balance: Balance,
     plans: Vec<PlanView>,
     members: Vec<Member>,
-    n_keys: usize,
+    n_keys: u64,
 }
 
 async fn account_page(portal: &Portal, visit: &Visit, (id, fault): (AccountId, Option<Fault>)) -> Answer {
@@ -105,7 +121,7 @@ async fn account_page(portal: &Portal, visit: &Visit, (id, fault): (AccountId, O
     let account = store.account(id, now).await?;
     let plans = plan_views(portal, account.plan.as_deref()).await?;
     let balance = portal.platform().ledger().ledger().balance(id, now);
-    let n_keys = store.api_keys(Some(id)).await?.iter().filter(|key| key.is_valid_at(now)).count();
+    let n_keys = store.n_api_keys(id, now).await?;
     let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let shell = Shell::new(visit, account.name.clone(), "operator-accounts")?.with_fault(text);
     let members = store.members(id).await?;
@@ -177,12 +193,16 @@ struct PeoplePage<'a> {
     shell: Shell<'a>,
     people: Vec<Person>,
     own: PersonId,
+    search: &'a str,
+    more: Option<String>,
 }
 
-/// Everybody.
+/// People, a page at a time.
 pub(super) async fn people(State(portal): State<Portal>, visit: Visit) -> Answer {
-    let people = portal.platform().store().people().await?;
-    show(&PeoplePage { shell: Shell::new(&visit, "People", "operator-people")?, people, own: visit.person()?.person.id })
+    let mut people = portal.platform().store().find_people(search(&visit)).await?;
+    let more = cut(&mut people, |person| person.id.to_string());
+    let (own, search) = (visit.person()?.person.id, visit.asked("q"));
+    show(&PeoplePage { shell: Shell::new(&visit, "People", "operator-people")?, people, own, search, more })
 }
 
 /// Makes somebody an operator, or not any more; nobody does that to themselves, so there is always one.

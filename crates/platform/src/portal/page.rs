@@ -51,12 +51,17 @@ impl<'a> Shell<'a> {
         self.visit.field(name)
     }
 
+    /// This page, to come back to.
+    pub(super) fn path_as_parameter(&self) -> String {
+        as_parameter(&self.visit.path)
+    }
+
     pub(super) fn may(&self, action: &str) -> bool {
         let action = Action::ALL.into_iter().find(|known| known.name() == action);
         self.visit.acting.as_ref().zip(action).is_some_and(|(acting, action)| acting.may(action))
     }
 
-    pub(super) fn asset(&self, name: &str) -> String {
+    pub(super) fn asset(&self, name: &str) -> &'static str {
         assets::url(name)
     }
 
@@ -64,11 +69,14 @@ impl<'a> Shell<'a> {
     pub(super) fn said(&self) -> Option<&'static str> {
         let sentence = match self.visit.asked("said") {
             "again" => "This form was sent already; it was done once.",
+            "under-way" => "This form was sent already and is being done: look again in a moment.",
             "saved" => "Saved.",
             "signed-out" => "You have signed out.",
             "reset" => "Your new password is set. Sign in with it.",
             "confirmed" => "Your address is confirmed. Sign in to go on.",
             "password" => "Your new password is set, and you are signed out everywhere else.",
+            "passkey" => "The passkey is added: it opens your account from now on.",
+            "passkey-gone" => "The passkey is removed. Delete it on the device, too.",
             "factor-off" => "The second factor is off.",
             "revoked" => "The key is revoked. It stops working within a second.",
             "invited" => "The invitation is on its way.",
@@ -106,8 +114,20 @@ pub(super) fn redirect(to: &str) -> Response {
 
 /// A path of our own to go on with; anything else leads home.
 pub(super) fn own_path(text: &str) -> &str {
-    let is_own = text.starts_with('/') && !text.starts_with("//") && !text.contains(['\\', '\r', '\n']);
+    // Browsers drop tabs and line ends from an address, and take a backslash for a slash: none of them is in a path of ours.
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let is_own = is_plain && text.starts_with('/') && !text.starts_with("//");
     if is_own { text } else { "/accounts" }
+}
+
+/// A path as the value of a parameter in a URL.
+pub(super) fn as_parameter(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        let is_kept = byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+        let _ = if is_kept { write!(text, "{}", char::from(byte)) } else { write!(text, "%{byte:02X}") };
+    }
+    text
 }
 
 /// An error that becomes a page.
@@ -150,7 +170,7 @@ impl PortalError {
                 Ok(Fault { status, text: sentence(reason) })
             }
             PlatformError::PlanLimit { what, limit } => {
-                let text = format!("Your plan allows {limit} {what}. A larger plan allows more.");
+                let text = format!("Your plan allows {}. A larger plan allows more.", counted(*limit, what.trim_end_matches('s')));
                 Ok(Fault { status, text })
             }
             PlatformError::Credentials
@@ -259,7 +279,7 @@ pub(super) fn failure(visit: &Visit, failed: &Failed) -> Response {
 }
 
 /// An amount as people write it: two digits behind the point, or as many as it takes.
-pub(super) fn dollars(amount: impl Borrow<Micros>) -> String {
+pub(crate) fn dollars(amount: impl Borrow<Micros>) -> String {
     let amount = *amount.borrow();
     let sign = if amount.0 < 0 { "−" } else { "" };
     let whole = amount.0.unsigned_abs();
@@ -282,6 +302,13 @@ pub(super) fn grouped(number: impl Borrow<u64>) -> String {
     text
 }
 
+/// So many of something, whose name has an `s` for more than one.
+pub(super) fn counted(number: impl std::fmt::Display, one: &str) -> String {
+    // Of whatever type counts have, and of references to them, which templates pass.
+    let number = number.to_string().parse::<u64>().unwrap_or(0);
+    format!("{} {one}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
 /// A time as people read it: `2026-01-31 23:59 UTC`.
 pub(super) fn moment(time: impl Borrow<Timestamp>) -> String {
     let text = time.borrow().to_rfc3339();
@@ -297,14 +324,25 @@ mod tests {
         let shown: Vec<String> = [0, 1, 29, 1_500_000, -2_345_670_000, 99_000_000].map(|micros| dollars(Micros(micros))).to_vec();
         assert_eq!(shown, ["$0.00", "$0.000001", "$0.000029", "$1.50", "−$2,345.67", "$99.00"]);
         assert_eq!([0_u64, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([counted(0_u64, "key"), counted(1_u32, "key"), counted(1234_usize, "key")], ["0 keys", "1 key", "1,234 keys"]);
         assert_eq!(moment(Timestamp(0)), "1970-01-01 00:00 UTC");
     }
 
     #[test]
     fn path_to_go_on_with_is_our_own() {
         assert_eq!(own_path("/accounts/acct_1/keys"), "/accounts/acct_1/keys");
-        for foreign in ["", "//evil.example", "https://evil.example", "/\\evil.example", "/a\r\nset-cookie: b"] {
+        for foreign in [
+            "",
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "/\t/evil.example",
+            "/\n/evil.example",
+            "/a b",
+            "/a\r\nset-cookie: b",
+        ] {
             assert_eq!(own_path(foreign), "/accounts", "{foreign}");
         }
+        assert_eq!(as_parameter("/a/b?c=1&d=%2F#e"), "/a/b%3Fc%3D1%26d%3D%252F%23e");
     }
 }

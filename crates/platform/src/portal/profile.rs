@@ -6,7 +6,8 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use crate::error::PlatformError;
-use crate::identity::{Session, Visitor};
+use crate::identity::{Passkey, Session, Visitor};
+use crate::notices::Topic;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
 use crate::portal::page::{PortalError, Shell, redirect, show, show_as};
@@ -20,16 +21,22 @@ struct ProfilePage<'a> {
     visitor: &'a Visitor,
     sessions: Vec<Session>,
     n_recovery_codes: i64,
+    topics: Vec<(Topic, bool)>,
+    passkeys: Vec<Passkey>,
+    origin: Option<&'a str>,
 }
 
-async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
+pub(super) async fn profile(portal: &Portal, visit: &Visit, fault: Option<crate::portal::page::Fault>) -> Answer {
     let visitor = visit.person()?;
     let store = portal.platform().store();
     let sessions = store.sessions(visitor.person.id, portal.now()).await?;
     let n_recovery_codes = store.n_recovery_codes(visitor.person.id).await?;
+    let refused = store.refused_topics(visitor.person.id).await?;
+    let topics = Topic::ALL.map(|topic| (topic, !refused.iter().any(|name| name == topic.name()))).to_vec();
     let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let shell = Shell::new(visit, "Your profile", "profile")?.with_fault(text);
-    show_as(status, &ProfilePage { shell, visitor, sessions, n_recovery_codes })
+    let (passkeys, origin) = (store.passkeys(visitor.person.id).await?, portal.identity().passkey_origin());
+    show_as(status, &ProfilePage { shell, visitor, sessions, n_recovery_codes, topics, passkeys, origin })
 }
 
 /// All of it.
@@ -44,6 +51,14 @@ pub(super) async fn password(State(portal): State<Portal>, visit: Visit) -> Answ
         Ok(()) => Ok(redirect("/profile?said=password")),
         Err(error) => profile(&portal, &visit, Some(PortalError(error).fault()?)).await,
     }
+}
+
+/// Chooses what to hear of by mail.
+pub(super) async fn notices(State(portal): State<Portal>, visit: Visit) -> Answer {
+    let ticked = visit.all("topics");
+    let wanted: Vec<Topic> = Topic::ALL.into_iter().filter(|topic| ticked.iter().any(|name| name == topic.name())).collect();
+    portal.platform().store().choose_topics(visit.person()?.person.id, &wanted, visit.by()).await?;
+    Ok(redirect("/profile?said=saved"))
 }
 
 #[derive(Template)]

@@ -3,12 +3,13 @@
 use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
+use bitnet_server::ServedModel;
 
 use crate::portal::Portal;
 use crate::portal::account::{ModelView, model_views};
 use crate::portal::billing::{PlanView, plan_views};
 use crate::portal::guard::Visit;
-use crate::portal::page::{PortalError, Shell, dollars, show};
+use crate::portal::page::{PortalError, Shell, counted, dollars, show};
 use crate::time::Timestamp;
 
 type Answer = Result<Response, PortalError>;
@@ -21,6 +22,7 @@ struct LandingPage<'a> {
     model: String,
     path: &'static str,
     question: &'static str,
+    answer: &'static str,
     plans: Vec<PlanView>,
 }
 
@@ -28,9 +30,12 @@ struct LandingPage<'a> {
 pub(super) async fn landing(State(portal): State<Portal>, visit: Visit) -> Answer {
     let models = model_views(&portal).await?;
     let model = models.iter().find(|model| model.has_chat).or_else(|| models.iter().find(|model| model.is_text));
-    let (path, question) = match model {
-        Some(model) if !model.has_chat => ("completions", r#""prompt": "Once upon a time""#),
-        _ => ("chat/completions", r#""messages": [{"role": "user", "content": "Hello"}]"#),
+    let (path, question, answer) = match model {
+        Some(model) if !model.has_chat => ("completions", r#""prompt": "Once upon a time""#, r#""text": "…""#),
+        _ => {
+            let question = r#""messages": [{"role": "user", "content": "Hello"}]"#;
+            ("chat/completions", question, r#""message": {"role": "assistant", "content": "…"}"#)
+        }
     };
     let model = model.map_or_else(|| "MODEL".to_string(), |model| model.name.clone());
     let plans = plan_views(&portal, None).await?;
@@ -40,6 +45,7 @@ pub(super) async fn landing(State(portal): State<Portal>, visit: Visit) -> Answe
         model,
         path,
         question,
+        answer,
         plans,
     })
 }
@@ -89,6 +95,17 @@ struct StatusPage<'a> {
     at: Timestamp,
 }
 
+/// How a model's engine is, as it says itself.
+fn model_part(model: &ServedModel) -> Part {
+    let n_broken = model.engine.n_broken_replicas();
+    let (is_up, text) = match (model.engine.is_broken(), n_broken) {
+        (true, _) => (false, "its engine has broken down: it answers nothing until the server is started anew".into()),
+        (false, 0) => (true, format!("loaded, {} of context", counted(model.context_length, "token"))),
+        (false, _) => (true, format!("loaded, slower than usual: {} broken down", counted(n_broken, "replica"))),
+    };
+    Part { name: model.name.clone(), is_up, text }
+}
+
 /// Whether it works, asked now.
 pub(super) async fn status(State(portal): State<Portal>, visit: Visit) -> Answer {
     let mut parts = Vec::new();
@@ -103,7 +120,7 @@ pub(super) async fn status(State(portal): State<Portal>, visit: Visit) -> Answer
         parts.push(Part { name: "Models".into(), is_up: false, text: "none is loaded yet".into() });
     }
     for model in models {
-        parts.push(Part { name: model.name.clone(), is_up: true, text: format!("loaded, {} tokens of context", model.context_length) });
+        parts.push(model_part(&model));
     }
     let is_all_up = parts.iter().all(|part| part.is_up);
     show(&StatusPage { shell: Shell::new(&visit, "Status", "status")?, parts, is_all_up, at: portal.now() })

@@ -16,7 +16,7 @@ use crate::ledger::projection::Grain;
 use crate::money::Micros;
 use crate::portal::Portal;
 use crate::portal::guard::Visit;
-use crate::portal::page::{PortalError, Shell, dollars, grouped, show};
+use crate::portal::page::{PortalError, Shell, counted, dollars, grouped, show};
 use crate::store::{Store, get, get_count, get_money, get_time};
 use crate::time::Timestamp;
 
@@ -98,7 +98,7 @@ impl Table {
                 x: index * 34,
                 y: 100 - height,
                 height,
-                text: format!("{date}: {} requests", used.requests()),
+                text: format!("{date}: {}", counted(used.n_requests, "request")),
                 day: date[5..].to_string(),
             }
         };
@@ -128,6 +128,15 @@ impl Store {
             Ok(Sum { start: get_time(row, "bucket_start")?, model: get(row, "model")?, use_ })
         };
         rows.iter().map(read).collect()
+    }
+}
+
+impl Store {
+    /// Whether an account has used anything yet.
+    pub(super) async fn has_usage(&self, account: AccountId) -> Result<bool, PlatformError> {
+        let query = sqlx::query("SELECT account_id FROM usage_rollup WHERE account_id = $1 LIMIT 1").bind(account.to_string());
+        let row = query.fetch_optional(self.pool()).await.map_err(PlatformError::database("reading usage"))?;
+        Ok(row.is_some())
     }
 }
 

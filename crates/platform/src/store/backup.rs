@@ -71,6 +71,10 @@ pub const TABLES: &[&str] = &[
     "member",
     "invitation",
     "submission",
+    "notice_refusal",
+    "notice",
+    "passkey",
+    "passkey_challenge",
 ];
 
 const FORMAT: &str = "bitnet-backup-1";

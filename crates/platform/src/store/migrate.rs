@@ -43,6 +43,8 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(13, "service level", both!("0013_service_level.sql")),
     migration(14, "idempotency", both!("0014_idempotency.sql")),
     migration(20, "identity", both!("0020_identity.sql")),
+    migration(21, "notices", both!("0021_notices.sql")),
+    migration(22, "passkeys", both!("0022_passkeys.sql")),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_migration (version BIGINT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, applied_at BIGINT NOT NULL)";

@@ -25,12 +25,14 @@ pub const KINDS: &[&str] = &[
     "invoice.payment_failed",
     "invoice.payment_disputed",
     "invoice.refunded",
+    "invoice.overdue",
     "credit_note.issued",
     "account.restricted",
     "account.restored",
     "api_key.created",
     "api_key.rotated",
     "api_key.revoked",
+    "api_key.expiring",
     "usage.threshold_reached",
     "service_level.missed",
 ];
@@ -47,7 +49,8 @@ pub(crate) struct Happened {
 }
 
 impl Store {
-    /// Notes that something happened, for all endpoints of the account that want to hear of it. Says whether it is new.
+    /// Notes that something happened, for all endpoints of the account that want to hear of it, and for members by mail. Says whether it
+    /// is new.
     pub(crate) async fn note_happened(&self, write: &mut Write<'_>, happened: Happened, now: Timestamp) -> Result<bool, PlatformError> {
         debug_assert!(KINDS.contains(&happened.kind), "{} is a kind that nobody can ask for", happened.kind);
         let failed = || PlatformError::database("noting what happened");
@@ -60,6 +63,7 @@ impl Store {
         if insert.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 0 {
             return Ok(false);
         }
+        self.note_notices(write, (id, (happened.account, happened.kind)), now).await?;
         let query = sqlx::query("SELECT id, kinds FROM webhook_endpoint WHERE account_id = $1 AND removed_at IS NULL").bind(account);
         for row in query.fetch_all(&mut *write.transaction).await.map_err(failed())? {
             let kinds: Vec<String> = crate::billing::invoice::from_json(&get::<String>(&row, "kinds")?, "kinds")?;

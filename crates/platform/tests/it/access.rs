@@ -128,6 +128,8 @@ impl World {
             let projects = self.site.served.platform.store().projects(Some(self.account.parse().expect("an id"))).await.expect("it reads");
             filled = filled.replace("{project}", &projects[0].id.to_string());
         }
+        // Somebody else's: passkeys are a person's and not an account's.
+        let filled = filled.replace("{passkey}", "passkey_00000000000000000000000000000099");
         let others = [("{page}", "quickstart"), ("{operation}", "get_v1_models"), ("{file}", "portal.css"), ("{link}", "0")];
         others.iter().fold(filled, |filled, (name, value)| filled.replace(name, value))
     }

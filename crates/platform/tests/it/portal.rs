@@ -27,8 +27,11 @@ fn first_visitor_of_the_machine_gets_from_signing_up_to_a_draft_invoice() {
         let site = Site::start(&url, Reach::Machine).await;
         let ann = site.visitor();
         assert!(ann.get("/").await.body.contains("Get a key, free"));
-        assert!(ann.get("/sign-up").await.body.contains("You are the first on this machine"));
-        let signed_up = ann.send_form("/sign-up", &[("name", "Ann"), ("email", "Ann@first.example"), ("password", PASSWORD)]).await;
+        let form = ann.get(&format!("/sign-up?first={}", site.first())).await;
+        assert!(form.body.contains("You are the first on this machine"), "{}", form.body);
+        let first = form.hidden("first");
+        let fields = [("name", "Ann"), ("email", "Ann@first.example"), ("password", PASSWORD), ("first", &first)];
+        let signed_up = ann.send_form("/sign-up", &fields).await;
         assert_eq!(signed_up.location(), "/accounts", "no mail is needed: {}", signed_up.body);
         let account = ann.account().await;
         assert!(ann.follow("/accounts").await.body.contains("Make my first key"));
@@ -47,7 +50,7 @@ fn first_visitor_of_the_machine_gets_from_signing_up_to_a_draft_invoice() {
         let invoice = ann.get(&format!("/accounts/{account}/invoices")).await;
         assert!(invoice.body.contains("1 operations that the plan includes"), "{}", invoice.body);
         let console = ann.send_form("/operator/reconcile", &[]).await;
-        assert!(console.body.contains("They do: 1 events"), "{}", console.body);
+        assert!(console.body.contains("They do: 1 event cost"), "{}", console.body);
         site.end().await;
     });
 }
@@ -57,21 +60,31 @@ fn operator_is_only_who_is_first_at_the_machine_itself() {
     on_both(|_, url| async move {
         let site = Site::start(&url, Reach::Machine).await;
         let far = site.visitor().at("192.0.2.7:1");
-        let fields = [("name", "Eve"), ("email", "eve@far.example"), ("password", PASSWORD)];
+        let first = site.first();
+        let fields = [("name", "Eve"), ("email", "eve@far.example"), ("password", PASSWORD), ("first", &first)];
         assert_eq!(far.send_form("/sign-up", &fields).await.location(), "/check-mail");
         // By another name, and through something that stands between.
         for (name, value) in [("host", "evil.example"), ("x-forwarded-for", "192.0.2.7")] {
             let request = Request::post("/sign-up").header("content-type", "application/x-www-form-urlencoded").header(name, value);
-            let body = format!("name=Eve&email=eve-{name}@far.example&password=four+words+are+long");
+            let body = format!("name=Eve&email=eve-{name}@far.example&password=four+words+are+long&first={first}");
             let page = site.visitor().send(request.body(Body::from(body)).expect("a request")).await;
             assert_eq!(page.location(), "/check-mail", "{name}");
+        }
+        // A proxy on this machine that says nothing of whom it asks for looks like the machine itself.
+        for (number, wrong) in ["", "0", &"0".repeat(64)].into_iter().enumerate() {
+            let email = format!("eve-proxied-{number}@far.example");
+            let behind = site.visitor();
+            assert!(!behind.get(&format!("/sign-up?first={wrong}")).await.body.contains("You are the first"));
+            let fields = [("name", "Eve"), ("email", &email), ("password", PASSWORD), ("first", wrong)];
+            assert_eq!(behind.send_form("/sign-up", &fields).await.location(), "/check-mail", "{wrong:?}");
+            site.mail_to(&email, 1).await;
         }
         // Whoever gets a mail is in the database.
         for email in ["eve@far.example", "eve-host@far.example", "eve-x-forwarded-for@far.example"] {
             site.mail_to(email, 1).await;
         }
         let people = site.served.platform.store().people().await.expect("it reads");
-        assert!(people.len() == 3 && people.iter().all(|person| person.operator_since.is_none()), "{people:?}");
+        assert!(people.len() == 6 && people.iter().all(|person| person.operator_since.is_none()), "{people:?}");
         site.end().await;
     });
 }
@@ -148,8 +161,21 @@ fn form_from_elsewhere_or_sent_twice_does_nothing_more() {
         assert_eq!(ann.post(&path, &fields).await.status, StatusCode::OK);
         let again = ann.post(&path, &fields).await;
         assert_eq!((again.status, again.location()), (StatusCode::SEE_OTHER, format!("{path}?said=again").as_str()));
+        // One whose end is not known yet, or that only a form leads to, goes on at a page that there is.
+        let pool = sqlx::AnyPool::connect(&url).await.expect("it connects");
+        sqlx::query("UPDATE submission SET location = NULL").execute(&pool).await.expect("it writes");
+        pool.close().await;
+        assert_eq!(ann.post(&path, &fields).await.location(), format!("{path}?said=under-way"));
+        let id = site.served.platform.store().api_keys(None).await.expect("it reads")[0].id;
+        let rotate = format!("/accounts/{account}/keys/{id}/rotate");
+        let (csrf, once) = ann.proof().await;
+        let fields = [("csrf", csrf.as_str()), ("once", once.as_str())];
+        assert_eq!(ann.post(&rotate, &fields).await.status, StatusCode::OK);
+        let loaded_anew = ann.post(&rotate, &fields).await;
+        assert_eq!(loaded_anew.location(), format!("/accounts/{account}/keys?said=again"));
+        assert_eq!(ann.get(loaded_anew.location()).await.status, StatusCode::OK);
         let keys = ann.get(&format!("/accounts/{account}/keys")).await;
-        assert_eq!(keys.body.matches("/revoke\"").count(), 1, "one key");
+        assert_eq!(keys.body.matches("/revoke\"").count(), 2, "one key, and the one that replaces it");
         let large = Request::post(&path).header("content-type", "application/x-www-form-urlencoded");
         let large = ann.send(large.body(Body::from(format!("csrf={csrf}&x={}", "a".repeat(100_000)))).expect("a request")).await;
         assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE);
@@ -241,6 +267,15 @@ fn second_factor_is_asked_for_and_its_codes_open_once() {
         assert_eq!(by_paper.post("/log-in/code", &[("code", &recovery)]).await.location(), "/accounts");
         let again = log_in(&site).await;
         assert_eq!(again.post("/log-in/code", &[("code", &recovery)]).await.status, StatusCode::UNAUTHORIZED, "once");
+        // Six digits are soon guessed: ten attempts, from wherever, and then one each quarter of an hour.
+        let mut statuses = Vec::new();
+        for number in 0..12 {
+            let page = again.at(&format!("198.51.100.{number}:1")).post("/log-in/code", &[("code", "000000")]).await;
+            let wait: u64 = page.headers.get("retry-after").map_or(0, |value| value.to_str().expect("text").parse().expect("seconds"));
+            statuses.push((page.status.as_u16(), wait > 600));
+        }
+        assert!(statuses.starts_with(&[(401, false)]) && statuses.iter().filter(|(status, _)| *status == 401).count() <= 6, "{statuses:?}");
+        assert_eq!(statuses.last().map(|(status, _)| *status), Some(429), "{statuses:?}");
         let everywhere = visitor.send_form("/log-out/everywhere", &[]).await;
         assert_eq!(everywhere.location(), "/log-in?said=signed-out");
         assert_eq!(by_paper.get("/accounts").await.location(), "/log-in?next=/accounts");
@@ -256,7 +291,7 @@ fn invitation_is_for_its_address_and_an_account_keeps_an_owner() {
         let account = ann.account().await;
         let invite = format!("/accounts/{account}/members/invite");
         let full = ann.send_form(&invite, &[("email", "bob@team.example"), ("role", "developer")]).await;
-        assert!(full.status == StatusCode::UNPROCESSABLE_ENTITY && full.body.contains("Your plan allows 1 members"), "{}", full.body);
+        assert!(full.status == StatusCode::UNPROCESSABLE_ENTITY && full.body.contains("Your plan allows 1 member."), "{}", full.body);
         let by = super::store::by(bitnet_platform::time::Timestamp::now());
         store.set_plan(account.parse().expect("an id"), "team", &by).await.expect("changed");
         let invited = ann.send_form(&invite, &[("email", "bob@team.example"), ("role", "developer")]).await;
@@ -318,7 +353,8 @@ fn text_of_people_is_never_markup() {
         let site = Site::start(&url, Reach::Machine).await;
         let evil = r#"<script>alert(1)</script>"'{{ 7*7 }}' OR 1=1 --"#;
         let ann = site.visitor();
-        let signed_up = ann.send_form("/sign-up", &[("name", evil), ("email", "ann@markup.example"), ("password", PASSWORD)]).await;
+        let fields = [("name", evil), ("email", "ann@markup.example"), ("password", PASSWORD), ("first", &site.first())];
+        let signed_up = ann.send_form("/sign-up", &fields).await;
         assert_eq!(signed_up.location(), "/accounts", "{}", signed_up.body);
         let account = ann.account().await;
         let saved = ann.send_form(&format!("/accounts/{account}/settings"), &[("name", evil)]).await;

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use bitnet_checkpoint::ModelConfig;
-use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, SimulatedPace, SimulatedRunner};
+use bitnet_engine::{EngineHandle, EngineModel, EngineOptions, Fault, SimulatedPace, SimulatedRunner};
 use bitnet_model::TokenId;
 use bitnet_model::batch::BatchLimits;
 use bitnet_model::random::{bytes_and_end, small_config};
@@ -27,13 +27,15 @@ use tower::ServiceExt;
 use super::store::by;
 
 const N_VOCAB: usize = 257;
+/// The byte at which a model loses its device, and so breaks down.
+pub(crate) const BREAKS: u8 = 7;
 const TEMPLATE: &str =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 
 fn model(name: &str, pace: SimulatedPace) -> ServedModel {
     let config = ModelConfig { n_vocab: N_VOCAB, context_length: 2048, ..small_config() };
     let limits = BatchLimits { n_tokens_max: 512, n_vocab: N_VOCAB, context_length: 2048, n_blocks: 1024 };
-    let runner = Box::new(SimulatedRunner::new(config, limits).with_pace(pace));
+    let runner = Box::new(SimulatedRunner::new(config, limits).with_pace(pace).with_fault(TokenId(BREAKS.into()), Fault::Lost));
     let tokenizer = Arc::new(bytes_and_end().expect("a valid tokenizer"));
     let engine_model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![TokenId(256)] };
     let engine = EngineHandle::start(engine_model, EngineOptions::default()).expect("an engine");

@@ -38,13 +38,13 @@ impl Site {
         let served = Served::start(url, SimulatedPace::default()).await;
         let config = PortalConfig { public_url: "http://127.0.0.1:8080".into(), reach, mail: MailRoute::Terminal, show_mail: keep };
         let secret = InstallationSecret::new([5; 32]);
-        let (portal, sender) = Portal::new(served.platform.clone(), served.app.clone(), &secret, config).expect("a portal");
+        let (portal, post) = Portal::new(served.platform.clone(), served.app.clone(), &secret, config).expect("a portal");
         let router = bitnet_server::router_with(served.app.clone(), served.platform.routes().merge(portal.routes()));
         Self {
             served,
             portal,
             router,
-            sending: tokio::spawn(sender.run()),
+            sending: tokio::spawn(post.run()),
             n_older_mails: MAILS.lock().unwrap_or_else(PoisonError::into_inner).len(),
         }
     }
@@ -57,6 +57,11 @@ impl Site {
     /// A browser without any cookie, on this machine.
     pub(crate) fn visitor(&self) -> Visitor {
         Visitor { router: self.router.clone(), cookie: Arc::default(), address: "127.0.0.1:4000".parse().expect("an address") }
+    }
+
+    /// What the link of the terminal proves.
+    pub(crate) fn first(&self) -> String {
+        self.portal.first_url().split_once("?first=").map_or_else(String::new, |(_, first)| first.to_string())
     }
 
     fn mails_to(&self, email: &str) -> Vec<Mail> {
@@ -77,7 +82,8 @@ impl Site {
     /// Somebody who has signed up and confirmed the address.
     pub(crate) async fn person(&self, email: &str) -> Visitor {
         let visitor = self.visitor();
-        let page = visitor.send_form("/sign-up", &[("name", email), ("email", email), ("password", PASSWORD)]).await;
+        let fields = [("name", email), ("email", email), ("password", PASSWORD), ("first", &self.first())];
+        let page = visitor.send_form("/sign-up", &fields).await;
         assert_eq!(page.status, StatusCode::SEE_OTHER, "{}", page.body);
         if page.location() == "/check-mail" {
             let link = link_in(&self.mail_to(email, 1).await, "/confirm/");

@@ -110,9 +110,12 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
         let mut running = platform.as_ref().map(Opened::start).transpose()?;
         let server = Server::bind(app.clone()).await.with_context(|| format!("cannot listen on {}", app.config().listen))?;
         let address = server.address()?;
-        let server = match (&platform, &mut running) {
-            (Some(opened), Some(running)) => opened.mount(server, (&portal, &app), running)?,
-            _ => server,
+        let (server, mounted) = match (&platform, &mut running) {
+            (Some(opened), Some(running)) => {
+                let (server, portal) = opened.mount(server, (&portal, &app), running)?;
+                (server, Some((opened, portal)))
+            }
+            _ => (server, None),
         };
         // The address is taken before models load, so that a supervisor sees a server that starts and not none.
         let end = end_of_service()?;
@@ -124,8 +127,10 @@ pub(crate) fn perform(arguments: &ServeArguments, global: &GlobalArguments, term
         }
         let scheme = if app.config().tls.is_some() { "https" } else { "http" };
         terminal.note(&format!("serving {} on {scheme}://{address}", names(&app)));
-        match &platform {
-            Some(opened) => terminal.note(&opened.invitation(&portal.url((address, app.config().tls.is_some()))).await?),
+        match &mounted {
+            Some((opened, mounted)) => {
+                terminal.note(&opened.invitation(mounted, &portal.url((address, app.config().tls.is_some()))).await?);
+            }
             None => terminal.note("with accounts, keys, usage and invoices at the same address: bitnet serve --platform"),
         }
         app.resume_batches();

@@ -61,23 +61,24 @@ impl Opened {
         Ok(Self { platform, arguments })
     }
 
-    /// Puts the platform's routes and the portal on a server; what sends its mails runs beside it.
+    /// Puts the platform's routes and the portal, which it returns, on a server; what sends its mails runs beside it.
     pub(super) fn mount(
         &self,
         server: Server,
         (portal, app): (&PortalArguments, &App),
         running: &mut JoinSet<()>,
-    ) -> anyhow::Result<Server> {
+    ) -> anyhow::Result<(Server, Portal)> {
         let config = portal.config((server.address()?, app.config().tls.is_some()));
         let (portal, sender) = Portal::new(self.platform.clone(), app.clone(), &self.arguments.secret()?, config)?;
         running.spawn(sender.run());
-        Ok(server.mount(self.platform.routes()).mount(portal.routes()))
+        Ok((server.mount(self.platform.routes()).mount(portal.routes()), portal))
     }
 
     /// What to do next, for whoever has started it.
-    pub(super) async fn invitation(&self, url: &str) -> anyhow::Result<String> {
+    pub(super) async fn invitation(&self, portal: &Portal, url: &str) -> anyhow::Result<String> {
         let is_new = self.platform.store().has_no_people().await?;
-        Ok(if is_new { format!("nobody has signed up yet: open {url}/sign-up") } else { format!("the portal is at {url}") })
+        // The link itself is what shows who reads this terminal.
+        Ok(if is_new { format!("nobody has signed up yet: open {}", portal.first_url()) } else { format!("the portal is at {url}") })
     }
 
     /// What runs beside the server.
