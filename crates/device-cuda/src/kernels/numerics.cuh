@@ -113,15 +113,23 @@ __device__ __forceinline__ float dequantise_inverse(int accumulator, float weigh
 // Whether a scale is so far from the ends of what f32 holds that quotients of it need no care.
 __device__ __forceinline__ bool is_ordinary(float scale) { return scale > 0x1p-40f && scale < 0x1p40f; }
 
-// dividend / divisor, correctly rounded, where the divisor is a product of two ordinary scales and the dividend an integer: what the compiler makes
-// of a division, without its way for the rest, which would be most of the code.
-__device__ __forceinline__ float quotient_of_ordinary(float dividend, float divisor) {
+// 1 / divisor for quotient_by, where the divisor is a product of two ordinary scales.
+__device__ __forceinline__ float reciprocal_of_ordinary(float divisor) {
     float reciprocal;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
-    reciprocal = __fmaf_rn(reciprocal, __fmaf_rn(-divisor, reciprocal, 1.0f), reciprocal);
+    return __fmaf_rn(reciprocal, __fmaf_rn(-divisor, reciprocal, 1.0f), reciprocal);
+}
+
+// dividend / divisor, correctly rounded, where the dividend is an integer: what the compiler makes of a division, without its way for the rest, which would
+// be most of the code.
+__device__ __forceinline__ float quotient_by(float dividend, float divisor, float reciprocal) {
     float quotient = __fmaf_rn(dividend, reciprocal, 0.0f);
     quotient = __fmaf_rn(reciprocal, __fmaf_rn(-divisor, quotient, dividend), quotient);
     return __fmaf_rn(reciprocal, __fmaf_rn(-divisor, quotient, dividend), quotient);
+}
+
+__device__ __forceinline__ float quotient_of_ordinary(float dividend, float divisor) {
+    return quotient_by(dividend, divisor, reciprocal_of_ordinary(divisor));
 }
 
 __device__ __forceinline__ float dequantise(int accumulator, float weight_scale, float x_inverse_scale) {
@@ -141,7 +149,9 @@ __device__ __forceinline__ int quantise_one(float value, float inverse_scale) {
 
 // An integer below SMALL_INTEGER_END in magnitude as a float, by additions: a multiprocessor does four times as many of them as conversions.
 #define SMALL_INTEGER_END (1u << 22)
-__device__ __forceinline__ float small_integer(int value) { return __int_as_float(0x4b400000 + value) - 12582912.0f; }
+#define SMALL_INTEGER_BIAS 0x4b400000
+__device__ __forceinline__ float biased_integer(int biased) { return __int_as_float(biased) - 12582912.0f; }
+__device__ __forceinline__ float small_integer(int value) { return biased_integer(SMALL_INTEGER_BIAS + value); }
 
 // Four of them, as bytes. A sum with 1.5 · 2²³ is rounded to an integer, ties to even, which its lowest byte then holds.
 __device__ __forceinline__ u32 four_quantised(float4 values, float inverse_scale) {
