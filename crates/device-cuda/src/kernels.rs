@@ -13,8 +13,8 @@ const NUMERICS: &str = include_str!("kernels/numerics.cuh");
 const MMA: &str = include_str!("kernels/mma.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
-const FILES: [(&str, &str); 21] = [
-    ("argmax.cu", include_str!("kernels/argmax.cu")),
+const FILES: [(&str, &str); 22] = [
+    ("argmax.cu", concat!(include_str!("kernels/best.cuh"), include_str!("kernels/argmax.cu"))),
     ("attention.cu", include_str!("kernels/attention.cu")),
     ("attention_mma.cu", concat!(include_str!("kernels/attention_mma.cuh"), include_str!("kernels/attention_mma.cu"))),
     ("attention_tile.cu", include_str!("kernels/attention_tile.cu")),
@@ -33,7 +33,11 @@ const FILES: [(&str, &str); 21] = [
     ("pack.cu", include_str!("kernels/pack.cu")),
     ("roof.cu", include_str!("kernels/roof.cu")),
     ("rope_append.cu", include_str!("kernels/rope_append.cu")),
-    ("screen.cu", include_str!("kernels/screen.cu")),
+    ("screen.cu", concat!(include_str!("kernels/best.cuh"), include_str!("kernels/screen.cuh"), include_str!("kernels/screen.cu"))),
+    (
+        "screen_tiles.cu",
+        concat!(include_str!("kernels/wgmma.cuh"), include_str!("kernels/screen.cuh"), include_str!("kernels/screen_tiles.cu")),
+    ),
     (
         "step.cu",
         concat!(
@@ -99,7 +103,7 @@ pub(crate) struct Kernels {
     pub(crate) bit_linear_tiles_gate: [Kernel; 4],
     /// 16, 32, 64, with scales for groups.
     pub(crate) bit_linear_tiles_groups: [Kernel; 3],
-    /// Whether the three above run on this GPU.
+    /// Whether the three above and `screen_tiles` run on this GPU.
     pub(crate) has_tiles: bool,
     pub(crate) embed: Kernel,
     pub(crate) final_norm: Kernel,
@@ -117,6 +121,8 @@ pub(crate) struct Kernels {
     /// Caches of f32 and f16.
     pub(crate) rope_append: [Kernel; 2],
     /// f32, f16, bf16.
+    pub(crate) screen_best: [Kernel; 3],
+    /// Likewise.
     pub(crate) screen_exact: [Kernel; 3],
     /// 8, 16, 32, 64 tokens a block.
     pub(crate) screen_few: [Kernel; 4],
@@ -124,6 +130,8 @@ pub(crate) struct Kernels {
     /// f32, f16, bf16.
     pub(crate) screen_pack: [Kernel; 3],
     pub(crate) screen_quantize: Kernel,
+    /// 16, 32, 64, 128, 256 tokens, where `has_tiles`.
+    pub(crate) screen_tiles: [Kernel; 5],
     pub(crate) step_one: Kernel,
     /// The code behind the handles above.
     _modules: Vec<Module>,
@@ -145,6 +153,7 @@ impl Kernels {
         };
         let mma = |name: &str| kernel("attention_mma.cu", &format!("attention_mma_{name}"));
         let tiles = |name: &str| kernel("bit_linear_tiles.cu", &format!("bit_linear_tiles_{name}"));
+        let screened = |name: &str| kernel("screen_tiles.cu", &format!("screen_tiles_{name}"));
         let pieces = |number: &str| kernel("norm_quantize.cu", &format!("norm_quantize_pieces_{number}"));
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
@@ -193,11 +202,13 @@ impl Kernels {
             roof_multiply: kernel("roof.cu", "roof_multiply")?,
             roof_read: kernel("roof.cu", "roof_read")?,
             rope_append: [kernel("rope_append.cu", "rope_append_f32")?, kernel("rope_append.cu", "rope_append_f16")?],
+            screen_best: typed("screen_best")?,
             screen_exact: typed("screen_exact")?,
             screen_few: numbered("screen.cu", "screen_few", [1, 2, 4, 8])?,
             screen_one: kernel("screen.cu", "screen_one")?,
             screen_pack: typed("screen_pack")?,
             screen_quantize: kernel("screen.cu", "screen_quantize")?,
+            screen_tiles: [screened("16")?, screened("32")?, screened("64")?, screened("128")?, screened("256")?],
             step_one: kernel("step.cu", "step_one")?,
             _modules: modules.into_iter().map(|(_, module)| module).collect(),
         })

@@ -1,74 +1,58 @@
 // What kernels on Hopper's tensor cores (wgmma) share: products, barriers that count arrivals and bytes, bulk copies, blocks of a cluster.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// sums[64 rows, TOKENS] += codes[64, 32] · activations[32, TOKENS], a warpgroup together; `x` describes the activations in shared memory.
-__device__ __forceinline__ void multiply_tile(int (&sums)[8], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n16k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7}, "
-                 "{%8,%9,%10,%11}, %12, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
+// sums[64 rows, 2 · N_SUMS tokens] += left[64, 32] · activations[32, tokens], a warpgroup together; `x` describes the activations in shared memory.
+// `types` are those of left and activations; `places` numbers the sums, and what follows them.
+#define WGMMA(n_tokens, types, places, following, ...) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n_tokens "k32.s32." types " {" places "}, " following \
+                 : __VA_ARGS__ \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(x))
+#define FOUR_SUMS(first) "+r"(sums[first]), "+r"(sums[first + 1]), "+r"(sums[first + 2]), "+r"(sums[first + 3])
+#define SIXTEEN_SUMS(first) FOUR_SUMS(first), FOUR_SUMS(first + 4), FOUR_SUMS(first + 8), FOUR_SUMS(first + 12)
+#define SUMS_32(first) SIXTEEN_SUMS(first), SIXTEEN_SUMS(first + 16)
+#define SUMS_64(first) SUMS_32(first), SUMS_32(first + 32)
+#define PLACES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define PLACES_16 PLACES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define PLACES_32 PLACES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define PLACES_64 PLACES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55" \
+    ",%56,%57,%58,%59,%60,%61,%62,%63"
+#define PLACES_80 PLACES_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define PLACES_128 PLACES_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103" \
+    ",%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+
+// Codes of weights.
+__device__ __forceinline__ void multiply_tile(int (&sums)[8], const u32 (&left)[4], u64 x) {
+    WGMMA(16, "u8.s8", PLACES_8, "{%8,%9,%10,%11}, %12, 1;", FOUR_SUMS(0), FOUR_SUMS(4));
+}
+__device__ __forceinline__ void multiply_tile(int (&sums)[16], const u32 (&left)[4], u64 x) {
+    WGMMA(32, "u8.s8", PLACES_16, "{%16,%17,%18,%19}, %20, 1;", SIXTEEN_SUMS(0));
+}
+__device__ __forceinline__ void multiply_tile(int (&sums)[32], const u32 (&left)[4], u64 x) {
+    WGMMA(64, "u8.s8", PLACES_32, "{%32,%33,%34,%35}, %36, 1;", SUMS_32(0));
+}
+__device__ __forceinline__ void multiply_tile(int (&sums)[64], const u32 (&left)[4], u64 x) {
+    WGMMA(128, "u8.s8", PLACES_64, "{%64,%65,%66,%67}, %68, 1;", SUMS_64(0));
+}
+__device__ __forceinline__ void multiply_tile(int (&sums)[80], const u32 (&left)[4], u64 x) {
+    WGMMA(160, "u8.s8", PLACES_80, "{%80,%81,%82,%83}, %84, 1;", SUMS_64(0), SIXTEEN_SUMS(64));
 }
 
-__device__ __forceinline__ void multiply_tile(int (&sums)[16], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-                 "{%16,%17,%18,%19}, %20, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
+// Signed bytes.
+__device__ __forceinline__ void multiply_bytes(int (&sums)[8], const u32 (&left)[4], u64 x) {
+    WGMMA(16, "s8.s8", PLACES_8, "{%8,%9,%10,%11}, %12, 1;", FOUR_SUMS(0), FOUR_SUMS(4));
 }
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[32], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
-                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-                 "{%32,%33,%34,%35}, %36, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15]),
-                   "+r"(sums[16]), "+r"(sums[17]), "+r"(sums[18]), "+r"(sums[19]), "+r"(sums[20]), "+r"(sums[21]), "+r"(sums[22]), "+r"(sums[23]),
-                   "+r"(sums[24]), "+r"(sums[25]), "+r"(sums[26]), "+r"(sums[27]), "+r"(sums[28]), "+r"(sums[29]), "+r"(sums[30]), "+r"(sums[31])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
+__device__ __forceinline__ void multiply_bytes(int (&sums)[16], const u32 (&left)[4], u64 x) {
+    WGMMA(32, "s8.s8", PLACES_16, "{%16,%17,%18,%19}, %20, 1;", SIXTEEN_SUMS(0));
 }
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[64], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
-                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,"
-                 "%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
-                 "%60,%61,%62,%63}, "
-                 "{%64,%65,%66,%67}, %68, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15]),
-                   "+r"(sums[16]), "+r"(sums[17]), "+r"(sums[18]), "+r"(sums[19]), "+r"(sums[20]), "+r"(sums[21]), "+r"(sums[22]), "+r"(sums[23]),
-                   "+r"(sums[24]), "+r"(sums[25]), "+r"(sums[26]), "+r"(sums[27]), "+r"(sums[28]), "+r"(sums[29]), "+r"(sums[30]), "+r"(sums[31]),
-                   "+r"(sums[32]), "+r"(sums[33]), "+r"(sums[34]), "+r"(sums[35]), "+r"(sums[36]), "+r"(sums[37]), "+r"(sums[38]), "+r"(sums[39]),
-                   "+r"(sums[40]), "+r"(sums[41]), "+r"(sums[42]), "+r"(sums[43]), "+r"(sums[44]), "+r"(sums[45]), "+r"(sums[46]), "+r"(sums[47]),
-                   "+r"(sums[48]), "+r"(sums[49]), "+r"(sums[50]), "+r"(sums[51]), "+r"(sums[52]), "+r"(sums[53]), "+r"(sums[54]), "+r"(sums[55]),
-                   "+r"(sums[56]), "+r"(sums[57]), "+r"(sums[58]), "+r"(sums[59]), "+r"(sums[60]), "+r"(sums[61]), "+r"(sums[62]), "+r"(sums[63])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
+__device__ __forceinline__ void multiply_bytes(int (&sums)[32], const u32 (&left)[4], u64 x) {
+    WGMMA(64, "s8.s8", PLACES_32, "{%32,%33,%34,%35}, %36, 1;", SUMS_32(0));
 }
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[80], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n160k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
-                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,"
-                 "%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
-                 "%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79}, "
-                 "{%80,%81,%82,%83}, %84, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15]),
-                   "+r"(sums[16]), "+r"(sums[17]), "+r"(sums[18]), "+r"(sums[19]), "+r"(sums[20]), "+r"(sums[21]), "+r"(sums[22]), "+r"(sums[23]),
-                   "+r"(sums[24]), "+r"(sums[25]), "+r"(sums[26]), "+r"(sums[27]), "+r"(sums[28]), "+r"(sums[29]), "+r"(sums[30]), "+r"(sums[31]),
-                   "+r"(sums[32]), "+r"(sums[33]), "+r"(sums[34]), "+r"(sums[35]), "+r"(sums[36]), "+r"(sums[37]), "+r"(sums[38]), "+r"(sums[39]),
-                   "+r"(sums[40]), "+r"(sums[41]), "+r"(sums[42]), "+r"(sums[43]), "+r"(sums[44]), "+r"(sums[45]), "+r"(sums[46]), "+r"(sums[47]),
-                   "+r"(sums[48]), "+r"(sums[49]), "+r"(sums[50]), "+r"(sums[51]), "+r"(sums[52]), "+r"(sums[53]), "+r"(sums[54]), "+r"(sums[55]),
-                   "+r"(sums[56]), "+r"(sums[57]), "+r"(sums[58]), "+r"(sums[59]), "+r"(sums[60]), "+r"(sums[61]), "+r"(sums[62]), "+r"(sums[63]),
-                   "+r"(sums[64]), "+r"(sums[65]), "+r"(sums[66]), "+r"(sums[67]), "+r"(sums[68]), "+r"(sums[69]), "+r"(sums[70]), "+r"(sums[71]),
-                   "+r"(sums[72]), "+r"(sums[73]), "+r"(sums[74]), "+r"(sums[75]), "+r"(sums[76]), "+r"(sums[77]), "+r"(sums[78]), "+r"(sums[79])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
+__device__ __forceinline__ void multiply_bytes(int (&sums)[64], const u32 (&left)[4], u64 x) {
+    WGMMA(128, "s8.s8", PLACES_64, "{%64,%65,%66,%67}, %68, 1;", SUMS_64(0));
 }
-
+__device__ __forceinline__ void multiply_bytes(int (&sums)[128], const u32 (&left)[4], u64 x) {
+    WGMMA(256, "s8.s8", PLACES_128, "{%128,%129,%130,%131}, %132, 1;", SUMS_64(0), SUMS_64(64));
+}
 
 // A descriptor of activations in shared memory: rows of 128 bytes, swizzled, those of the next eight tokens 1,024 bytes behind.
 __device__ __forceinline__ u64 describe(u32 shared) {
