@@ -235,7 +235,8 @@ struct Tiles {
     __device__ __forceinline__ bool find_divisors() const {
         asm volatile("cp.async.wait_all;" ::: "memory");
         __syncthreads();
-        bool is_plain = (blockIdx.x + 1) * OUT_ROWS <= a.n / KINDS && a.n_blocks * BLOCK_COLUMNS * 127 < SMALL_INTEGER_END;
+        // The division of SiLU would be in the code once for each result.
+        bool is_plain = (!GATE || a.activation == RELU2) && (blockIdx.x + 1) * OUT_ROWS <= a.n / KINDS && a.n_blocks * BLOCK_COLUMNS * 127 < SMALL_INTEGER_END;
         if (threadIdx.x < BLOCK_ROWS) is_plain = is_plain && scales.of_rows[threadIdx.x] == scales.of_rows[threadIdx.x / OUT_ROWS * OUT_ROWS];
 #pragma unroll
         for (u32 kind = 0; kind < KINDS; kind++) {
@@ -269,7 +270,7 @@ struct Tiles {
             float up[4];
             divide(up, sums + stride, 1, token);
 #pragma unroll
-            for (int part = 0; part < 4; part++) y[part] = gated(a.activation, y[part], up[part]);
+            for (int part = 0; part < 4; part++) y[part] = gated(RELU2, y[part], up[part]);
         }
     }
 
@@ -287,7 +288,7 @@ struct Tiles {
 #pragma unroll
         for (int tile = 0; tile < OUT_TILES; tile++)
 #pragma unroll
-            for (int part = 0; part < 4; part++) before[tile][part] = a.add && has_token(eight, part) ? from[offset_of(tile, part)] : -0.0f;
+            for (int part = 0; part < 4; part++) before[tile][part] = !GATE && a.add && has_token(eight, part) ? from[offset_of(tile, part)] : -0.0f;
     }
     __device__ __forceinline__ void store_results(const int* sums, int stride, const float (&before)[OUT_TILES][4], u32 eight) const {
         float* to = place_of(eight);
@@ -297,7 +298,7 @@ struct Tiles {
             results(y, sums, stride, tile, eight);
 #pragma unroll
             for (int part = 0; part < 4; part++)
-                if (has_token(eight, part)) to[offset_of(tile, part)] = before[tile][part] + y[part];
+                if (has_token(eight, part)) to[offset_of(tile, part)] = GATE ? y[part] : before[tile][part] + y[part];
         }
     }
 

@@ -88,9 +88,11 @@ __device__ __forceinline__ float exp_exact(float x) {
     return mantissa * __int_as_float((__float2int_rz(n) + 127) << 23);
 }
 
-// activation(gate) · up; `activation` is 0 for ReLU², 1 for SiLU.
+// activation(gate) · up
+#define RELU2 0
+#define SILU 1
 __device__ __forceinline__ float gated(u32 activation, float gate, float up) {
-    if (activation == 0) {
+    if (activation == RELU2) {
         const float positive = gate > 0.0f ? gate : 0.0f;
         return (positive * positive) * up;
     }
