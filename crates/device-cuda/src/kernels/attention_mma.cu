@@ -32,6 +32,7 @@ __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs
     __syncthreads();
     fetch(0);
     const u32 limits[2] = {a.positions[token_of(line)] + 1, a.positions[token_of(line + 8)] + 1};
+    const u32 lowest_limit = a.positions[token_of(0)] + 1;
     // The splits so far lie in shared memory: registers hold one.
     float* kept = (float*)(shared + 4 * TILE_SIZE) + threadIdx.x;
     Partial<DIM> split;
@@ -42,7 +43,8 @@ __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs
         __syncthreads();
         float scores[TILE / 8][4], greatest[2];
         score_keys<DIM, TILE / 16>(scores, queries, keys(tile), 0);
-        mask_scores<TILE / 16>(scores, greatest, tile * TILE, limits);
+        if ((tile + 1) * TILE <= lowest_limit) mask_scores<TILE / 16>(scores, greatest, tile * TILE, limits, true);
+        else mask_scores<TILE / 16>(scores, greatest, tile * TILE, limits, false);
         split.rescale(greatest);
         u32 weights[TILE / 16][4];
         weigh<TILE / 16>(weights, scores, split.largest);
