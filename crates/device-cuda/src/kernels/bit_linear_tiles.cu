@@ -430,22 +430,22 @@ struct Tiles {
         }
     }
 
-    __device__ __forceinline__ void load_words(uint4 (&words)[ROW_TILES][2], const uint4* const (&rows)[ROW_TILES][2], u32 block) const {
+    __device__ __forceinline__ void load_words(uint4 (&words)[ROW_TILES][2], const u32 (&rows)[ROW_TILES][2], u32 block) const {
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
-            for (int half = 0; half < 2; half++) words[tile][half] = block < end_block ? __ldg(rows[tile][half] + block * 4) : make_uint4(0, 0, 0, 0);
+            for (int half = 0; half < 2; half++) words[tile][half] = block < end_block ? __ldg(a.words + (rows[tile][half] + block * 4)) : make_uint4(0, 0, 0, 0);
     }
 
     // The first blocks of a tile's columns, of weights and, by one thread, of tokens; and the tile's scales.
-    __device__ __forceinline__ void find_rows(const uint4* (&rows)[ROW_TILES][2]) const {
+    __device__ __forceinline__ void find_rows(u32 (&rows)[ROW_TILES][2]) const {
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                rows[tile][half] = a.words + (u64)min(row(tile, half), end_row(tile) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
+                rows[tile][half] = min(row(tile, half), end_row(tile) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
     }
-    __device__ __forceinline__ void begin_weights(uint4 (&next)[2][ROW_TILES][2], const uint4* const (&rows)[ROW_TILES][2]) const {
+    __device__ __forceinline__ void begin_weights(uint4 (&next)[2][ROW_TILES][2], const u32 (&rows)[ROW_TILES][2]) const {
         load_words(next[0], rows, first_block);
         load_words(next[1], rows, first_block + 1);
         if constexpr (!GROUPED) fetch_row_scales();
@@ -465,7 +465,7 @@ struct Tiles {
 
     // All blocks of columns, two at a time: products of one chunk run while the next is decoded, and only between pairs does nothing run. (The
     // compiler waits for each product where they run on into another turn of the loop.)
-    __device__ __forceinline__ void multiply_pairs(int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
+    __device__ __forceinline__ void multiply_pairs(int (&sums)[ROW_TILES][N_SUMS], const u32 (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
         // A pair's stages are fetched into those that the pair before last and the first half of the last have read.
         const u32 ahead = a.n_stages - 3;
         u32 block = first_block;
@@ -482,7 +482,6 @@ struct Tiles {
 #pragma unroll
                 for (int tile = 0; tile < ROW_TILES; tile++) words[half][tile][0] = next[half][tile][0], words[half][tile][1] = next[half][tile][1];
             load_words(next[0], rows, block + 2);
-            load_words(next[1], rows, block + 3);
             await_stage(turn);
             await_stage(turn + 1);
             const u32 first_stage = stage_of(turn), second_stage = stage_of(turn + 1);
@@ -490,7 +489,10 @@ struct Tiles {
             for (int chunk = 0; chunk < 8; chunk++) {
                 multiply_block(sums, words[chunk / 4], chunk < 4 ? first_stage : second_stage, chunk % 4);
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                if (chunk == 4) free_stage(turn);
+                if (chunk != 4) continue;
+                free_stage(turn);
+                // In the registers of the block that has been decoded.
+                load_words(next[1], rows, block + 3);
             }
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             free_stage(turn + 1);
@@ -508,7 +510,7 @@ struct Tiles {
 
     // The same where columns are in groups, a block at a time.
     __device__ __forceinline__ void multiply_groups(
-        float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1], int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
+        float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1], int (&sums)[ROW_TILES][N_SUMS], const u32 (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
 #pragma unroll 1
         for (u32 block = first_block; block < end_block; block++) {
             const u32 turn = block - first_block;
@@ -551,7 +553,7 @@ struct Tiles {
 
     // Tiles `tile` and every `n_at_once` behind it; one only where columns are shared or in groups.
     __device__ __forceinline__ void run(u32 tile, u32 n_at_once) {
-        const uint4* rows[ROW_TILES][2];
+        u32 rows[ROW_TILES][2];
         uint4 next[2][ROW_TILES][2];
         find_rows(rows);
         begin_weights(next, rows);

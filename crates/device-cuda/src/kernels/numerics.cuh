@@ -182,6 +182,9 @@ struct Norms {
 // its loads are in flight together, and a sum of one lane is a chain that must not wait for memory at each link.
 __device__ __forceinline__ int n_turns(u32 first, u32 end, int stride) { return ((int)end - (int)first + stride - 1) / stride; }
 
+// Links of the chain of a sum that are read at a time.
+#define CHAIN 16
+
 // 1 / √(mean(x²) + ε) of row[k] in shared memory, for all threads of the block. `scratch` is one float in shared memory.
 __device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, float epsilon, float* scratch) {
     __syncthreads();
@@ -189,8 +192,26 @@ __device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, f
         float lane = 0.0f;
         const float* of_lane = row + (threadIdx.x & (LANES - 1));
         const int n = n_turns(threadIdx.x & (LANES - 1), k, LANES);
-#pragma unroll 16
-        for (int turn = 0; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
+        // Numbers are read while those before them are added up: only additions wait for each other.
+        float next[CHAIN] = {};
+        int turn = 0;
+        if (n >= CHAIN) {
+#pragma unroll
+            for (int link = 0; link < CHAIN; link++) next[link] = of_lane[link * LANES];
+#pragma unroll 1
+            for (; turn + CHAIN <= n; turn += CHAIN) {
+                float squares[CHAIN];
+#pragma unroll
+                for (int link = 0; link < CHAIN; link++) squares[link] = next[link] * next[link];
+                if (turn + 2 * CHAIN <= n) {
+#pragma unroll
+                    for (int link = 0; link < CHAIN; link++) next[link] = of_lane[(turn + CHAIN + link) * LANES];
+                }
+#pragma unroll
+                for (int link = 0; link < CHAIN; link++) lane += squares[link];
+            }
+        }
+        for (; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
         lane = sum_lanes(lane);
         if (threadIdx.x == 0) *scratch = 1.0f / sqrtf(lane / (float)k + epsilon);
     }
@@ -279,6 +300,16 @@ __device__ __forceinline__ float largest_of_block(float value, float* scratch) {
     value = scratch[0];
     for (u32 warp = 1; warp < blockDim.x / 32; warp++) value = larger(value, scratch[warp]);
     return value;
+}
+
+// The largest of the block's magnitudes, none of which is NaN, for all threads. `scratch` is 32 floats in shared memory that nobody reads before.
+__device__ __forceinline__ float largest_magnitude_of_block(float value, float* scratch) {
+    // Their bits are in their order.
+    value = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(value)));
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    const u32 lane = threadIdx.x & 31;
+    return __uint_as_float(__reduce_max_sync(FULL_WARP, lane < blockDim.x / 32 ? __float_as_uint(scratch[lane]) : 0));
 }
 
 // The sum of the block's integers, for all threads. `scratch` is 32 integers in shared memory.
