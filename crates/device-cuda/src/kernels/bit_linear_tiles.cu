@@ -482,6 +482,7 @@ struct Tiles {
 #pragma unroll
                 for (int tile = 0; tile < ROW_TILES; tile++) words[half][tile][0] = next[half][tile][0], words[half][tile][1] = next[half][tile][1];
             load_words(next[0], rows, block + 2);
+            load_words(next[1], rows, block + 3);
             await_stage(turn);
             await_stage(turn + 1);
             const u32 first_stage = stage_of(turn), second_stage = stage_of(turn + 1);
@@ -489,10 +490,7 @@ struct Tiles {
             for (int chunk = 0; chunk < 8; chunk++) {
                 multiply_block(sums, words[chunk / 4], chunk < 4 ? first_stage : second_stage, chunk % 4);
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                if (chunk != 4) continue;
-                free_stage(turn);
-                // In the registers of the block that has been decoded.
-                load_words(next[1], rows, block + 3);
+                if (chunk == 4) free_stage(turn);
             }
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             free_stage(turn + 1);
