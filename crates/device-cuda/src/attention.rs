@@ -306,33 +306,9 @@ fn on_tensor_cores(
         let n_splits = if is_split { n_splits } else { 1 };
         let shared_bytes = RING * 2 * tile_bytes + 16 * TILE * size_of::<u16>();
         let grid = [n_groups * n_splits, step.n_single];
-        let arguments = arguments(step.single, n_splits);
-        let launch = match take_back_rope(arguments, (heads, step), (queue, kernels)) {
-            Some(arguments) => arguments.launch(kernels.attention_mma_rope[tile], grid, (THREADS, shared_bytes)),
-            None => arguments.launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)),
-        };
-        queue.record(launch)?;
+        queue.record(arguments(step.single, n_splits).launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)))?;
     }
     Ok(())
-}
-
-/// If all tokens stand alone, several of them, and their heads' rotation is the last thing recorded, takes that back: the arguments of attention behind it.
-/// A token that is a step of its own keeps them apart: such a step becomes one kernel anyway (step.rs).
-fn take_back_rope(
-    arguments: Arguments,
-    (heads, step): (&Heads<'_, CudaVector>, &StagedStep),
-    (queue, kernels): (&mut Queue, &Kernels),
-) -> Option<Arguments> {
-    let rope_append = kernels.rope_append[type_number(KvType::F16)];
-    let is_rope = queue.last().is_some_and(|last| last.kernel == rope_append && last.arguments[0] == arguments.first_address());
-    if !is_rope || step.n_single != step.n_tokens || step.n_tokens == 1 {
-        return None;
-    }
-    queue.take_back();
-    let (q_norm, k_norm) = heads.qk_norms.unzip();
-    let norm = |norm: Option<&CudaVector>| norm.map_or(0, CudaVector::address);
-    let arguments = arguments.address(norm(q_norm)).address(norm(k_norm)).address(step.cos).address(step.sin).address(step.slots);
-    Some(arguments.float(heads.epsilon).word(0))
 }
 
 /// Runs of tokens of heads of 64 or 128.

@@ -81,8 +81,6 @@ pub(crate) struct Kernels {
     pub(crate) attention_mma_one: [Kernel; 2],
     /// Heads of 64 and 128.
     pub(crate) attention_mma_prompt: [Kernel; 2],
-    /// Likewise, behind rope_append.
-    pub(crate) attention_mma_rope: [Kernel; 2],
     /// Heads of 64 and 128; caches of f32 and f16; 1, 2, 4 query heads that share keys.
     pub(crate) attention_tile: [[[Kernel; 3]; 2]; 2],
     /// 1, 4 tokens at a time.
@@ -176,7 +174,6 @@ impl Kernels {
             attention: cached("attention.cu", "attention")?,
             attention_mma_one: [mma("one_64")?, mma("one_128")?],
             attention_mma_prompt: [mma("prompt_64")?, mma("prompt_128")?],
-            attention_mma_rope: [mma("rope_64")?, mma("rope_128")?],
             attention_tile: [cached("attention_tile.cu", "attention_tile_64")?, cached("attention_tile.cu", "attention_tile_128")?],
             bit_linear_f32: [kernel("bit_linear_f32.cu", "bit_linear_f32_1")?, kernel("bit_linear_f32.cu", "bit_linear_f32_4")?],
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,

@@ -1,7 +1,7 @@
 //! Bounds of crate `device-cuda`. At a bound we refuse with a typed error.
 
 /// Longest block of kernel arguments, in words of 8 bytes.
-pub(crate) const ARGUMENT_WORDS_MAX: usize = 20;
+pub(crate) const ARGUMENT_WORDS_MAX: usize = 16;
 /// Oldest compute capability whose instructions the kernels use (cp.async, mma.sync with int8).
 pub const CAPABILITY_MIN: u32 = 8;
 /// Widest head.

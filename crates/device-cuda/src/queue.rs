@@ -225,11 +225,6 @@ impl Arguments {
         self
     }
 
-    /// The first argument, a pointer.
-    pub(crate) fn first_address(&self) -> u64 {
-        self.words[0]
-    }
-
     /// A `u32`. Panics if it does not fit, which the sizes checked at load exclude.
     pub(crate) fn word(mut self, value: usize) -> Self {
         let value = u32::try_from(value).expect("sizes were checked when the handles were made");

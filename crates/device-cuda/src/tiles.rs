@@ -35,8 +35,6 @@ struct Shape {
     n_resident: usize,
     n_stages: usize,
     stage_bytes: usize,
-    /// Whether a block may take several tiles of results.
-    takes_several: bool,
 }
 
 /// What wgmma's swizzle asks for.
@@ -53,43 +51,19 @@ const SPLITS_AND_STAGES: usize = 10;
 fn plain(kernels: &Kernels, index: usize) -> Shape {
     let (tokens, rows, n_resident, n_stages) =
         [(16, 128, 2, 8), (32, 128, 2, 8), (64, 128, 2, 6), (128, 256, 1, 6), (160, 128, 1, 5)][index];
-    Shape {
-        kernel: kernels.bit_linear_tiles[index],
-        tokens,
-        rows,
-        n_resident,
-        n_stages,
-        stage_bytes: stage_bytes(tokens),
-        takes_several: true,
-    }
+    Shape { kernel: kernels.bit_linear_tiles[index], tokens, rows, n_resident, n_stages, stage_bytes: stage_bytes(tokens) }
 }
 
 fn gated(kernels: &Kernels, index: usize) -> Shape {
     let (tokens, n_stages) = [(16, 8), (32, 8), (64, 8), (128, 6)][index];
-    Shape {
-        kernel: kernels.bit_linear_tiles_gate[index],
-        tokens,
-        rows: 256,
-        n_resident: 1,
-        n_stages,
-        stage_bytes: stage_bytes(tokens),
-        takes_several: true,
-    }
+    Shape { kernel: kernels.bit_linear_tiles_gate[index], tokens, rows: 256, n_resident: 1, n_stages, stage_bytes: stage_bytes(tokens) }
 }
 
 fn grouped(kernels: &Kernels, index: usize) -> Shape {
     let tokens = [16, 32, 64][index];
     let stage_bytes = stage_bytes(tokens) + tokens.div_ceil(TILE_TOKENS) * TILE_TOKENS * 2 * 2 * size_of::<f32>();
     let stage_bytes = stage_bytes.next_multiple_of(STAGE_ALIGNMENT);
-    Shape {
-        kernel: kernels.bit_linear_tiles_groups[index],
-        tokens,
-        rows: 128,
-        n_resident: 2,
-        n_stages: 6,
-        stage_bytes,
-        takes_several: false,
-    }
+    Shape { kernel: kernels.bit_linear_tiles_groups[index], tokens, rows: 128, n_resident: 2, n_stages: 6, stage_bytes }
 }
 
 fn stage_bytes(tokens: usize) -> usize {
@@ -123,15 +97,10 @@ impl Plan {
         plans.min_by_key(|plan| plan.cycles(n_blocks, n_multiprocessors)).expect("there is a shape")
     }
 
-    fn launch(&self, arguments: Arguments, n_multiprocessors: usize) -> Launch {
+    fn launch(&self, arguments: Arguments) -> Launch {
         let shared_bytes = self.shape.n_stages * self.shape.stage_bytes;
         let [rows, tokens] = self.grid;
-        // Where blocks have whole tiles of results, each has several one after another.
-        let grid = match self.n_splits {
-            1 if self.shape.takes_several => [(rows * tokens).min(n_multiprocessors * self.shape.n_resident), 1],
-            n_splits => [rows, tokens * n_splits as usize],
-        };
-        let launch = arguments.launch(self.shape.kernel, grid, (THREADS, shared_bytes));
+        let launch = arguments.launch(self.shape.kernel, [rows, tokens * self.n_splits as usize], (THREADS, shared_bytes));
         Launch { cluster: self.n_splits, ..launch }
     }
 }
@@ -165,7 +134,7 @@ pub(crate) fn bit_linear_tiles(
     let arguments =
         arguments.word(packed.granularity.n_groups(packed.k)).word(packed.granularity.size(packed.k).div_ceil(ACTIVATION_GROUP));
     let arguments = arguments.word(target.add).word(0).word(plan.n_splits as usize).word(plan.shape.n_stages);
-    plan.launch(arguments, n_multiprocessors)
+    plan.launch(arguments)
 }
 
 /// If the last thing recorded is the product that `gate` reads whole, records both as one; the product itself is then not stored.
@@ -184,7 +153,7 @@ pub(crate) fn gate_behind_tiles(
     queue.take_back();
     let shapes = [0, 1, 2, 3].map(|index| gated(kernels, index));
     let plan = Plan::best(candidates(&shapes, m), [m, n, n_blocks], (SPLITS_MAX, n_multiprocessors));
-    let launch = plan.launch(Arguments::new(), n_multiprocessors);
+    let launch = plan.launch(Arguments::new());
     let mut arguments = last.arguments;
     arguments[OUT] = gated_address;
     arguments[BLOCKS_AND_WIDTH] = n_blocks as u64 | ((n / 2) as u64) << 32;

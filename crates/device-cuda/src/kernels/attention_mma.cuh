@@ -90,18 +90,11 @@ struct Partial {
 
     // Makes room for scores up to `greatest`, by row.
     __device__ __forceinline__ void rescale(const float (&greatest)[2]) {
-        float factors[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const float next = larger(largest[half], greatest[half]);
-            factors[half] = next == NEGATIVE_INFINITY ? 1.0f : exp2_fast(largest[half] - next);
+            const float factor = next == NEGATIVE_INFINITY ? 1.0f : exp2_fast(largest[half] - next);
             largest[half] = next;
-        }
-        // Most tiles bring no row a larger score; times one changes nothing.
-        if (!__any_sync(FULL_WARP, factors[0] != 1.0f || factors[1] != 1.0f)) return;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float factor = factors[half];
 #pragma unroll
             for (int part = half * 2; part < half * 2 + 2; part++) {
                 sums[part] *= factor;
@@ -226,17 +219,16 @@ __device__ __forceinline__ void score_keys(float (&scores)[PAIRS * 2][4], const 
         }
 }
 
-// Scores of positions from `limits` on, of which there are none if `is_whole`, become −∞; the largest of each row, for its four threads. The first key is at
-// `first`.
+// Scores of positions from `limits` on become −∞; the largest of each row, for its four threads. The first key is at `first`.
 template <int PAIRS>
-__device__ __forceinline__ void mask_scores(float (&scores)[PAIRS * 2][4], float (&greatest)[2], u32 first, const u32 (&limits)[2], bool is_whole) {
+__device__ __forceinline__ void mask_scores(float (&scores)[PAIRS * 2][4], float (&greatest)[2], u32 first, const u32 (&limits)[2]) {
     greatest[0] = greatest[1] = NEGATIVE_INFINITY;
 #pragma unroll
     for (int tile = 0; tile < PAIRS * 2; tile++)
 #pragma unroll
         for (int part = 0; part < 4; part++) {
             const u32 position = first + tile * 8 + (threadIdx.x & 3) * 2 + (part & 1);
-            if (!is_whole && position >= limits[part / 2]) scores[tile][part] = NEGATIVE_INFINITY;
+            if (position >= limits[part / 2]) scores[tile][part] = NEGATIVE_INFINITY;
             greatest[part / 2] = larger(greatest[part / 2], scores[tile][part]);
         }
 #pragma unroll
@@ -327,7 +319,7 @@ struct AttentionOne {
         const u32 limits[2] = {n_positions, n_positions};
         float scores[2][4], greatest[2];
         score_keys<DIM, 1>(scores, queries, keys(tile), warp * 16);
-        mask_scores<1>(scores, greatest, tile * TILE + warp * 16, limits, (tile + 1) * TILE <= n_positions);
+        mask_scores<1>(scores, greatest, tile * TILE + warp * 16, limits);
         if ((lane & 3) == 0) {
             greatest_of_warps[warp * 16 + line] = greatest[0];
             greatest_of_warps[warp * 16 + line + 8] = greatest[1];

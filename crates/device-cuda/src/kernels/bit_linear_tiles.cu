@@ -71,22 +71,11 @@ struct Tiles {
     u32 stages, full, empty;  // shared memory: the ring, and a barrier for each stage
     u32 received;             // barrier of the sums that other blocks of the cluster send
     Scales& scales;           // where columns are not in groups
-    u32 first_block, end_block;
-    // The block's tile of results, of which it may have several one after another.
-    u32 row_block, first_token;
-    u32 first_turn;           // stages of tiles before
+    u32 first_token, first_block, end_block;
 
-    __device__ __forceinline__ u32 n_row_blocks() const { return (a.n / KINDS + OUT_ROWS - 1) / OUT_ROWS; }
-    __device__ __forceinline__ void move_to(u32 tile) {
-        row_block = tile % n_row_blocks();
-        first_token = tile / n_row_blocks() * TOKENS;
-    }
-
-    __device__ __forceinline__ u32 slot_of(u32 turn) const { return (first_turn + turn) % a.n_stages; }
-    __device__ __forceinline__ u32 round_of(u32 turn) const { return (first_turn + turn) / a.n_stages; }
     // Starts to fetch the `turn`th block of columns; by one thread, which has products to start, too: copies are few and large.
     __device__ __forceinline__ void fetch_stage(u32 turn) const {
-        const u32 slot = slot_of(turn), round = round_of(turn), block = first_block + turn;
+        const u32 slot = turn % a.n_stages, round = turn / a.n_stages, block = first_block + turn;
         if (block >= end_block) return;
         if (round > 0) await(empty + slot * 8, (round - 1) & 1);
         expect_bytes(full + slot * 8, FETCHED_BYTES);
@@ -105,8 +94,8 @@ struct Tiles {
     // First row of weights, and one beyond the last, that tile `tile` of this warpgroup may have.
     __device__ __forceinline__ u32 first_row(int tile) const {
         const u32 warpgroup = threadIdx.x / 128;
-        if (GATE) return tile * (a.n / 2) + row_block * (BLOCK_ROWS / 2) + warpgroup * 64;
-        return row_block * BLOCK_ROWS + (warpgroup * ROW_TILES + tile) * 64;
+        if (GATE) return tile * (a.n / 2) + blockIdx.x * (BLOCK_ROWS / 2) + warpgroup * 64;
+        return blockIdx.x * BLOCK_ROWS + (warpgroup * ROW_TILES + tile) * 64;
     }
     __device__ __forceinline__ u32 end_row(int tile) const { return GATE && tile == 0 ? a.n / 2 : a.n; }
     __device__ __forceinline__ u32 row(int tile, int half) const {
@@ -232,7 +221,7 @@ struct Tiles {
 
     // Starts to fetch the scales of the block's rows, which are not there beyond the last, and of its tokens.
     __device__ __forceinline__ void fetch_row_scales() const {
-        const u32 row = threadIdx.x, kind = row / OUT_ROWS, place = kind * (a.n / KINDS) + row_block * OUT_ROWS + row % OUT_ROWS;
+        const u32 row = threadIdx.x, kind = row / OUT_ROWS, place = kind * (a.n / KINDS) + blockIdx.x * OUT_ROWS + row % OUT_ROWS;
         if (row < BLOCK_ROWS) copy_word(scales.of_rows + row, a.scales + (a.n_groups == 0 ? 0 : min(place, a.n - 1)));
     }
     __device__ __forceinline__ void fetch_token_scales() const {
@@ -247,7 +236,7 @@ struct Tiles {
         asm volatile("cp.async.wait_all;" ::: "memory");
         __syncthreads();
         // The division of SiLU would be in the code once for each result.
-        bool is_plain = (!GATE || a.activation == RELU2) && (row_block + 1) * OUT_ROWS <= a.n / KINDS && a.n_blocks * BLOCK_COLUMNS * 127 < SMALL_INTEGER_END;
+        bool is_plain = (!GATE || a.activation == RELU2) && (blockIdx.x + 1) * OUT_ROWS <= a.n / KINDS && a.n_blocks * BLOCK_COLUMNS * 127 < SMALL_INTEGER_END;
         if (threadIdx.x < BLOCK_ROWS) is_plain = is_plain && scales.of_rows[threadIdx.x] == scales.of_rows[threadIdx.x / OUT_ROWS * OUT_ROWS];
 #pragma unroll
         for (u32 kind = 0; kind < KINDS; kind++) {
@@ -287,7 +276,7 @@ struct Tiles {
 
     // Where the results of this thread go, of its first two tokens of eight `eight`.
     __device__ __forceinline__ float* place_of(u32 eight) const {
-        const u32 first = GATE ? row_block * OUT_ROWS + threadIdx.x / 128 * 64 : first_row(0);
+        const u32 first = GATE ? blockIdx.x * OUT_ROWS + threadIdx.x / 128 * 64 : first_row(0);
         return a.out + (u64)(first_token + eight * 8 + (threadIdx.x & 3) * 2) * a.width + first + (threadIdx.x / 32 & 3) * 16 + (threadIdx.x & 31) / 4;
     }
     __device__ __forceinline__ u32 offset_of(int tile, int part) const { return tile * 64 + part / 2 * 8 + (part & 1) * a.width; }
@@ -316,7 +305,7 @@ struct Tiles {
     // Stores the results of all the block's tokens from where the sums are.
     __device__ __forceinline__ void store_sums(const int (&sums)[ROW_TILES][N_SUMS]) const {
         // So many residuals are on their way at a time.
-        const int AT_ONCE = GATE ? 1 : TOKENS == 160 ? 10 : TOKENS >= 32 ? 4 : 2;
+        const int AT_ONCE = OUT_TILES == 1 ? (TOKENS >= 32 ? 4 : 2) : 2;
 #pragma unroll
         for (int first = 0; first < TOKENS / 8; first += AT_ONCE) {
             float before[AT_ONCE][OUT_TILES][4];
@@ -380,7 +369,7 @@ struct Tiles {
     __device__ __forceinline__ void store() const {
         const u32 rank = blockIdx.y % a.n_splits, n_tokens = min((u32)TOKENS, a.m - first_token);
         const u32 rows = GATE ? BLOCK_ROWS / 2 : BLOCK_ROWS, fours = rows / 4, inside = threadIdx.x % fours * 4, tokens_step = THREADS / fours * a.n_splits;
-        const u32 first_row = row_block * rows + inside, end = GATE ? a.n / 2 : a.n;
+        const u32 first_row = blockIdx.x * rows + inside, end = GATE ? a.n / 2 : a.n;
         if (first_row >= end) return;
         // Where rows of a gate lie: each warpgroup has 64 of gate and 64 of up behind.
         const u32 at = stages + (GATE ? inside / 64 * 128 + inside % 64 : inside) * 4;
@@ -430,42 +419,23 @@ struct Tiles {
         }
     }
 
-    __device__ __forceinline__ void load_words(uint4 (&words)[ROW_TILES][2], const u32 (&rows)[ROW_TILES][2], u32 block) const {
+    __device__ __forceinline__ void load_words(uint4 (&words)[ROW_TILES][2], const uint4* const (&rows)[ROW_TILES][2], u32 block) const {
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
-            for (int half = 0; half < 2; half++) words[tile][half] = block < end_block ? __ldg(a.words + (rows[tile][half] + block * 4)) : make_uint4(0, 0, 0, 0);
+            for (int half = 0; half < 2; half++) words[tile][half] = block < end_block ? __ldg(rows[tile][half] + block * 4) : make_uint4(0, 0, 0, 0);
     }
 
-    // The first blocks of a tile's columns, of weights and, by one thread, of tokens; and the tile's scales.
-    __device__ __forceinline__ void find_rows(u32 (&rows)[ROW_TILES][2]) const {
-#pragma unroll
-        for (int tile = 0; tile < ROW_TILES; tile++)
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                rows[tile][half] = min(row(tile, half), end_row(tile) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
-    }
-    __device__ __forceinline__ void begin_weights(uint4 (&next)[2][ROW_TILES][2], const u32 (&rows)[ROW_TILES][2]) const {
-        load_words(next[0], rows, first_block);
-        load_words(next[1], rows, first_block + 1);
-        if constexpr (!GROUPED) fetch_row_scales();
-    }
-    __device__ __forceinline__ void begin_tokens() const {
-        if (threadIdx.x == 0)
-            for (u32 turn = 0; turn + (GROUPED ? 2 : 3) < a.n_stages; turn++) fetch_stage(turn);
-        if constexpr (!GROUPED) fetch_token_scales();
-    }
-
-    __device__ __forceinline__ u32 stage_of(u32 turn) const { return stages + slot_of(turn) * STAGE_BYTES; }
-    __device__ __forceinline__ void await_stage(u32 turn) const { await(full + slot_of(turn) * 8, round_of(turn) & 1); }
+    __device__ __forceinline__ u32 stage_of(u32 turn) const { return stages + turn % a.n_stages * STAGE_BYTES; }
+    __device__ __forceinline__ void await_stage(u32 turn) const { await(full + turn % a.n_stages * 8, turn / a.n_stages & 1); }
     // Says that this warpgroup has read a stage.
     __device__ __forceinline__ void free_stage(u32 turn) const {
-        if ((threadIdx.x & 127) == 0) arrive(empty + slot_of(turn) * 8);
+        if ((threadIdx.x & 127) == 0) arrive(empty + turn % a.n_stages * 8);
     }
 
     // All blocks of columns, two at a time: products of one chunk run while the next is decoded, and only between pairs does nothing run. (The
     // compiler waits for each product where they run on into another turn of the loop.)
-    __device__ __forceinline__ void multiply_pairs(int (&sums)[ROW_TILES][N_SUMS], const u32 (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
+    __device__ __forceinline__ void multiply_pairs(int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
         // A pair's stages are fetched into those that the pair before last and the first half of the last have read.
         const u32 ahead = a.n_stages - 3;
         u32 block = first_block;
@@ -503,12 +473,11 @@ struct Tiles {
             asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
         }
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-        free_stage(block - first_block);
     }
 
     // The same where columns are in groups, a block at a time.
     __device__ __forceinline__ void multiply_groups(
-        float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1], int (&sums)[ROW_TILES][N_SUMS], const u32 (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
+        float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1], int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
 #pragma unroll 1
         for (u32 block = first_block; block < end_block; block++) {
             const u32 turn = block - first_block;
@@ -536,65 +505,48 @@ struct Tiles {
         }
     }
 
-    // Results that go through shared memory, where no copy is on its way.
-    __device__ __forceinline__ void share_and_store(const int (&sums)[ROW_TILES][N_SUMS], const float (&y)[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1]) const {
+    __device__ __forceinline__ void run() const {
+        int sums[ROW_TILES][N_SUMS] = {};
+        float y[GROUPED ? ROW_TILES : 1][GROUPED ? N_SUMS : 1] = {};
+        const uint4* rows[ROW_TILES][2];
+#pragma unroll
+        for (int tile = 0; tile < ROW_TILES; tile++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                rows[tile][half] = a.words + (u64)min(row(tile, half), end_row(tile) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
+        uint4 next[2][ROW_TILES][2];
+        load_words(next[0], rows, first_block);
+        load_words(next[1], rows, first_block + 1);
+        if constexpr (!GROUPED) fetch_row_scales();
+        await_predecessors();
+        if (threadIdx.x == 0)
+            for (u32 turn = 0; turn + (GROUPED ? 2 : 3) < a.n_stages; turn++) fetch_stage(turn);
+        if constexpr (GROUPED) {
+            multiply_groups(y, sums, rows, next);
+            // All stages have been read.
+            __syncthreads();
+        } else {
+            fetch_token_scales();
+            multiply_pairs(sums, rows, next);
+            if (a.n_splits > 1) arrive_at_cluster();
+            const bool is_plain = find_divisors();
+            // All stages of all blocks have been read.
+            if (a.n_splits > 1) await_cluster();
+            if (is_plain) {
+                const u32 rank = blockIdx.y % a.n_splits;
+                if (a.n_splits == 1) return store_sums(sums);
+                send_sums(sums, rank);
+                return store_received(rank);
+            }
+        }
         share(sums, y);
         __syncthreads();
         if (a.n_splits > 1) cluster_barrier();
         store();
-        // Copies may follow where results lay.
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         // Nobody leaves while others read here.
-        __syncthreads();
-        if (a.n_splits > 1) cluster_barrier();
-    }
-
-    // Tiles `tile` and every `n_at_once` behind it; one only where columns are shared or in groups.
-    __device__ __forceinline__ void run(u32 tile, u32 n_at_once) {
-        u32 rows[ROW_TILES][2];
-        uint4 next[2][ROW_TILES][2];
-        find_rows(rows);
-        begin_weights(next, rows);
-        await_predecessors();
-        begin_tokens();
-        if constexpr (GROUPED) {
-            int sums[ROW_TILES][N_SUMS] = {};
-            float y[ROW_TILES][N_SUMS] = {};
-            multiply_groups(y, sums, rows, next);
-            // All stages have been read.
+        if (a.n_splits > 1) {
             __syncthreads();
-            share_and_store(sums, y);
-        } else {
-            const u32 n_tiles = a.n_splits > 1 ? 0 : n_row_blocks() * ((a.m + TOKENS - 1) / TOKENS);
-#pragma unroll 1
-            while (true) {
-                int sums[ROW_TILES][N_SUMS] = {};
-                const float y[1][1] = {};
-                multiply_pairs(sums, rows, next);
-                if (a.n_splits > 1) arrive_at_cluster();
-                const bool is_plain = find_divisors();
-                // All stages, and all those of the cluster's blocks, have been read.
-                if (a.n_splits > 1) await_cluster();
-                if (is_plain && a.n_splits > 1) {
-                    const u32 rank = blockIdx.y % a.n_splits;
-                    send_sums(sums, rank);
-                    return store_received(rank);
-                }
-                if (!is_plain) share_and_store(sums, y);
-                Tiles ahead = *this;
-                tile += n_at_once;
-                if (tile < n_tiles) {
-                    // What the next tile begins with is on its way while this one's results are stored.
-                    ahead.move_to(tile);
-                    ahead.first_turn += end_block - first_block;
-                    ahead.find_rows(rows);
-                    ahead.begin_weights(next, rows);
-                    ahead.begin_tokens();
-                }
-                if (is_plain) store_sums(sums);
-                if (tile >= n_tiles) return;
-                row_block = ahead.row_block, first_token = ahead.first_token, first_turn = ahead.first_turn;
-            }
+            cluster_barrier();
         }
     }
 };
@@ -607,12 +559,10 @@ __device__ __forceinline__ void bit_linear_tiles_body(const BitLinearTilesArgs& 
     __shared__ typename Body::Scales scales;
     const u32 first_full = (u32)__cvta_generic_to_shared(full), first_empty = (u32)__cvta_generic_to_shared(empty);
     const u32 blocks_each = (a.n_blocks + a.n_splits - 1) / a.n_splits, rank = blockIdx.y % a.n_splits, first_block = rank * blocks_each;
-    Body tiles{
-        a, (u32)__cvta_generic_to_shared(stages), first_full, first_empty, (u32)__cvta_generic_to_shared(&received), scales, first_block,
-        min(a.n_blocks, first_block + blocks_each), blockIdx.x, blockIdx.y / a.n_splits * TOKENS, 0,
+    const Body tiles{
+        a, (u32)__cvta_generic_to_shared(stages), first_full, first_empty, (u32)__cvta_generic_to_shared(&received), scales, blockIdx.y / a.n_splits * TOKENS,
+        first_block, min(a.n_blocks, first_block + blocks_each),
     };
-    const u32 first_tile = blockIdx.y * gridDim.x + blockIdx.x;
-    if (a.n_splits == 1) tiles.move_to(first_tile);
     if (threadIdx.x == 0) {
         for (u32 slot = 0; slot < a.n_stages; slot++) {
             make_barrier(first_full + slot * 8, 1);
@@ -624,7 +574,7 @@ __device__ __forceinline__ void bit_linear_tiles_body(const BitLinearTilesArgs& 
     }
     admit_successor();
     __syncthreads();
-    tiles.run(first_tile, gridDim.x * gridDim.y);
+    tiles.run();
 }
 
 #define BIT_LINEAR_TILES(name, blocks, ...) \
