@@ -157,15 +157,13 @@ fn by_pieces(n_rows: usize, width: usize) -> Option<(usize, usize)> {
     const COLUMNS: usize = 16;
     const THREADS_MAX: [usize; 2] = [1024, 512];
     const MANY_ROWS_THREADS: usize = 256;
-    const FEW_ROWS: usize = 2;
     if n_rows < 2 || !width.is_multiple_of(64) {
         return None;
     }
     let n_pieces = width.next_multiple_of(BLOCK_COLUMNS) / COLUMNS;
     let threads = [0, 1].map(|variant| n_pieces.div_ceil(1 << variant).next_multiple_of(32));
     let variant = usize::from(n_rows >= NARROW_ROWS_MIN && threads[0] > MANY_ROWS_THREADS);
-    let kernel = if n_rows < NARROW_ROWS_MIN { FEW_ROWS } else { variant };
-    (threads[variant] <= THREADS_MAX[variant]).then_some((kernel, threads[variant]))
+    (threads[variant] <= THREADS_MAX[variant]).then_some((variant, threads[variant]))
 }
 
 /// The kernels' `Norms`.

@@ -112,8 +112,8 @@ pub(crate) struct Kernels {
     pub(crate) logits: [[Kernel; 2]; 3],
     pub(crate) norm_quantize: Kernel,
     pub(crate) norm_quantize_narrow: Kernel,
-    /// Sixteen columns a thread, and twice that; sixteen where there are few rows.
-    pub(crate) norm_quantize_pieces: [Kernel; 3],
+    /// Sixteen columns a thread, and twice that.
+    pub(crate) norm_quantize_pieces: [Kernel; 2],
     pub(crate) pack_f32: Kernel,
     pub(crate) pack_int8: Kernel,
     pub(crate) roof_multiply: Kernel,
@@ -196,7 +196,7 @@ impl Kernels {
             logits: [logits("logits_f32")?, logits("logits_f16")?, logits("logits_bf16")?],
             norm_quantize: kernel("norm_quantize.cu", "norm_quantize")?,
             norm_quantize_narrow: kernel("norm_quantize.cu", "norm_quantize_narrow")?,
-            norm_quantize_pieces: [pieces("1")?, pieces("2")?, pieces("early")?],
+            norm_quantize_pieces: [pieces("1")?, pieces("2")?],
             pack_f32: kernel("pack.cu", "pack_f32")?,
             pack_int8: kernel("pack.cu", "pack_int8")?,
             roof_multiply: kernel("roof.cu", "roof_multiply")?,

@@ -99,10 +99,6 @@ impl Packed {
         let codes = queue.uploaded("weights as they are stored", weights.codes())?;
         let n_blocks = k.div_ceil(BLOCK_COLUMNS);
         let n_words = n * n_blocks * 16;
-        // The kernels count pieces of four words.
-        if u32::try_from(n_words / 4).is_err() {
-            return Err(refused(format!("{n} x {k} weights")));
-        }
         let words = queue.buffer("linear layer", n_words * size_of::<u32>())?;
         let scales = queue.uploaded("weight scales", &float_bytes(scales))?;
         let kernel = match policy {

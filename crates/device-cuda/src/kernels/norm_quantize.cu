@@ -110,16 +110,11 @@ __device__ __forceinline__ void load_pieces(float4 (&pieces)[PIECES][4], const f
 // norm_quantize of several int8 rows with one scale each, k a multiple of 64: a thread keeps PIECES times sixteen numbers in registers from the
 // first to the last, which lie in memory as wgmma reads them, and shared memory holds the row for the chain of the norm only. What an instruction
 // does for one number counts: many rows are bound by that.
-// Where there are few rows, EARLY, the first norm's weights wait in registers.
-template <int PIECES, bool EARLY>
+template <int PIECES>
 __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs& a) {
     extern __shared__ float row[];
     __shared__ float scratch[33];
     __shared__ int integer_scratch[32];
-    float4 early[EARLY ? PIECES : 1][4];
-    if constexpr (EARLY) {
-        if (a.norms.n > 0) load_pieces<PIECES>(early, a.norms.weights[0], a.k);
-    }
     prefetch_norms(a.norms, a.k);
     await_predecessors();
     admit_successor();
@@ -143,7 +138,7 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
             if (first >= a.k) break;
 #pragma unroll
             for (u32 part = 0; part < 4; part++) {
-                const float4 w = EARLY && norm == 0 ? early[EARLY ? piece : 0][part] : __ldg((const float4*)(weights + first + part * 16));
+                const float4 w = __ldg((const float4*)(weights + first + part * 16));
                 float4& v = values[piece][part];
                 v = make_float4((v.x * factor) * w.x, (v.y * factor) * w.y, (v.z * factor) * w.z, (v.w * factor) * w.w);
             }
@@ -193,6 +188,5 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
     }
 }
 
-extern "C" __global__ void __launch_bounds__(1024) norm_quantize_pieces_early(const NormQuantizeArgs a) { norm_quantize_pieces_body<1, true>(a); }
-extern "C" __global__ void __launch_bounds__(1024) norm_quantize_pieces_1(const NormQuantizeArgs a) { norm_quantize_pieces_body<1, false>(a); }
-extern "C" __global__ void __launch_bounds__(512) norm_quantize_pieces_2(const NormQuantizeArgs a) { norm_quantize_pieces_body<2, false>(a); }
+extern "C" __global__ void __launch_bounds__(1024) norm_quantize_pieces_1(const NormQuantizeArgs a) { norm_quantize_pieces_body<1>(a); }
+extern "C" __global__ void __launch_bounds__(512) norm_quantize_pieces_2(const NormQuantizeArgs a) { norm_quantize_pieces_body<2>(a); }
