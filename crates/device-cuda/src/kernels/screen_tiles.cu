@@ -106,15 +106,13 @@ struct ScreenTiles {
         for (u32 token = threadIdx.x; token < min((u32)TOKENS, a.m); token += THREADS) atomicMax(a.thresholds + token, facts.lowest[token]);
     }
 
-    // Stores logits and bounds. A thread has two rows, eight apart, and two neighbouring tokens of each eight.
+    // Stores logits and bounds. A thread has two rows, eight apart, and two neighbouring tokens of each eight: two sums of the first row, two of the second.
     __device__ __forceinline__ void store(const int (&sums)[N_SUMS]) const {
         const u32 lane = threadIdx.x & 31, inside = threadIdx.x / 32 * 16 + lane / 4, row = first_row() + lane / 4;
         const float2 norms[2] = {facts.norms[inside], facts.norms[inside + 8]};
         const float scales[2] = {facts.scales[inside], facts.scales[inside + 8]};
 #pragma unroll
-        for (int index = 0; index < N_SUMS; index += 2) {
-            // Registers go: rows of the first half, two tokens; of the second.
-            if (index % 4 != 0) continue;
+        for (int index = 0; index < N_SUMS; index += 4) {
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
                 const u32 token = index / 4 * 8 + (lane & 3) * 2 + odd;
