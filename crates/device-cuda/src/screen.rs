@@ -139,7 +139,7 @@ pub(crate) fn best_behind_screen((logits, n_rows, best): (u64, usize, u64), (que
     const BEST: usize = 9;
     /// Groups that a block looks at, at most, and blocks that are worth it.
     const GROUPS_MAX: usize = 1024;
-    const BLOCKS_MIN: usize = 16;
+    const BLOCKS_MIN: usize = 8;
     let mut launch = *queue.last()?;
     let dtype = kernels.screen_exact.iter().position(|kernel| *kernel == launch.kernel)?;
     if launch.arguments[OUT] != logits || launch.arguments[UPPERS] == 0 || launch.grid[1] as usize != n_rows {
