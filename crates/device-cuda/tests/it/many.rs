@@ -90,7 +90,7 @@ fn products_of_many_tokens_in_groups_equal_the_reference() {
     check(ActivationPolicy::Int8PerGroup, &[0, 1, 64, 128, 256], &SHAPES);
 }
 
-/// More tiles of results than a GPU has multiprocessors, so that blocks have several; the last rows do not fill theirs.
+/// More tiles of results than a GPU has multiprocessors; the last rows do not fill theirs.
 #[test]
 fn products_of_more_tokens_than_the_gpu_takes_at_once_equal_the_reference() {
     check(ActivationPolicy::Int8PerToken, &[0, 1], &[[900, 3100, 768]]);
