@@ -243,8 +243,21 @@ fn load_onto<D: Device + 'static>(
 #[cfg(test)]
 mod tests {
     use bitnet_checkpoint::config::ActivationPolicy;
+    use bitnet_model::device::KvType;
 
     use super::*;
+
+    #[test]
+    fn runner_warms_up_whatever_its_limits() {
+        let source: ModelSource = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-qwen3-group128").parse().expect("a path");
+        let (global, terminal) = (GlobalArguments { quiet: true, offline: true }, Terminal::plain());
+        let model = open_source(&source, OpenArguments::default(), &global, &terminal).expect("the fixture opens");
+        for (n_tokens_max, n_cached_tokens) in [(1, 16), (64, 16), (16, 300), (48, 1000)] {
+            let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: KvType::F32 };
+            let mut runner = load_onto(ReferenceDevice, &model, options, &mut |_| {}).expect("it loads");
+            assert_eq!(warm_up(&mut *runner), Ok(()), "{n_tokens_max} of {n_cached_tokens}");
+        }
+    }
 
     #[test]
     fn weight_only_model_that_writes_has_int8_activations_in_groups() {

@@ -147,13 +147,10 @@ impl Kernels {
             let (_, module) = modules.iter().find(|(name, _)| *name == file).expect("every file of the table was loaded");
             module.kernel(name, shared_bytes)
         };
-        let numbered = |file: &str, name: &str, numbers: [u32; 4]| -> Result<[Kernel; 4], CudaError> {
-            let [a, b, c, d] = numbers.map(|number| kernel(file, &format!("{name}_{number}")));
-            Ok([a?, b?, c?, d?])
-        };
+        let numbered = |file: &str, name: &str, numbers: [u32; 4]| numbered_by(|number| kernel(file, &format!("{name}_{number}")), numbers);
         let mma = |name: &str| kernel("attention_mma.cu", &format!("attention_mma_{name}"));
         let tiles = |name: &str| kernel("bit_linear_tiles.cu", &format!("bit_linear_tiles_{name}"));
-        let screened = |name: &str| kernel("screen_tiles.cu", &format!("screen_tiles_{name}"));
+        let screened = |number: u32| kernel("screen_tiles.cu", &format!("screen_tiles_{number}"));
         let pieces = |number: &str| kernel("norm_quantize.cu", &format!("norm_quantize_pieces_{number}"));
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
@@ -179,10 +176,7 @@ impl Kernels {
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
             bit_linear_few_narrow: numbered("bit_linear_few.cu", "bit_linear_few_narrow", [1, 2, 4, 8])?,
             bit_linear_grouped: kernel("bit_linear_grouped.cu", "bit_linear_grouped")?,
-            bit_linear_groups: [
-                kernel("bit_linear_groups.cu", "bit_linear_groups_1")?,
-                kernel("bit_linear_groups.cu", "bit_linear_groups_8")?,
-            ],
+            bit_linear_groups: numbered_by(|number| kernel("bit_linear_groups.cu", &format!("bit_linear_groups_{number}")), [1, 8])?,
             bit_linear_many: kernel("bit_linear_many.cu", "bit_linear_many")?,
             bit_linear_one: numbered("bit_linear_one.cu", "bit_linear_one", [1, 2, 4, 8])?,
             bit_linear_gate_one: numbered("bit_linear_one.cu", "bit_linear_gate_one", [1, 2, 4, 8])?,
@@ -208,11 +202,20 @@ impl Kernels {
             screen_one: kernel("screen.cu", "screen_one")?,
             screen_pack: typed("screen_pack")?,
             screen_quantize: kernel("screen.cu", "screen_quantize")?,
-            screen_tiles: [screened("16")?, screened("32")?, screened("64")?, screened("128")?, screened("256")?],
+            screen_tiles: numbered_by(screened, [16, 32, 64, 128, 256])?,
             step_one: kernel("step.cu", "step_one")?,
             _modules: modules.into_iter().map(|(_, module)| module).collect(),
         })
     }
+}
+
+/// The kernels that `kernel` gives for `numbers`, of which there is one at least.
+fn numbered_by<const N: usize>(kernel: impl Fn(u32) -> Result<Kernel, CudaError>, numbers: [u32; N]) -> Result<[Kernel; N], CudaError> {
+    let mut kernels = [kernel(numbers[0])?; N];
+    for (place, number) in kernels.iter_mut().zip(numbers).skip(1) {
+        *place = kernel(number)?;
+    }
+    Ok(kernels)
 }
 
 /// Machine code of every file: from the cache, or compiled by as many threads as there are files missing.
