@@ -5,9 +5,11 @@ use bitnet_checkpoint::{Checkpoint, Note};
 use bitnet_device_cpu::{CpuDevice, CpuOptions};
 use bitnet_device_cuda::limits::STEP_TOKENS;
 use bitnet_device_cuda::{CudaDevice, CudaError, CudaOptions, TablePlace};
+use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows};
 use bitnet_model::device::Device;
+use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::reference::ReferenceDevice;
-use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TransformerRunner, WeightSource};
+use bitnet_model::{LoadError, Runner, RunnerError, RunnerOptions, Session, TokenId, TransformerRunner, WeightSource};
 
 use crate::arguments::{DeviceArguments, GlobalArguments, HeadArgument, ModelArguments, OpenArguments};
 use crate::device_choice::ChosenDevice;
@@ -133,10 +135,36 @@ pub(crate) fn load_replicas(
 ) -> anyhow::Result<Vec<Box<dyn Runner>>> {
     let devices = arguments.choice.device.all();
     let load = |&device| {
-        let loaded = load_onto_device(source, (device, arguments), options, terminal);
+        let loaded = load_onto_device(source, (device, arguments), options, terminal).and_then(|mut runner| {
+            if runner.device().name == "cuda" {
+                warm_up(&mut *runner).context("the largest steps that the GPU is to take do not succeed")?;
+            }
+            Ok(runner)
+        });
         if devices.len() > 1 { loaded.with_context(|| format!("cannot load the replica on {device}")) } else { loaded }
     };
     devices.iter().map(load).collect()
+}
+
+/// Runs the largest steps that `runner` takes, of as many tokens and of as many rows of logits, on blocks that nobody uses yet. A GPU takes memory for a step
+/// when it meets it first: what is missing is to be missed now, and not while somebody is served.
+fn warm_up(runner: &mut dyn Runner) -> Result<(), RunnerError> {
+    /// Rows of logits that a GPU has at a time at most.
+    const ROWS: usize = 256;
+    let (limits, has_logits) = (runner.limits(), !runner.config().last_token_pooling);
+    let n_tokens = limits.n_tokens_max.min(limits.context_length).min(limits.n_blocks * BLOCK_TOKENS);
+    let n_sequences = ROWS.min(limits.n_tokens_max).min(limits.n_blocks);
+    let sequence = |first_block: usize, n_tokens: usize, rows| {
+        let block_table = (first_block..first_block + n_tokens.div_ceil(BLOCK_TOKENS)).map(|block| BlockId(block as u32)).collect();
+        BatchSequence { n_tokens, first_position: 0, block_table, rows }
+    };
+    let best = if has_logits { Rows::LastGreedy } else { Rows::Last };
+    let alone = (0..n_sequences).map(|index| sequence(index, 1, best)).collect();
+    for sequences in [vec![sequence(0, n_tokens, best)], alone, vec![sequence(0, 1, Rows::Last)]] {
+        let n: usize = sequences.iter().map(|sequence| sequence.n_tokens).sum();
+        runner.step(&Batch { token_ids: vec![TokenId(0); n], sequences })?;
+    }
+    Ok(())
 }
 
 fn load_onto_device(
@@ -215,8 +243,21 @@ fn load_onto<D: Device + 'static>(
 #[cfg(test)]
 mod tests {
     use bitnet_checkpoint::config::ActivationPolicy;
+    use bitnet_model::device::KvType;
 
     use super::*;
+
+    #[test]
+    fn runner_warms_up_whatever_its_limits() {
+        let source: ModelSource = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-qwen3-group128").parse().expect("a path");
+        let (global, terminal) = (GlobalArguments { quiet: true, offline: true }, Terminal::plain());
+        let model = open_source(&source, OpenArguments::default(), &global, &terminal).expect("the fixture opens");
+        for (n_tokens_max, n_cached_tokens) in [(1, 16), (64, 16), (16, 300), (48, 1000)] {
+            let options = RunnerOptions { n_tokens_max, n_cached_tokens, kv_type: KvType::F32 };
+            let mut runner = load_onto(ReferenceDevice, &model, options, &mut |_| {}).expect("it loads");
+            assert_eq!(warm_up(&mut *runner), Ok(()), "{n_tokens_max} of {n_cached_tokens}");
+        }
+    }
 
     #[test]
     fn weight_only_model_that_writes_has_int8_activations_in_groups() {

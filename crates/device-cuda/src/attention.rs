@@ -284,7 +284,7 @@ fn on_tensor_cores(
     const THREADS: usize = 128;
     const TILE: usize = 64;
     const SPLIT: usize = 256;
-    const RING: usize = 3;
+    const RING: usize = 2;
     let dim = heads.head_dim;
     let tile_bytes = TILE * dim * size_of::<u16>();
     let variant = (0..3).rev().find(|variant| (heads.n_heads / heads.n_kv_heads).is_multiple_of(1 << variant)).expect("one head fits");

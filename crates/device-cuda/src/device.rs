@@ -19,6 +19,7 @@ use crate::kernels::{HOPPER, Kernels};
 use crate::limits::CAPABILITY_MIN;
 use crate::linear::{self, CudaLinear, Packed, Store, activation_number, bit_linear, float_bytes};
 use crate::queue::{Arguments, Queue};
+use crate::screen;
 use crate::step::{STEP_CAPABILITY_MIN, StepOfOne};
 use crate::table::{CudaTable, TablePlace};
 
@@ -41,6 +42,13 @@ pub struct CudaDevice {
     /// Made by the first attention that may need it.
     split_room: Option<SplitRoom>,
     options: CudaOptions,
+}
+
+/// What a caller looks at of logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LogitsUse {
+    Best,
+    All,
 }
 
 /// How a GPU is used.
@@ -127,16 +135,23 @@ impl CudaDevice {
         }
     }
 
-    /// For each row of logits, the index of the largest and whether a value is NaN or +∞.
-    fn best(&mut self, logits: &CudaHidden) -> Result<impl Iterator<Item = (TokenId, bool)>, DeviceError> {
+    /// For each row of logits, the index of the largest and whether a value is NaN or +∞; logits that nobody looks at need not be there after.
+    fn best(&mut self, logits: &CudaHidden, logits_use: LogitsUse) -> Result<impl Iterator<Item = (TokenId, bool)>, DeviceError> {
         /// Columns that one block looks at.
         const BLOCK_COLUMNS: usize = 1024;
         let (n_rows, width) = (logits.n_rows(), logits.width());
         assert!(n_rows <= ARGMAX_ROWS_MAX, "{n_rows} rows of logits");
+        let behind_screen = match logits_use {
+            LogitsUse::Best => {
+                screen::best_behind_screen((logits.address(), n_rows, self.best.address()), (&mut self.queue, &self.kernels))
+            }
+            LogitsUse::All => None,
+        };
         let arguments = |width| Arguments::new().address(logits.address()).address(self.best.address()).word(width).word(0);
         let begin = arguments(n_rows * 2).launch(self.kernels.argmax_begin, [(n_rows * 2).div_ceil(256), 1], (256, 0));
         self.queue.record(begin)?;
-        self.queue.record(arguments(width).launch(self.kernels.argmax, [width.div_ceil(BLOCK_COLUMNS), n_rows], (256, 0)))?;
+        let argmax = arguments(width).launch(self.kernels.argmax, [width.div_ceil(BLOCK_COLUMNS), n_rows], (256, 0));
+        self.queue.record(behind_screen.unwrap_or(argmax))?;
         self.queue.fetch(&self.best, &self.host_best, n_rows * 2 * size_of::<u64>())?;
         let rows = self.host_best.words(n_rows * 4).chunks_exact(4);
         // The lower half of a key is the index's complement; key 0 says that nothing is above −∞.
@@ -293,14 +308,14 @@ impl Device for CudaDevice {
     }
 
     fn argmax(&mut self, logits: &CudaHidden, out: &mut Vec<TokenId>) -> Result<(), DeviceError> {
-        let best = self.best(logits)?;
+        let best = self.best(logits, LogitsUse::All)?;
         out.clear();
         out.extend(best.map(|(token_id, _)| token_id));
         Ok(())
     }
 
     fn argmax_checked(&mut self, logits: &CudaHidden, out: &mut Vec<TokenId>) -> Result<Option<usize>, DeviceError> {
-        let best = self.best(logits)?;
+        let best = self.best(logits, LogitsUse::Best)?;
         out.clear();
         let mut damaged = None;
         for (row, (token_id, is_damaged)) in best.enumerate() {

@@ -51,7 +51,17 @@ impl CudaHidden {
         assert!(n_rows <= self.n_rows_max, "{n_rows} rows in room for {}", self.n_rows_max);
         if n_rows > self.n_rows_of_room {
             let n_rows_of_room = n_rows.next_power_of_two().min(self.n_rows_max);
-            self.values = queue.zeroed("hidden rows", n_rows_of_room.saturating_mul(self.width).saturating_mul(size_of::<f32>()))?;
+            let size_bytes = n_rows_of_room.saturating_mul(self.width).saturating_mul(size_of::<f32>());
+            self.values = match queue.zeroed("hidden rows", size_bytes) {
+                Err(DeviceError::OutOfMemory { .. }) => {
+                    // There need not be room for what there was as well; what is recorded may read it.
+                    self.n_rows_of_room = 0;
+                    self.values = queue.buffer("hidden rows", 0)?;
+                    queue.wait()?;
+                    queue.zeroed("hidden rows", size_bytes)?
+                }
+                other => other?,
+            };
             self.n_rows_of_room = n_rows_of_room;
         }
         self.n_rows = n_rows;

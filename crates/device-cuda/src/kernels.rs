@@ -13,8 +13,8 @@ const NUMERICS: &str = include_str!("kernels/numerics.cuh");
 const MMA: &str = include_str!("kernels/mma.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
-const FILES: [(&str, &str); 21] = [
-    ("argmax.cu", include_str!("kernels/argmax.cu")),
+const FILES: [(&str, &str); 22] = [
+    ("argmax.cu", concat!(include_str!("kernels/best.cuh"), include_str!("kernels/argmax.cu"))),
     ("attention.cu", include_str!("kernels/attention.cu")),
     ("attention_mma.cu", concat!(include_str!("kernels/attention_mma.cuh"), include_str!("kernels/attention_mma.cu"))),
     ("attention_tile.cu", include_str!("kernels/attention_tile.cu")),
@@ -24,7 +24,7 @@ const FILES: [(&str, &str); 21] = [
     ("bit_linear_groups.cu", include_str!("kernels/bit_linear_groups.cu")),
     ("bit_linear_many.cu", include_str!("kernels/bit_linear_many.cu")),
     ("bit_linear_one.cu", include_str!("kernels/bit_linear_one.cu")),
-    ("bit_linear_tiles.cu", include_str!("kernels/bit_linear_tiles.cu")),
+    ("bit_linear_tiles.cu", concat!(include_str!("kernels/wgmma.cuh"), include_str!("kernels/bit_linear_tiles.cu"))),
     ("embed.cu", include_str!("kernels/embed.cu")),
     ("final_norm.cu", include_str!("kernels/final_norm.cu")),
     ("gate.cu", include_str!("kernels/gate.cu")),
@@ -33,7 +33,11 @@ const FILES: [(&str, &str); 21] = [
     ("pack.cu", include_str!("kernels/pack.cu")),
     ("roof.cu", include_str!("kernels/roof.cu")),
     ("rope_append.cu", include_str!("kernels/rope_append.cu")),
-    ("screen.cu", include_str!("kernels/screen.cu")),
+    ("screen.cu", concat!(include_str!("kernels/best.cuh"), include_str!("kernels/screen.cuh"), include_str!("kernels/screen.cu"))),
+    (
+        "screen_tiles.cu",
+        concat!(include_str!("kernels/wgmma.cuh"), include_str!("kernels/screen.cuh"), include_str!("kernels/screen_tiles.cu")),
+    ),
     (
         "step.cu",
         concat!(
@@ -99,7 +103,7 @@ pub(crate) struct Kernels {
     pub(crate) bit_linear_tiles_gate: [Kernel; 4],
     /// 16, 32, 64, with scales for groups.
     pub(crate) bit_linear_tiles_groups: [Kernel; 3],
-    /// Whether the three above run on this GPU.
+    /// Whether the three above and `screen_tiles` run on this GPU.
     pub(crate) has_tiles: bool,
     pub(crate) embed: Kernel,
     pub(crate) final_norm: Kernel,
@@ -117,6 +121,8 @@ pub(crate) struct Kernels {
     /// Caches of f32 and f16.
     pub(crate) rope_append: [Kernel; 2],
     /// f32, f16, bf16.
+    pub(crate) screen_best: [Kernel; 3],
+    /// Likewise.
     pub(crate) screen_exact: [Kernel; 3],
     /// 8, 16, 32, 64 tokens a block.
     pub(crate) screen_few: [Kernel; 4],
@@ -124,6 +130,8 @@ pub(crate) struct Kernels {
     /// f32, f16, bf16.
     pub(crate) screen_pack: [Kernel; 3],
     pub(crate) screen_quantize: Kernel,
+    /// 16, 32, 64, 128, 256 tokens, where `has_tiles`.
+    pub(crate) screen_tiles: [Kernel; 5],
     pub(crate) step_one: Kernel,
     /// The code behind the handles above.
     _modules: Vec<Module>,
@@ -139,12 +147,10 @@ impl Kernels {
             let (_, module) = modules.iter().find(|(name, _)| *name == file).expect("every file of the table was loaded");
             module.kernel(name, shared_bytes)
         };
-        let numbered = |file: &str, name: &str, numbers: [u32; 4]| -> Result<[Kernel; 4], CudaError> {
-            let [a, b, c, d] = numbers.map(|number| kernel(file, &format!("{name}_{number}")));
-            Ok([a?, b?, c?, d?])
-        };
+        let numbered = |file: &str, name: &str, numbers: [u32; 4]| numbered_by(|number| kernel(file, &format!("{name}_{number}")), numbers);
         let mma = |name: &str| kernel("attention_mma.cu", &format!("attention_mma_{name}"));
         let tiles = |name: &str| kernel("bit_linear_tiles.cu", &format!("bit_linear_tiles_{name}"));
+        let screened = |number: u32| kernel("screen_tiles.cu", &format!("screen_tiles_{number}"));
         let pieces = |number: &str| kernel("norm_quantize.cu", &format!("norm_quantize_pieces_{number}"));
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
@@ -170,10 +176,7 @@ impl Kernels {
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
             bit_linear_few_narrow: numbered("bit_linear_few.cu", "bit_linear_few_narrow", [1, 2, 4, 8])?,
             bit_linear_grouped: kernel("bit_linear_grouped.cu", "bit_linear_grouped")?,
-            bit_linear_groups: [
-                kernel("bit_linear_groups.cu", "bit_linear_groups_1")?,
-                kernel("bit_linear_groups.cu", "bit_linear_groups_8")?,
-            ],
+            bit_linear_groups: numbered_by(|number| kernel("bit_linear_groups.cu", &format!("bit_linear_groups_{number}")), [1, 8])?,
             bit_linear_many: kernel("bit_linear_many.cu", "bit_linear_many")?,
             bit_linear_one: numbered("bit_linear_one.cu", "bit_linear_one", [1, 2, 4, 8])?,
             bit_linear_gate_one: numbered("bit_linear_one.cu", "bit_linear_gate_one", [1, 2, 4, 8])?,
@@ -193,15 +196,26 @@ impl Kernels {
             roof_multiply: kernel("roof.cu", "roof_multiply")?,
             roof_read: kernel("roof.cu", "roof_read")?,
             rope_append: [kernel("rope_append.cu", "rope_append_f32")?, kernel("rope_append.cu", "rope_append_f16")?],
+            screen_best: typed("screen_best")?,
             screen_exact: typed("screen_exact")?,
             screen_few: numbered("screen.cu", "screen_few", [1, 2, 4, 8])?,
             screen_one: kernel("screen.cu", "screen_one")?,
             screen_pack: typed("screen_pack")?,
             screen_quantize: kernel("screen.cu", "screen_quantize")?,
+            screen_tiles: numbered_by(screened, [16, 32, 64, 128, 256])?,
             step_one: kernel("step.cu", "step_one")?,
             _modules: modules.into_iter().map(|(_, module)| module).collect(),
         })
     }
+}
+
+/// The kernels that `kernel` gives for `numbers`, of which there is one at least.
+fn numbered_by<const N: usize>(kernel: impl Fn(u32) -> Result<Kernel, CudaError>, numbers: [u32; N]) -> Result<[Kernel; N], CudaError> {
+    let mut kernels = [kernel(numbers[0])?; N];
+    for (place, number) in kernels.iter_mut().zip(numbers).skip(1) {
+        *place = kernel(number)?;
+    }
+    Ok(kernels)
 }
 
 /// Machine code of every file: from the cache, or compiled by as many threads as there are files missing.

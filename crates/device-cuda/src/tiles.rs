@@ -20,7 +20,7 @@ const UNIT_CYCLES: usize = 256;
 /// Cycles of a block besides its products: start, first loads, stores.
 const BLOCK_CYCLES: usize = 2500;
 /// Cycles of adding up through a cluster.
-const CLUSTER_CYCLES: usize = 1500;
+const CLUSTER_CYCLES: usize = 3000;
 /// Cycles of a stage that is waited for rather than worked on.
 const STAGE_CYCLES: usize = 500;
 
@@ -80,11 +80,14 @@ struct Plan {
 
 impl Plan {
     fn cycles(&self, n_blocks: usize, n_multiprocessors: usize) -> usize {
-        let n_waves = (self.grid[0] * self.grid[1] * self.n_splits as usize).div_ceil(n_multiprocessors * self.shape.n_resident);
+        // Quarters of what all multiprocessors take at once. Blocks that share columns are short: one ends where the next begins.
+        let n_blocks_of_grid = self.grid[0] * self.grid[1] * self.n_splits as usize;
+        let n_quarters = (4 * n_blocks_of_grid).div_ceil(n_multiprocessors * self.shape.n_resident);
+        let n_quarters = if self.n_splits > 1 { n_quarters.max(4) } else { n_quarters.next_multiple_of(4) };
         let units = (self.shape.rows / 64) * self.shape.tokens.div_ceil(8) * self.shape.n_resident;
         let of_stage = (units * UNIT_CYCLES / 8).max(STAGE_CYCLES);
         let clustering = if self.n_splits > 1 { CLUSTER_CYCLES } else { 0 };
-        n_waves * (n_blocks.div_ceil(self.n_splits as usize) * of_stage + BLOCK_CYCLES + clustering)
+        n_quarters * (n_blocks.div_ceil(self.n_splits as usize) * of_stage + BLOCK_CYCLES + clustering) / 4
     }
 
     /// The fastest of `shapes` for `m` tokens, by the estimate.

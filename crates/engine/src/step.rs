@@ -58,13 +58,25 @@ impl EngineCore {
                 }
                 // Whose work it was does not matter: nobody's goes on.
                 Err(error) if is_lost(&error) || self.n_failed_in_turn >= N_FAILED_IN_TURN_MAX => {
-                    self.fail_all(&error, sink);
+                    if is_lost(&error) {
+                        self.lose(error, sink);
+                    } else {
+                        self.fail_all(&error, sink);
+                    }
                     return RunEnd::Lost;
                 }
                 Err(error) => self.isolate(part, error, &mut parts, sink),
             }
         }
         RunEnd::Computed
+    }
+
+    /// Fails everybody. A device is lost once: one request hears why, whose error is logged; to the others the engine is broken.
+    fn lose(&mut self, error: RequestError, sink: &mut dyn EventSink) {
+        if let Some(&first) = self.state.live.keys().next() {
+            self.state.fail(first, error, sink);
+        }
+        self.fail_all(&RequestError::Broken, sink);
     }
 
     /// Fails the request that made a step fail if it is known, else sets up smaller steps that will tell.

@@ -21,30 +21,15 @@ extern "C" __global__ void __launch_bounds__(256) argmax(const ArgmaxArgs a) {
     const float* row = a.values + (u64)blockIdx.y * a.width;
     float best = NEGATIVE_INFINITY;
     u32 index = 0;
-    int damaged = 0;
+    bool damaged = false;
 #pragma unroll 4
     for (u32 column = blockIdx.x * blockDim.x + threadIdx.x; column < a.width; column += gridDim.x * blockDim.x) {
         const float value = row[column];
-        damaged |= !(value < __int_as_float(0x7f800000));
+        damaged |= is_damaged(value);
         if (value > best) {
             best = value;
             index = column;
         }
     }
-    // −∞ has key 0 and index 0, which is also what stands there at the beginning.
-    // + 0: the two zeros are equal.
-    const u32 bits = __float_as_int(best + 0.0f);
-    u64 key = best == NEGATIVE_INFINITY ? 0 : ((u64)((bits >> 31) ? ~bits : bits | 0x80000000u) << 32) | (0xffffffffu - index);
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        const u64 other = __shfl_xor_sync(FULL_WARP, key, step);
-        key = other > key ? other : key;
-    }
-    if ((threadIdx.x & 31) == 0) keys[threadIdx.x / 32] = key;
-    damaged = __syncthreads_or(damaged);
-    if (threadIdx.x == 0) {
-        for (u32 warp = 1; warp < blockDim.x / 32; warp++) key = keys[warp] > key ? keys[warp] : key;
-        atomicMax(a.best + blockIdx.y * 2, key);
-        if (damaged) atomicMax(a.best + blockIdx.y * 2 + 1, (u64)1);
-    }
+    keep_best(a.best + blockIdx.y * 2, key_of(best, index), damaged, keys);
 }

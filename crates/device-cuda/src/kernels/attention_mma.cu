@@ -1,4 +1,9 @@
 // attention over a cache of halves (attention_mma.cuh).
+// Tiles of keys and values of a token alone that are on their way or in use: few, so that three tokens share a multiprocessor.
+#define RING 2
+// Query heads of a token alone that a block takes at most.
+#define SHARING_MAX 4
+
 template <int DIM>
 __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs& a) {
     extern __shared__ __align__(128) char shared[];
@@ -23,7 +28,7 @@ __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs
         end_fetch();
     };
     u32 queries[DIM / 16][4];
-    load_queries<DIM>(queries, base + warp * 16 * DIM * 2, a.scale, [&](u32 row) { return a.qkv + (u64)token_of(row) * width + head_of(row) * DIM; });
+    load_queries<DIM, 16>(queries, base + warp * 16 * DIM * 2, a.scale, [&](u32 row) { return a.qkv + (u64)token_of(row) * width + head_of(row) * DIM; });
     __syncthreads();
     fetch(0);
     const u32 limits[2] = {a.positions[token_of(line)] + 1, a.positions[token_of(line + 8)] + 1};
@@ -69,20 +74,23 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a
     const u32 sharing = 1 << a.log_sharing, split = blockIdx.x % a.n_splits, first_head = blockIdx.x / a.n_splits * sharing;
     const u32 base = (u32)__cvta_generic_to_shared(shared);
     admit_successor();
-    await_predecessors();
     const u32 token = a.tokens[blockIdx.y], n_positions = a.positions[token] + 1;
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     if (split >= n_present) return;
     const bool takes_all = a.n_splits == 1;
-    const AttentionOne<DIM> one{
+    const AttentionOne<DIM, RING> one{
         a, a.blocks + a.table_starts[token], base, greatest_of_warps, first_head / (a.n_heads / a.n_kv_heads), split * SPLIT_TILES,
         takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, blockIdx.y, nullptr, nullptr,
     };
+    // Keys and values of steps before are there before this step's are: only the tile of the last position waits for it.
+    const bool is_old = (one.first_tile + RING - 1) * TILE < n_positions;
+    if (!is_old) await_predecessors();
     for (u32 tile = 0; tile < RING - 1; tile++) one.fetch(one.first_tile + tile);
+    if (is_old) await_predecessors();
     u32 queries[DIM / 16][4];
     const float* first_query = a.qkv + (u64)token * (a.n_heads + 2 * a.n_kv_heads) * DIM + first_head * DIM;
-    // Each warp reads them for itself, into the slot that is not fetched yet: DIM · 32 bytes a warp. Rows beyond the last repeat it.
-    load_queries<DIM>(queries, one.keys(one.first_tile + RING - 1) + threadIdx.x / 32 * 16 * DIM * 2, a.scale, [&](u32 row) { return first_query + min(row, sharing - 1) * DIM; });
+    // Each warp reads them for itself, into the slot that is not fetched yet: DIM · 32 bytes a warp.
+    load_queries<DIM, SHARING_MAX>(queries, one.keys(one.first_tile + RING - 1) + threadIdx.x / 32 * 16 * DIM * 2, a.scale, [&](u32 row) { return first_query + min(row, sharing - 1) * DIM; });
     Partial<DIM / WARPS> total;
     one.run(total, queries);
     float* out = a.out + ((u64)token * a.n_heads + first_head) * DIM;
@@ -95,5 +103,5 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_mma_prompt_64(const AttentionMmaArgs a) { attention_mma_prompt_body<64>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_mma_prompt_128(const AttentionMmaArgs a) { attention_mma_prompt_body<128>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_mma_one_64(const AttentionMmaArgs a) { attention_mma_one_body<64>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_mma_one_128(const AttentionMmaArgs a) { attention_mma_one_body<128>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_mma_one_64(const AttentionMmaArgs a) { attention_mma_one_body<64>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_mma_one_128(const AttentionMmaArgs a) { attention_mma_one_body<128>(a); }

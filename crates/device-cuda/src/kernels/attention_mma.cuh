@@ -12,8 +12,6 @@
 #define SPLIT_TILES (SPLIT / TILE)
 #define WARPS 4
 #define THREADS (WARPS * 32)
-// Tiles of keys and values that are on their way or in use, for a token alone.
-#define RING 3
 
 struct AttentionMmaArgs {
     const float* qkv;         // [m, (n_heads + 2·n_kv_heads)·DIM]
@@ -165,10 +163,14 @@ struct Partial {
 // Starts to fetch TILE rows from position `first` of keys and values; rows from `n_positions` on become zeros.
 template <int DIM>
 __device__ __forceinline__ void fetch_tiles(const AttentionMmaArgs& a, u32 keys, u32 values, const u32* blocks, u32 kv_head, u32 first, u32 n_positions) {
-#pragma unroll 2
+    // All at once: each is far away.
+    u32 blocks_of_tile[TILE / BLOCK_TOKENS];
+#pragma unroll
+    for (int index = 0; index < TILE / BLOCK_TOKENS; index++) blocks_of_tile[index] = blocks[min(first + index * BLOCK_TOKENS, n_positions - 1) / BLOCK_TOKENS];
+#pragma unroll
     for (int step = 0; step < TILE * DIM / 8 / THREADS; step++) {
         const u32 item = step * THREADS + threadIdx.x, row = item / (DIM / 8), piece = item % (DIM / 8), position = first + row;
-        const u64 block = blocks[min(position, n_positions - 1) / BLOCK_TOKENS];
+        const u64 block = blocks_of_tile[step * (THREADS / (DIM / 8)) / BLOCK_TOKENS];
         const u64 place = ((block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * DIM + piece * 8;
         const u32 n_bytes = position < n_positions ? 16 : 0, to = piece_of<DIM>(row, piece);
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(keys + to), "l"(a.keys + place), "r"(n_bytes) : "memory");
@@ -178,12 +180,13 @@ __device__ __forceinline__ void fetch_tiles(const AttentionMmaArgs& a, u32 keys,
 
 __device__ __forceinline__ void end_fetch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Puts 16 query rows of a warp, scaled, as halves into shared memory at `to` and reads them back as `queries`. `query` gives a row's place.
-template <int DIM, typename Query>
+// Puts the first `ROWS` of 16 query rows of a warp, scaled, as halves into shared memory at `to` and reads all back as `queries`. `query` gives a row's
+// place. Rows that are not there are what stands in memory: nothing is read of their results.
+template <int DIM, int ROWS, typename Query>
 __device__ __forceinline__ void load_queries(u32 (&queries)[DIM / 16][4], u32 to, float scale, Query query) {
     const u32 lane = threadIdx.x & 31;
 #pragma unroll 4
-    for (u32 item = lane; item < 16 * DIM / 8; item += 32) {
+    for (u32 item = lane; item < ROWS * DIM / 8; item += 32) {
         const u32 row = item / (DIM / 8), piece = item % (DIM / 8);
         const float4* from = (const float4*)(query(row) + piece * 8);
         const float4 low = from[0], high = from[1];
@@ -270,7 +273,8 @@ __device__ __forceinline__ void send(float* to, float value) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(sent) : "memory");
 }
 
-template <int DIM>
+// `RING` tiles of keys and values are on their way or in use.
+template <int DIM, int RING>
 struct AttentionOne {
     static const int TILE_SIZE = TILE * DIM * 2;
     // Columns of values of a warp.

@@ -3,8 +3,8 @@
 // stages of 256 columns in shared memory, which wgmma reads itself. Two warpgroups of 64 · ROW_TILES rows share the activations; one
 // thread fetches.
 //
-// Few rows of output are not enough for all multiprocessors: the blocks of a cluster share the columns and add up integers through distributed
-// shared memory, which is exact in any order. Where scales are for 128 columns (GROUPED), each such segment's integers become floats and
+// Few rows of output are not enough for all multiprocessors: the blocks of a cluster share the columns and send each other their integers, each
+// adds up those of every n-th eight of tokens, which is exact in any order. Where scales are for 128 columns (GROUPED), each such segment's integers become floats and
 // are added up ascending (numerics::dequantise_segments), and columns are not shared.
 #define WARPGROUPS 2
 #define THREADS (WARPGROUPS * 128)
@@ -12,6 +12,9 @@
 // Columns of a stage: one packed block of weights.
 #define BLOCK_COLUMNS 256
 
+// Where a block's rows have one scale, as those of one projection do, and all scales are ordinary, a product is an integer over its token's divisor, by
+// a reciprocal that is found once (TokenDivisors); threads then keep the places that wgmma gives them, from the sums to the result. Otherwise results
+// go through shared memory, and each is divided by itself.
 struct BitLinearTilesArgs {
     const i8* x;           // tiles (mma.cuh): [2 · n_blocks, n_tiles]; a block of tokens may read beyond the last of them
     const float* x_scales; // inverse, [m]; or of groups, tiled [2 · n_blocks, n_tiles, 32]
@@ -33,119 +36,17 @@ struct BitLinearTilesArgs {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// sums[64 rows, TOKENS] += codes[64, 32] · activations[32, TOKENS], a warpgroup together; `x` describes the activations in shared memory.
-__device__ __forceinline__ void multiply_tile(int (&sums)[8], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n16k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7}, "
-                 "{%8,%9,%10,%11}, %12, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
-}
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[16], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-                 "{%16,%17,%18,%19}, %20, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
-}
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[32], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
-                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-                 "{%32,%33,%34,%35}, %36, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15]),
-                   "+r"(sums[16]), "+r"(sums[17]), "+r"(sums[18]), "+r"(sums[19]), "+r"(sums[20]), "+r"(sums[21]), "+r"(sums[22]), "+r"(sums[23]),
-                   "+r"(sums[24]), "+r"(sums[25]), "+r"(sums[26]), "+r"(sums[27]), "+r"(sums[28]), "+r"(sums[29]), "+r"(sums[30]), "+r"(sums[31])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
-}
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[64], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
-                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,"
-                 "%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
-                 "%60,%61,%62,%63}, "
-                 "{%64,%65,%66,%67}, %68, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15]),
-                   "+r"(sums[16]), "+r"(sums[17]), "+r"(sums[18]), "+r"(sums[19]), "+r"(sums[20]), "+r"(sums[21]), "+r"(sums[22]), "+r"(sums[23]),
-                   "+r"(sums[24]), "+r"(sums[25]), "+r"(sums[26]), "+r"(sums[27]), "+r"(sums[28]), "+r"(sums[29]), "+r"(sums[30]), "+r"(sums[31]),
-                   "+r"(sums[32]), "+r"(sums[33]), "+r"(sums[34]), "+r"(sums[35]), "+r"(sums[36]), "+r"(sums[37]), "+r"(sums[38]), "+r"(sums[39]),
-                   "+r"(sums[40]), "+r"(sums[41]), "+r"(sums[42]), "+r"(sums[43]), "+r"(sums[44]), "+r"(sums[45]), "+r"(sums[46]), "+r"(sums[47]),
-                   "+r"(sums[48]), "+r"(sums[49]), "+r"(sums[50]), "+r"(sums[51]), "+r"(sums[52]), "+r"(sums[53]), "+r"(sums[54]), "+r"(sums[55]),
-                   "+r"(sums[56]), "+r"(sums[57]), "+r"(sums[58]), "+r"(sums[59]), "+r"(sums[60]), "+r"(sums[61]), "+r"(sums[62]), "+r"(sums[63])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
-}
-
-__device__ __forceinline__ void multiply_tile(int (&sums)[80], const u32 (&weights)[4], u64 x) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n160k32.s32.u8.s8 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
-                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,"
-                 "%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
-                 "%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79}, "
-                 "{%80,%81,%82,%83}, %84, 1;"
-                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]), "+r"(sums[7]),
-                   "+r"(sums[8]), "+r"(sums[9]), "+r"(sums[10]), "+r"(sums[11]), "+r"(sums[12]), "+r"(sums[13]), "+r"(sums[14]), "+r"(sums[15]),
-                   "+r"(sums[16]), "+r"(sums[17]), "+r"(sums[18]), "+r"(sums[19]), "+r"(sums[20]), "+r"(sums[21]), "+r"(sums[22]), "+r"(sums[23]),
-                   "+r"(sums[24]), "+r"(sums[25]), "+r"(sums[26]), "+r"(sums[27]), "+r"(sums[28]), "+r"(sums[29]), "+r"(sums[30]), "+r"(sums[31]),
-                   "+r"(sums[32]), "+r"(sums[33]), "+r"(sums[34]), "+r"(sums[35]), "+r"(sums[36]), "+r"(sums[37]), "+r"(sums[38]), "+r"(sums[39]),
-                   "+r"(sums[40]), "+r"(sums[41]), "+r"(sums[42]), "+r"(sums[43]), "+r"(sums[44]), "+r"(sums[45]), "+r"(sums[46]), "+r"(sums[47]),
-                   "+r"(sums[48]), "+r"(sums[49]), "+r"(sums[50]), "+r"(sums[51]), "+r"(sums[52]), "+r"(sums[53]), "+r"(sums[54]), "+r"(sums[55]),
-                   "+r"(sums[56]), "+r"(sums[57]), "+r"(sums[58]), "+r"(sums[59]), "+r"(sums[60]), "+r"(sums[61]), "+r"(sums[62]), "+r"(sums[63]),
-                   "+r"(sums[64]), "+r"(sums[65]), "+r"(sums[66]), "+r"(sums[67]), "+r"(sums[68]), "+r"(sums[69]), "+r"(sums[70]), "+r"(sums[71]),
-                   "+r"(sums[72]), "+r"(sums[73]), "+r"(sums[74]), "+r"(sums[75]), "+r"(sums[76]), "+r"(sums[77]), "+r"(sums[78]), "+r"(sums[79])
-                 : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "l"(x));
-}
-
-
-// A descriptor of activations in shared memory: rows of 128 bytes, swizzled, those of the next eight tokens 1,024 bytes behind.
-__device__ __forceinline__ u64 describe(u32 shared) {
-    const u64 swizzled = 1, unused = 1, tokens_step = 1024 >> 4;
-    return (u64)(shared >> 4) | (unused << 16) | (tokens_step << 32) | (swizzled << 62);
-}
-
-__device__ __forceinline__ void make_barrier(u32 barrier, u32 n_arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n_arrivals) : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void expect_bytes(u32 barrier, u32 n_bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(n_bytes) : "memory");
-}
-
-__device__ __forceinline__ void await(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n .reg .pred done;\n"
-        "again:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        " @done bra ready;\n bra again;\nready:\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-__device__ __forceinline__ void fetch(u32 to, const void* from, u32 n_bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(n_bytes),
-                 "r"(barrier)
-                 : "memory");
-}
-
-__device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
-}
-
-// Adds four words of shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void add_remote_words(int (&sums)[4], u32 shared, u32 rank) {
-    u32 address;
-    int words[4];
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(address));
-#pragma unroll
-    for (int part = 0; part < 4; part++) sums[part] += words[part];
-}
+// Scales of a block, and what becomes of them: of gate and up apart.
+template <int TOKENS, int BLOCK_ROWS, int KINDS>
+struct BlockScales {
+    float of_rows[BLOCK_ROWS];
+    float x_inverse[TOKENS];
+    int x_sums[TOKENS];
+    // By which a token's integers are divided, the reciprocal, and what makes a float of an integer less the token's sum.
+    float divisors[KINDS][TOKENS];
+    float reciprocals[KINDS][TOKENS];
+    int biases[TOKENS];
+};
 
 template <int TOKENS, int ROW_TILES, bool GATE, bool GROUPED>
 struct Tiles {
@@ -160,10 +61,16 @@ struct Tiles {
     // Words from a token's sums to the next one's, where they are shared: a warp that puts its sums there meets no bank twice.
     static const int STRIDE = BLOCK_ROWS + 4;
 
+    static const int KINDS = GATE ? 2 : 1;
+    // Rows of results of a block, and tiles of them of a warpgroup.
+    static const int OUT_ROWS = BLOCK_ROWS / KINDS;
+    static const int OUT_TILES = ROW_TILES / KINDS;
+    typedef BlockScales<TOKENS, BLOCK_ROWS, KINDS> Scales;
+
     const BitLinearTilesArgs& a;
     u32 stages, full, empty;  // shared memory: the ring, and a barrier for each stage
-    float* x_inverse_scales;  // [TOKENS] of the block's tokens, where columns are not in groups
-    int* x_sums;              // likewise
+    u32 received;             // barrier of the sums that other blocks of the cluster send
+    Scales& scales;           // where columns are not in groups
     u32 first_token, first_block, end_block;
 
     // Starts to fetch the `turn`th block of columns; by one thread, which has products to start, too: copies are few and large.
@@ -282,8 +189,8 @@ struct Tiles {
             for (int part = 0; part < 4; part++) y[part] = __int_as_float(sums[part]);
             return;
         }
-        const float x_inverse_scale = x_inverse_scales[token];
-        const int x_sum = x_sums[token];
+        const float x_inverse_scale = scales.x_inverse[token];
+        const int x_sum = scales.x_sums[token];
         if (is_near && is_ordinary(x_inverse_scale)) {
 #pragma unroll
             for (int part = 0; part < 4; part++) y[part] = quotient_of_ordinary(small_integer(sums[part] - x_sum), x_inverse_scale * inverse[part]);
@@ -310,6 +217,151 @@ struct Tiles {
             is_near = is_near && is_ordinary(inverse[part]);
         }
         return is_near;
+    }
+
+    // Starts to fetch the scales of the block's rows, which are not there beyond the last, and of its tokens.
+    __device__ __forceinline__ void fetch_row_scales() const {
+        const u32 row = threadIdx.x, kind = row / OUT_ROWS, place = kind * (a.n / KINDS) + blockIdx.x * OUT_ROWS + row % OUT_ROWS;
+        if (row < BLOCK_ROWS) copy_word(scales.of_rows + row, a.scales + (a.n_groups == 0 ? 0 : min(place, a.n - 1)));
+    }
+    __device__ __forceinline__ void fetch_token_scales() const {
+        const u32 token = min(first_token + threadIdx.x, a.m - 1);
+        if (threadIdx.x >= TOKENS) return;
+        copy_word(scales.x_inverse + threadIdx.x, a.x_scales + token);
+        copy_word(scales.x_sums + threadIdx.x, a.x_sums + token);
+    }
+
+    // Finds what the block's integers are divided by, if its rows have one scale. All threads together, between barriers.
+    __device__ __forceinline__ bool find_divisors() const {
+        asm volatile("cp.async.wait_all;" ::: "memory");
+        __syncthreads();
+        // The division of SiLU would be in the code once for each result.
+        bool is_plain = (!GATE || a.activation == RELU2) && (blockIdx.x + 1) * OUT_ROWS <= a.n / KINDS && a.n_blocks * BLOCK_COLUMNS * 127 < SMALL_INTEGER_END;
+        if (threadIdx.x < BLOCK_ROWS) is_plain = is_plain && scales.of_rows[threadIdx.x] == scales.of_rows[threadIdx.x / OUT_ROWS * OUT_ROWS];
+#pragma unroll
+        for (u32 kind = 0; kind < KINDS; kind++) {
+            const u32 token = threadIdx.x;
+            if (token >= TOKENS) break;
+            const float inverse = weight_inverse_scale(scales.of_rows[kind * OUT_ROWS]), x_inverse = scales.x_inverse[token], divisor = x_inverse * inverse;
+            is_plain = is_plain && is_ordinary(inverse) && is_ordinary(x_inverse);
+            scales.divisors[kind][token] = divisor;
+            scales.reciprocals[kind][token] = reciprocal_of_ordinary(divisor);
+            if (kind == 0) scales.biases[token] = SMALL_INTEGER_BIAS - scales.x_sums[token];
+        }
+        return __syncthreads_and(is_plain);
+    }
+
+    // Results of two rows, eight apart, and two neighbouring tokens from `token` of the block: sums lie as wgmma leaves them.
+    __device__ __forceinline__ void divide(float (&y)[4], const int* sums, u32 kind, u32 token) const {
+        const float2 divisor = *(const float2*)(scales.divisors[kind] + token), reciprocal = *(const float2*)(scales.reciprocals[kind] + token);
+        const int2 bias = *(const int2*)(scales.biases + token);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            y[half * 2] = quotient_by(biased_integer(sums[half * 2] + bias.x), divisor.x, reciprocal.x);
+            y[half * 2 + 1] = quotient_by(biased_integer(sums[half * 2 + 1] + bias.y), divisor.y, reciprocal.y);
+        }
+    }
+
+    // Results of tile `tile` of the block's eight of tokens `eight`; `sums` are those of all tiles, `stride` integers apart.
+    __device__ __forceinline__ void results(float (&y)[4], const int* sums, int stride, int tile, u32 eight) const {
+        const u32 token = eight * 8 + (threadIdx.x & 3) * 2;
+        divide(y, sums + tile * stride, 0, token);
+        if constexpr (GATE) {
+            float up[4];
+            divide(up, sums + stride, 1, token);
+#pragma unroll
+            for (int part = 0; part < 4; part++) y[part] = gated(RELU2, y[part], up[part]);
+        }
+    }
+
+    // Where the results of this thread go, of its first two tokens of eight `eight`.
+    __device__ __forceinline__ float* place_of(u32 eight) const {
+        const u32 first = GATE ? blockIdx.x * OUT_ROWS + threadIdx.x / 128 * 64 : first_row(0);
+        return a.out + (u64)(first_token + eight * 8 + (threadIdx.x & 3) * 2) * a.width + first + (threadIdx.x / 32 & 3) * 16 + (threadIdx.x & 31) / 4;
+    }
+    __device__ __forceinline__ u32 offset_of(int tile, int part) const { return tile * 64 + part / 2 * 8 + (part & 1) * a.width; }
+    __device__ __forceinline__ bool has_token(u32 eight, int part) const { return first_token + eight * 8 + (threadIdx.x & 3) * 2 + (part & 1) < a.m; }
+
+    // What stands there, or −0, to which any number may be added.
+    __device__ __forceinline__ void load_residual(float (&before)[OUT_TILES][4], u32 eight) const {
+        const float* from = place_of(eight);
+#pragma unroll
+        for (int tile = 0; tile < OUT_TILES; tile++)
+#pragma unroll
+            for (int part = 0; part < 4; part++) before[tile][part] = !GATE && a.add && has_token(eight, part) ? from[offset_of(tile, part)] : -0.0f;
+    }
+    __device__ __forceinline__ void store_results(const int* sums, int stride, const float (&before)[OUT_TILES][4], u32 eight) const {
+        float* to = place_of(eight);
+#pragma unroll
+        for (int tile = 0; tile < OUT_TILES; tile++) {
+            float y[4];
+            results(y, sums, stride, tile, eight);
+#pragma unroll
+            for (int part = 0; part < 4; part++)
+                if (has_token(eight, part)) to[offset_of(tile, part)] = GATE ? y[part] : before[tile][part] + y[part];
+        }
+    }
+
+    // Stores the results of all the block's tokens from where the sums are.
+    __device__ __forceinline__ void store_sums(const int (&sums)[ROW_TILES][N_SUMS]) const {
+        // So many residuals are on their way at a time.
+        const int AT_ONCE = OUT_TILES == 1 ? (TOKENS >= 32 ? 4 : 2) : 2;
+#pragma unroll
+        for (int first = 0; first < TOKENS / 8; first += AT_ONCE) {
+            float before[AT_ONCE][OUT_TILES][4];
+#pragma unroll
+            for (int turn = 0; turn < AT_ONCE; turn++) load_residual(before[turn], first + turn);
+#pragma unroll
+            for (int turn = 0; turn < AT_ONCE; turn++) store_results(&sums[0][(first + turn) * 4], N_SUMS, before[turn], first + turn);
+        }
+    }
+
+    __device__ __forceinline__ u32 n_eights() const { return (min((u32)TOKENS, a.m - first_token) + 7) / 8; }
+    __device__ __forceinline__ u32 n_slots() const { return (n_eights() + a.n_splits - 1) / a.n_splits; }
+    // Where block `rank` of the cluster puts its sums of a tile of the `slot`th eight of this or another block.
+    __device__ __forceinline__ u32 place_of_sums(u32 rank, u32 slot, int tile) const {
+        return stages + (((rank * n_slots() + slot) * ROW_TILES + tile) * THREADS + threadIdx.x) * 16;
+    }
+    // Bytes that come to block `rank`.
+    __device__ __forceinline__ u32 n_bytes_received(u32 rank) const {
+        return (n_eights() + a.n_splits - 1 - rank) / a.n_splits * a.n_splits * ROW_TILES * THREADS * 16;
+    }
+
+    // Sends each block of the cluster its eights' sums.
+    __device__ __forceinline__ void send_sums(const int (&sums)[ROW_TILES][N_SUMS], u32 rank) const {
+        u32 owner = 0, slot = 0;
+        const u32 end = n_eights();
+#pragma unroll
+        for (u32 eight = 0; eight < TOKENS / 8; eight++) {
+            if (eight >= end) break;
+#pragma unroll
+            for (int tile = 0; tile < ROW_TILES; tile++) send_words(&sums[tile][eight * 4], place_of_sums(rank, slot, tile), received, owner);
+            if (++owner == a.n_splits) owner = 0, slot++;
+        }
+    }
+
+    // Adds up what came, and stores the results.
+    __device__ __forceinline__ void store_received(u32 rank) const {
+        u32 slot = 0;
+#pragma unroll 1
+        for (u32 eight = rank; eight < n_eights(); eight += a.n_splits, slot++) {
+            float before[OUT_TILES][4];
+            load_residual(before, eight);
+            if (slot == 0) await(received, 0);
+            int sums[ROW_TILES][4] = {};
+#pragma unroll 4
+            for (u32 split = 0; split < a.n_splits; split++)
+#pragma unroll
+                for (int tile = 0; tile < ROW_TILES; tile++) {
+                    int words[4];
+                    asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+                                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                                 : "r"(place_of_sums(split, slot, tile)));
+#pragma unroll
+                    for (int part = 0; part < 4; part++) sums[tile][part] += words[part];
+                }
+            store_results(sums[0], 4, before, eight);
+        }
     }
 
     // Writes the products, neighbouring threads neighbouring rows; each block of a cluster a share of the tokens. The code is short: a block runs
@@ -465,19 +517,28 @@ struct Tiles {
         uint4 next[2][ROW_TILES][2];
         load_words(next[0], rows, first_block);
         load_words(next[1], rows, first_block + 1);
+        if constexpr (!GROUPED) fetch_row_scales();
         await_predecessors();
-        if (!GROUPED && threadIdx.x < TOKENS) {
-            const u32 token = min(first_token + threadIdx.x, a.m - 1);
-            x_inverse_scales[threadIdx.x] = a.x_scales[token];
-            x_sums[threadIdx.x] = a.x_sums[token];
-        }
-        __syncthreads();
         if (threadIdx.x == 0)
             for (u32 turn = 0; turn + (GROUPED ? 2 : 3) < a.n_stages; turn++) fetch_stage(turn);
-        if constexpr (GROUPED) multiply_groups(y, sums, rows, next);
-        else multiply_pairs(sums, rows, next);
-        // All stages have been read.
-        __syncthreads();
+        if constexpr (GROUPED) {
+            multiply_groups(y, sums, rows, next);
+            // All stages have been read.
+            __syncthreads();
+        } else {
+            fetch_token_scales();
+            multiply_pairs(sums, rows, next);
+            if (a.n_splits > 1) arrive_at_cluster();
+            const bool is_plain = find_divisors();
+            // All stages of all blocks have been read.
+            if (a.n_splits > 1) await_cluster();
+            if (is_plain) {
+                const u32 rank = blockIdx.y % a.n_splits;
+                if (a.n_splits == 1) return store_sums(sums);
+                send_sums(sums, rank);
+                return store_received(rank);
+            }
+        }
         share(sums, y);
         __syncthreads();
         if (a.n_splits > 1) cluster_barrier();
@@ -493,24 +554,26 @@ struct Tiles {
 template <int TOKENS, int ROW_TILES, bool GATE, bool GROUPED>
 __device__ __forceinline__ void bit_linear_tiles_body(const BitLinearTilesArgs& a) {
     extern __shared__ __align__(1024) char stages[];
-    __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX];
-    __shared__ float x_inverse_scales[TOKENS];
-    __shared__ int x_sums[TOKENS];
+    typedef Tiles<TOKENS, ROW_TILES, GATE, GROUPED> Body;
+    __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX], received;
+    __shared__ typename Body::Scales scales;
     const u32 first_full = (u32)__cvta_generic_to_shared(full), first_empty = (u32)__cvta_generic_to_shared(empty);
+    const u32 blocks_each = (a.n_blocks + a.n_splits - 1) / a.n_splits, rank = blockIdx.y % a.n_splits, first_block = rank * blocks_each;
+    const Body tiles{
+        a, (u32)__cvta_generic_to_shared(stages), first_full, first_empty, (u32)__cvta_generic_to_shared(&received), scales, blockIdx.y / a.n_splits * TOKENS,
+        first_block, min(a.n_blocks, first_block + blocks_each),
+    };
     if (threadIdx.x == 0) {
         for (u32 slot = 0; slot < a.n_stages; slot++) {
             make_barrier(first_full + slot * 8, 1);
             make_barrier(first_empty + slot * 8, WARPGROUPS);
         }
+        make_barrier(tiles.received, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        if (a.n_splits > 1) expect_bytes(tiles.received, tiles.n_bytes_received(rank));
     }
     admit_successor();
     __syncthreads();
-    const u32 blocks_each = (a.n_blocks + a.n_splits - 1) / a.n_splits, first_block = blockIdx.y % a.n_splits * blocks_each;
-    const Tiles<TOKENS, ROW_TILES, GATE, GROUPED> tiles{
-        a, (u32)__cvta_generic_to_shared(stages), first_full, first_empty, x_inverse_scales, x_sums, blockIdx.y / a.n_splits * TOKENS, first_block,
-        min(a.n_blocks, first_block + blocks_each),
-    };
     tiles.run();
 }
 

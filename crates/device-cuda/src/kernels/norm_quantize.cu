@@ -95,27 +95,32 @@ __device__ __forceinline__ void norm_quantize_body(const NormQuantizeArgs& a) {
 extern "C" __global__ void __launch_bounds__(512) norm_quantize(const NormQuantizeArgs a) { norm_quantize_body<512>(a); }
 extern "C" __global__ void __launch_bounds__(128) norm_quantize_narrow(const NormQuantizeArgs a) { norm_quantize_body<128>(a); }
 
+// This thread's pieces of a row of k numbers, zeros beyond.
+template <int PIECES>
+__device__ __forceinline__ void load_pieces(float4 (&pieces)[PIECES][4], const float* row, u32 k) {
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++) {
+        const u32 index = piece * blockDim.x + threadIdx.x, first = index / 4 * 64 + index % 4 * 4;
+#pragma unroll
+        for (u32 part = 0; part < 4; part++)
+            pieces[piece][part] = first < k ? *(const float4*)(row + first + part * 16) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+}
+
 // norm_quantize of several int8 rows with one scale each, k a multiple of 64: a thread keeps PIECES times sixteen numbers in registers from the
 // first to the last, which lie in memory as wgmma reads them, and shared memory holds the row for the chain of the norm only. What an instruction
 // does for one number counts: many rows are bound by that.
 template <int PIECES>
 __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs& a) {
     extern __shared__ float row[];
-    __shared__ float scratch[32];
+    __shared__ float scratch[33];
     __shared__ int integer_scratch[32];
     prefetch_norms(a.norms, a.k);
     await_predecessors();
     admit_successor();
     // Piece `index` holds four times four numbers: 4 · (index % 4) and every 16 behind, of 64.
     float4 values[PIECES][4];
-    const float* x = a.x + (u64)blockIdx.x * a.k;
-#pragma unroll
-    for (int piece = 0; piece < PIECES; piece++) {
-        const u32 index = piece * blockDim.x + threadIdx.x, first = index / 4 * 64 + index % 4 * 4;
-#pragma unroll
-        for (u32 part = 0; part < 4; part++)
-            values[piece][part] = first < a.k ? *(const float4*)(x + first + part * 16) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
+    load_pieces<PIECES>(values, a.x + (u64)blockIdx.x * a.k, a.k);
 #pragma unroll 1
     for (u32 norm = 0; norm < a.norms.n; norm++) {
 #pragma unroll
@@ -126,7 +131,7 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
             for (u32 part = 0; part < 4; part++) *(float4*)(row + first + part * 16) = values[piece][part];
         }
         const float* weights = norm == 0 ? a.norms.weights[0] : a.norms.weights[1];
-        const float factor = inverse_rms_of_block(row, a.k, norm == 0 ? a.norms.epsilons[0] : a.norms.epsilons[1], scratch);
+        const float factor = inverse_rms_of_block(row, a.k, norm == 0 ? a.norms.epsilons[0] : a.norms.epsilons[1], scratch + 32);
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
             const u32 index = piece * blockDim.x + threadIdx.x, first = index / 4 * 64 + index % 4 * 4;
@@ -149,7 +154,7 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
             largest = fmaxf(fmaxf(largest, fabsf(v.x)), fabsf(v.y));
             largest = fmaxf(fmaxf(largest, fabsf(v.z)), fabsf(v.w));
         }
-    const float inverse_scale = inverse_absmax_scale(larger(1e-5f, largest_of_block(largest, scratch)));
+    const float inverse_scale = inverse_absmax_scale(larger(1e-5f, largest_magnitude_of_block(largest, scratch)));
     int sum = 0;
     const u32 token = blockIdx.x;
 #pragma unroll
@@ -172,7 +177,11 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
             for (u32 part = 0; part < 4; part++) *(u32*)(a.quantized + (u64)token * a.stride + first + part * 16) = words[part];
         }
     }
-    sum = sum_of_block(sum, integer_scratch);
+    sum = __reduce_add_sync(FULL_WARP, sum);
+    if ((threadIdx.x & 31) == 0) integer_scratch[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    sum = __reduce_add_sync(FULL_WARP, threadIdx.x < blockDim.x / 32 ? integer_scratch[threadIdx.x] : 0);
     if (threadIdx.x == 0) {
         a.scales[token] = inverse_scale;
         a.sums[token] = sum;

@@ -88,9 +88,11 @@ __device__ __forceinline__ float exp_exact(float x) {
     return mantissa * __int_as_float((__float2int_rz(n) + 127) << 23);
 }
 
-// activation(gate) · up; `activation` is 0 for ReLU², 1 for SiLU.
+// activation(gate) · up
+#define RELU2 0
+#define SILU 1
 __device__ __forceinline__ float gated(u32 activation, float gate, float up) {
-    if (activation == 0) {
+    if (activation == RELU2) {
         const float positive = gate > 0.0f ? gate : 0.0f;
         return (positive * positive) * up;
     }
@@ -113,15 +115,23 @@ __device__ __forceinline__ float dequantise_inverse(int accumulator, float weigh
 // Whether a scale is so far from the ends of what f32 holds that quotients of it need no care.
 __device__ __forceinline__ bool is_ordinary(float scale) { return scale > 0x1p-40f && scale < 0x1p40f; }
 
-// dividend / divisor, correctly rounded, where the divisor is a product of two ordinary scales and the dividend an integer: what the compiler makes
-// of a division, without its way for the rest, which would be most of the code.
-__device__ __forceinline__ float quotient_of_ordinary(float dividend, float divisor) {
+// 1 / divisor for quotient_by, where the divisor is a product of two ordinary scales.
+__device__ __forceinline__ float reciprocal_of_ordinary(float divisor) {
     float reciprocal;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
-    reciprocal = __fmaf_rn(reciprocal, __fmaf_rn(-divisor, reciprocal, 1.0f), reciprocal);
+    return __fmaf_rn(reciprocal, __fmaf_rn(-divisor, reciprocal, 1.0f), reciprocal);
+}
+
+// dividend / divisor, correctly rounded, where the dividend is an integer: what the compiler makes of a division, without its way for the rest, which would
+// be most of the code.
+__device__ __forceinline__ float quotient_by(float dividend, float divisor, float reciprocal) {
     float quotient = __fmaf_rn(dividend, reciprocal, 0.0f);
     quotient = __fmaf_rn(reciprocal, __fmaf_rn(-divisor, quotient, dividend), quotient);
     return __fmaf_rn(reciprocal, __fmaf_rn(-divisor, quotient, dividend), quotient);
+}
+
+__device__ __forceinline__ float quotient_of_ordinary(float dividend, float divisor) {
+    return quotient_by(dividend, divisor, reciprocal_of_ordinary(divisor));
 }
 
 __device__ __forceinline__ float dequantise(int accumulator, float weight_scale, float x_inverse_scale) {
@@ -141,7 +151,9 @@ __device__ __forceinline__ int quantise_one(float value, float inverse_scale) {
 
 // An integer below SMALL_INTEGER_END in magnitude as a float, by additions: a multiprocessor does four times as many of them as conversions.
 #define SMALL_INTEGER_END (1u << 22)
-__device__ __forceinline__ float small_integer(int value) { return __int_as_float(0x4b400000 + value) - 12582912.0f; }
+#define SMALL_INTEGER_BIAS 0x4b400000
+__device__ __forceinline__ float biased_integer(int biased) { return __int_as_float(biased) - 12582912.0f; }
+__device__ __forceinline__ float small_integer(int value) { return biased_integer(SMALL_INTEGER_BIAS + value); }
 
 // Four of them, as bytes. A sum with 1.5 · 2²³ is rounded to an integer, ties to even, which its lowest byte then holds.
 __device__ __forceinline__ u32 four_quantised(float4 values, float inverse_scale) {
@@ -170,6 +182,9 @@ struct Norms {
 // its loads are in flight together, and a sum of one lane is a chain that must not wait for memory at each link.
 __device__ __forceinline__ int n_turns(u32 first, u32 end, int stride) { return ((int)end - (int)first + stride - 1) / stride; }
 
+// Links of the chain of a sum that are read at a time.
+#define CHAIN 16
+
 // 1 / √(mean(x²) + ε) of row[k] in shared memory, for all threads of the block. `scratch` is one float in shared memory.
 __device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, float epsilon, float* scratch) {
     __syncthreads();
@@ -177,8 +192,26 @@ __device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, f
         float lane = 0.0f;
         const float* of_lane = row + (threadIdx.x & (LANES - 1));
         const int n = n_turns(threadIdx.x & (LANES - 1), k, LANES);
-#pragma unroll 16
-        for (int turn = 0; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
+        // Numbers are read while those before them are added up: only additions wait for each other.
+        float next[CHAIN] = {};
+        int turn = 0;
+        if (n >= CHAIN) {
+#pragma unroll
+            for (int link = 0; link < CHAIN; link++) next[link] = of_lane[link * LANES];
+#pragma unroll 1
+            for (; turn + CHAIN <= n; turn += CHAIN) {
+                float squares[CHAIN];
+#pragma unroll
+                for (int link = 0; link < CHAIN; link++) squares[link] = next[link] * next[link];
+                if (turn + 2 * CHAIN <= n) {
+#pragma unroll
+                    for (int link = 0; link < CHAIN; link++) next[link] = of_lane[(turn + CHAIN + link) * LANES];
+                }
+#pragma unroll
+                for (int link = 0; link < CHAIN; link++) lane += squares[link];
+            }
+        }
+        for (; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
         lane = sum_lanes(lane);
         if (threadIdx.x == 0) *scratch = 1.0f / sqrtf(lane / (float)k + epsilon);
     }
@@ -267,6 +300,16 @@ __device__ __forceinline__ float largest_of_block(float value, float* scratch) {
     value = scratch[0];
     for (u32 warp = 1; warp < blockDim.x / 32; warp++) value = larger(value, scratch[warp]);
     return value;
+}
+
+// The largest of the block's magnitudes, none of which is NaN, for all threads. `scratch` is 32 floats in shared memory that nobody reads before.
+__device__ __forceinline__ float largest_magnitude_of_block(float value, float* scratch) {
+    // Their bits are in their order.
+    value = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(value)));
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    const u32 lane = threadIdx.x & 31;
+    return __uint_as_float(__reduce_max_sync(FULL_WARP, lane < blockDim.x / 32 ? __float_as_uint(scratch[lane]) : 0));
 }
 
 // The sum of the block's integers, for all threads. `scratch` is 32 integers in shared memory.

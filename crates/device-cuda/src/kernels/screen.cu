@@ -5,6 +5,8 @@
 // rounds: at most (k/16 + 5)·2⁻²⁴·‖w‖‖x‖. Norms are measured and rounded up. A row is out if its upper bound is below the largest lower bound.
 // Non-finite rows and tokens have infinite bounds, so they are never out.
 #define WARPS 8
+// Groups of sixteen rows that a block of `screen_best` looks at.
+#define GROUPS_MAX 1024
 
 struct ScreenPackArgs {
     const void* head;     // [n, stride]
@@ -24,20 +26,8 @@ struct ScreenQuantizeArgs {
     int* thresholds;      // [m]: largest lower bound, as an ordered integer; set to that of −∞
     u32 k;
     u32 screen_stride;
-};
-
-struct ScreenArgs {
-    const i8* x;          // [m, screen_stride]
-    const i8* quantized;  // [n, screen_stride]
-    const float* scales;  // [n]
-    const float* norms;   // [n, 2]
-    const float* tokens;  // [m, 4]
-    int* thresholds;      // [m]
-    float* out;           // [m, n]
-    u32 m;
-    u32 n;
-    u32 screen_stride;
-    float rounding;       // of the exact sum, as a share of ‖w‖‖x‖
+    u32 in_tiles;         // quantized lies in tiles (mma.cuh)
+    u32 unused;
 };
 
 struct ScreenExactArgs {
@@ -51,15 +41,9 @@ struct ScreenExactArgs {
     u32 k;
     u32 stride;
     float rounding;
+    const float* uppers;  // [m, ⌈n / 16⌉] and
+    u64* best;            // [m, 2], as for argmax: of `screen_best`
 };
-
-// Floats in the order of integers.
-__device__ __forceinline__ int ordered(float value) {
-    const int bits = __float_as_int(value);
-    return bits >= 0 ? bits : bits ^ 0x7fffffff;
-}
-
-__device__ __forceinline__ float from_ordered(int key) { return __int_as_float(key >= 0 ? key : key ^ 0x7fffffff); }
 
 __device__ __forceinline__ float sum_of_block(float value, float* scratch) {
 #pragma unroll
@@ -72,9 +56,9 @@ __device__ __forceinline__ float sum_of_block(float value, float* scratch) {
     return value;
 }
 
-// A block quantises one row: the scale, and the norms of the row and of what is left of it, rounded up.
-template <typename Element>
-__device__ __forceinline__ float3 quantise_for_screen(const Element* row, u32 k, u32 stride, i8* quantized) {
+// A block quantises one row: the scale, and the norms of the row and of what is left of it, rounded up. `place_of` says where a column goes.
+template <typename Element, typename PlaceOf>
+__device__ __forceinline__ float3 quantise_for_screen(const Element* row, u32 k, u32 stride, PlaceOf place_of) {
     __shared__ float scratch[32];
     const int n = n_turns(threadIdx.x, k, WARPS * 32), n_filled = n_turns(threadIdx.x, stride, WARPS * 32);
     float largest = 0.0f;
@@ -95,7 +79,7 @@ __device__ __forceinline__ float3 quantise_for_screen(const Element* row, u32 k,
         const u32 column = turn * WARPS * 32 + threadIdx.x;
         const float value = column < k ? as_float(row[column]) : 0.0f;
         const int q = finite ? quantise_one(value, inverse_scale) : 0;
-        quantized[column] = q;
+        *place_of(column) = q;
         const float rest = value - q * scale;
         whole = __fmaf_rn(value, value, whole);
         left = __fmaf_rn(rest, rest, left);
@@ -112,7 +96,8 @@ __device__ __forceinline__ void screen_pack_body(const ScreenPackArgs& a) {
     await_predecessors();
     const u32 row = blockIdx.x;
     const Element* from = (const Element*)a.head + (u64)row * a.stride;
-    const float3 result = quantise_for_screen(from, a.k, a.screen_stride, a.quantized + (u64)row * a.screen_stride);
+    i8* to = a.quantized + (u64)row * a.screen_stride;
+    const float3 result = quantise_for_screen(from, a.k, a.screen_stride, [&](u32 column) { return to + column; });
     if (threadIdx.x == 0) {
         a.scales[row] = result.x;
         a.norms[row * 2] = result.y;
@@ -128,16 +113,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_quantize(const S
     await_predecessors();
     admit_successor();
     const u32 token = blockIdx.x;
-    const float3 result = quantise_for_screen(a.x + (u64)token * a.k, a.k, a.screen_stride, a.quantized + (u64)token * a.screen_stride);
+    const float3 result = quantise_for_screen(a.x + (u64)token * a.k, a.k, a.screen_stride, [&](u32 column) {
+        const u64 in_tiles = place_in_tiles(token, column & ~3u, gridDim.x) + (column & 3);
+        return a.quantized + (a.in_tiles ? in_tiles : (u64)token * a.screen_stride + column);
+    });
     if (threadIdx.x == 0) {
         ((float4*)a.tokens)[token] = make_float4(result.x, result.y, result.z, 0.0f);
         a.thresholds[token] = ordered(NEGATIVE_INFINITY);
     }
-}
-
-// How far a screened logit may be from the exact one.
-__device__ __forceinline__ float bound(float2 row, float4 token, float rounding) {
-    return (row.y * token.y + (row.x + row.y) * token.z + rounding * row.x * token.y) * 1.001f;
 }
 
 // One token: a warp takes ROWS rows at a time.
@@ -267,6 +250,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_few_2(const Scre
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_few_4(const ScreenArgs a) { screen_few_body<4>(a); }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_few_8(const ScreenArgs a) { screen_few_body<8>(a); }
 
+// The exact logit of a row, by half a warp, whose first lane gets it.
+template <typename Element>
+__device__ __forceinline__ float exact_logit(const ScreenExactArgs& a, const float* x, u32 row) {
+    const Element* head = (const Element*)a.head + (u64)row * a.stride;
+    float sum = 0.0f;
+    const u32 first_column = threadIdx.x & (LANES - 1);
+    const int n = n_turns(first_column, a.k, LANES);
+#pragma unroll 32
+    for (int turn = 0; turn < n; turn++) sum += x[turn * LANES + first_column] * as_float(head[turn * LANES + first_column]);
+    return sum_lanes(sum);
+}
+
 // A warp looks at 32 rows of one token; each half of it multiplies one row that may win.
 template <typename Element>
 __device__ __forceinline__ void screen_exact_body(const ScreenExactArgs& a) {
@@ -292,13 +287,7 @@ __device__ __forceinline__ void screen_exact_body(const ScreenExactArgs& a) {
         const u32 high = left == 0 ? low : __ffs(left) - 1;
         left &= left - 1;
         const u32 winner = part + (half == 0 ? low : high);
-        const Element* head = (const Element*)a.head + (u64)winner * a.stride;
-        float sum = 0.0f;
-        const u32 first_column = lane & (LANES - 1);
-        const int n = n_turns(first_column, a.k, LANES);
-#pragma unroll 32
-        for (int turn = 0; turn < n; turn++) sum += x[turn * LANES + first_column] * as_float(head[turn * LANES + first_column]);
-        sum = sum_lanes(sum);
+        const float sum = exact_logit<Element>(a, x, winner);
         if ((lane & (LANES - 1)) == 0) out[winner] = sum;
     }
 }
@@ -306,3 +295,47 @@ __device__ __forceinline__ void screen_exact_body(const ScreenExactArgs& a) {
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_exact_f32(const ScreenExactArgs a) { screen_exact_body<float>(a); }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_exact_f16(const ScreenExactArgs a) { screen_exact_body<Half>(a); }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_exact_bf16(const ScreenExactArgs a) { screen_exact_body<u16>(a); }
+
+// The best of a token without its logits: blocks share a token's groups of sixteen rows; of those that may hold it, warps multiply each row that may win.
+template <typename Element>
+__device__ __forceinline__ void screen_best_body(const ScreenExactArgs& a) {
+    __shared__ u32 kept[GROUPS_MAX];
+    __shared__ u32 n_kept;
+    __shared__ u64 keys[WARPS];
+    if (threadIdx.x == 0) n_kept = 0;
+    __syncthreads();
+    await_predecessors();
+    admit_successor();
+    const u32 lane = threadIdx.x & 31, token = blockIdx.y, n_groups = (a.n + 15) / 16, n_each = (n_groups + gridDim.x - 1) / gridDim.x;
+    const u32 first = blockIdx.x * n_each, end = min(n_groups, first + n_each);
+    const float4 facts = ((const float4*)a.tokens)[token];
+    const float threshold = from_ordered(a.thresholds[token]);
+    const float* x = a.x + (u64)token * a.k;
+#pragma unroll 4
+    for (u32 group = first + threadIdx.x; group < end; group += WARPS * 32)
+        if (!(a.uppers[(u64)token * n_groups + group] < threshold)) kept[atomicAdd(&n_kept, 1)] = group;
+    __syncthreads();
+    u64 key = 0;
+    bool damaged = false;
+    for (u32 item = threadIdx.x / 32; item < n_kept; item += WARPS) {
+        const u32 first_row = kept[item] * 16, row = first_row + (lane & 15);
+        const bool may_win = lane < 16 && row < a.n && !(a.out[(u64)token * a.n + row] + bound(((const float2*)a.norms)[row], facts, a.rounding) < threshold);
+        u32 left = __ballot_sync(FULL_WARP, may_win);
+        while (left != 0) {
+            const u32 low = __ffs(left) - 1;
+            left &= left - 1;
+            const u32 high = left == 0 ? low : __ffs(left) - 1;
+            left &= left - 1;
+            const u32 winner = first_row + (lane < 16 ? low : high);
+            const float logit = __shfl_sync(FULL_WARP, exact_logit<Element>(a, x, winner), 0, LANES);
+            damaged |= is_damaged(logit);
+            const u64 of_winner = key_of(logit, winner);
+            key = of_winner > key ? of_winner : key;
+        }
+    }
+    keep_best(a.best + token * 2, key, damaged, keys);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_best_f32(const ScreenExactArgs a) { screen_best_body<float>(a); }
+extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_best_f16(const ScreenExactArgs a) { screen_best_body<Half>(a); }
+extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_best_bf16(const ScreenExactArgs a) { screen_best_body<u16>(a); }

@@ -2,6 +2,9 @@
 
 #if __CUDA_ARCH__ >= 900
 
+// Tiles of keys and values of a block.
+#define STEP_RING 3
+
 // rope_append of the heads of one block of attention: query rows as halves, scaled; key and value as halves.
 template <int DIM>
 struct StepHeads {
@@ -99,11 +102,11 @@ __device__ __forceinline__ void attend(const StepAttention& a, char* shared, flo
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     const bool takes_all = a.of.n_splits == 1;
     // Behind the ring of tiles and the weights of a tile.
-    char* behind = shared + RING * 2 * TILE * DIM * 2 + 16 * TILE * 2;
+    char* behind = shared + STEP_RING * 2 * TILE * DIM * 2 + 16 * TILE * 2;
     // There are as many blocks as items at least.
     const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
     const bool has_work = item < n_items && split < n_present;
-    const AttentionOne<DIM> one{
+    const AttentionOne<DIM, STEP_RING> one{
         a.of, a.of.blocks + a.of.table_starts[token], base, greatest_of_warps, first_head / heads_of_kv, split * SPLIT_TILES,
         takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, 0, (const uint4*)behind, mail.out,
     };
@@ -111,7 +114,7 @@ __device__ __forceinline__ void attend(const StepAttention& a, char* shared, flo
     if (has_work) {
         if (threadIdx.x < THREADS) {
 #pragma unroll 1
-            for (u32 tile = 0; tile < RING - 1; tile++) one.fetch(one.first_tile + tile);
+            for (u32 tile = 0; tile < STEP_RING - 1; tile++) one.fetch(one.first_tile + tile);
         }
         heads.run();
     }

@@ -1,9 +1,10 @@
-//! Products of many tokens, with and without a gate behind, equal the reference bit for bit: shapes beyond the model crate's suite, where the
-//! GPU chooses among its kernels by the number of tokens.
+//! Products of many tokens, with and without a gate behind, and the best of many rows of logits equal the reference bit for bit: shapes beyond the
+//! model crate's suite, where the GPU chooses among its kernels by the number of tokens.
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
-use bitnet_checkpoint::{DenseTensor, Tensor};
+use bitnet_checkpoint::{DenseTensor, DenseType, Tensor};
 use bitnet_model::TokenId;
+use bitnet_model::batch::BestLogits;
 use bitnet_model::device::{Device, DeviceError, TableUse};
 use bitnet_model::reference::ReferenceDevice;
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -62,10 +63,9 @@ fn outputs<D: Device>(device: &mut D, [m, n, k]: [usize; 3], group_size: usize, 
     run(device).expect("the case fits the device")
 }
 
-fn check(policy: ActivationPolicy, group_sizes: &[usize]) {
+fn check(policy: ActivationPolicy, group_sizes: &[usize], shapes: &[[usize; 3]]) {
     let Some(mut device) = device() else { return };
-    let shapes: [[usize; 3]; 6] = [[17, 200, 600], [33, 700, 2560], [64, 130, 512], [100, 520, 3000], [129, 256, 256], [300, 644, 768]];
-    for shape in shapes {
+    for &shape in shapes {
         for &group_size in group_sizes.iter().filter(|&&size| size < 2 || shape[2].is_multiple_of(size)) {
             let expected = outputs(&mut ReferenceDevice, shape, group_size, policy);
             let got = outputs(&mut device, shape, group_size, policy);
@@ -78,12 +78,58 @@ fn check(policy: ActivationPolicy, group_sizes: &[usize]) {
     }
 }
 
+const SHAPES: [[usize; 3]; 6] = [[17, 200, 600], [33, 700, 2560], [64, 130, 512], [100, 520, 3000], [129, 256, 256], [300, 644, 768]];
+
 #[test]
 fn products_of_many_int8_tokens_equal_the_reference() {
-    check(ActivationPolicy::Int8PerToken, &[0, 1, 64]);
+    check(ActivationPolicy::Int8PerToken, &[0, 1, 64], &SHAPES);
 }
 
 #[test]
 fn products_of_many_tokens_in_groups_equal_the_reference() {
-    check(ActivationPolicy::Int8PerGroup, &[0, 1, 64, 128, 256]);
+    check(ActivationPolicy::Int8PerGroup, &[0, 1, 64, 128, 256], &SHAPES);
+}
+
+/// More tiles of results than a GPU has multiprocessors; the last rows do not fill theirs.
+#[test]
+fn products_of_more_tokens_than_the_gpu_takes_at_once_equal_the_reference() {
+    check(ActivationPolicy::Int8PerToken, &[0, 1], &[[900, 3100, 768]]);
+}
+
+/// A head whose rows repeat, so that the best is met several times, in f32 and bfloat16.
+fn heads(n: usize, k: usize) -> [DenseTensor; 2] {
+    let values: Vec<f32> = (0..n).flat_map(|row| random_values(k, 50 + (row % 301) as u64)).collect();
+    let bfloats = values.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect();
+    let shape = vec![n, k];
+    [
+        DenseTensor::from_f32(shape.clone(), &values).expect("whole rows"),
+        DenseTensor::from_bytes(shape, DenseType::Bf16, bfloats).expect("whole rows"),
+    ]
+}
+
+/// The best token of each of `m` rows, and the first that is no number.
+fn best<D: Device>(device: &mut D, head: &DenseTensor, x: &[f32], m: usize) -> (Vec<TokenId>, Option<usize>) {
+    let run = |device: &mut D| {
+        let x = hidden(device, x, x.len() / m)?;
+        let mut table = device.table(Tensor::Dense(head.clone()).into(), TableUse::Head)?;
+        let mut logits = device.hidden(m, head.shape()[0])?;
+        device.logits(&x, &mut table, &vec![Some(BestLogits::GREATEST); m], &mut logits)?;
+        let mut best = Vec::new();
+        let damaged = device.argmax_checked(&logits, &mut best)?;
+        Ok::<_, DeviceError>((best, damaged))
+    };
+    run(device).expect("the case fits the device")
+}
+
+#[test]
+fn best_tokens_of_many_rows_are_those_of_the_reference() {
+    let Some(mut device) = device() else { return };
+    for [m, n, k] in [[2, 1000, 64], [17, 1003, 320], [40, 2048, 600], [100, 777, 256], [256, 1040, 128]] {
+        for head in heads(n, k) {
+            let mut x = random_values(m * k, 61);
+            assert_eq!(best(&mut ReferenceDevice, &head, &x, m), best(&mut device, &head, &x, m), "{m} x {n} x {k} {:?}", head.dtype());
+            x[(m - 1) * k + k / 2] = f32::NAN;
+            assert_eq!(best(&mut device, &head, &x, m).1, Some(m - 1), "{m} x {n} x {k} {:?}", head.dtype());
+        }
+    }
 }
