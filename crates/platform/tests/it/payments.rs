@@ -24,26 +24,27 @@ use super::invoices::{day, rich_account};
 use super::store::{NOW, by, on_both};
 
 #[derive(Default)]
-struct Inside {
+pub(crate) struct Inside {
     /// By name: what it says.
     intents: Vec<Value>,
     /// Answers by idempotency key.
     answers: HashMap<String, Value>,
-    declines: bool,
+    pub(crate) declines: bool,
     /// The next charge is made, and its answer is an error of the server.
     loses_answer: bool,
     forgets_keys: bool,
-    n_charges: usize,
+    pub(crate) n_charges: usize,
 }
 
 #[derive(Clone, Default)]
-struct FakeStripe(Arc<Mutex<Inside>>);
+pub(crate) struct FakeStripe(Arc<Mutex<Inside>>);
 
 impl FakeStripe {
-    async fn start() -> (Self, String) {
+    pub(crate) async fn start() -> (Self, String) {
         let stripe = Self::default();
         let router = Router::new()
             .route("/v1/customers", post(async || Json(json!({ "id": "cus_1" }))))
+            .route("/v1/setup_intents", post(async || Json(json!({ "id": "seti_1", "client_secret": "seti_1_secret" }))))
             .route("/v1/payment_methods/{id}/attach", post(async |Path(id): Path<String>| Json(json!({ "id": id }))))
             .route("/v1/payment_intents", get(list).post(charge))
             .with_state(stripe.clone());
@@ -53,7 +54,7 @@ impl FakeStripe {
         (stripe, url)
     }
 
-    fn inside(&self) -> std::sync::MutexGuard<'_, Inside> {
+    pub(crate) fn inside(&self) -> std::sync::MutexGuard<'_, Inside> {
         self.0.lock().unwrap()
     }
 }
