@@ -119,10 +119,8 @@ fn passkey_is_added_signs_in_and_is_removed() {
         assert_eq!(page.location(), "/accounts", "{}", page.body);
         let profile = phone.get("/profile").await;
         assert!(profile.body.contains("Add a passkey") && profile.body.contains("ann@passkey.example"));
-        let path = format!(
-            "/profile/passkeys/passkey_{}/remove",
-            profile.body.split("/profile/passkeys/passkey_").nth(1).expect("one")[..32].to_string()
-        );
+        let path =
+            format!("/profile/passkeys/passkey_{}/remove", &profile.body.split("/profile/passkeys/passkey_").nth(1).expect("one")[..32]);
         let eve = site.person("eve@passkey.example").await;
         assert_eq!(eve.send_form(&path, &[]).await.status, StatusCode::NOT_FOUND, "somebody else's");
         assert_eq!(ann.send_form(&path, &[]).await.location(), "/profile?said=passkey-gone");
