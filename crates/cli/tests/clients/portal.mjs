@@ -252,7 +252,7 @@ const journeys = {
   async everyPageIsLightReadableAndAccessible() {
     // The same pages, whatever the database.
     if (kind !== 'SQLite') return;
-    const own = ['', '/start', '/playground', '/models', '/usage', '/keys', '/limits', '/members', '/invoices', '/plan', '/webhooks', '/audit', '/settings'];
+    const own = ['', '/start', '/playground', '/models', '/usage', '/keys', '/limits', '/members', '/invoices', '/payment', '/plan', '/webhooks', '/audit', '/settings'];
     const open = ['/', '/pricing', '/guides', '/guides/quickstart', '/guides/keys', '/guides/streaming', '/guides/errors', '/guides/usage', '/guides/security', '/reference', '/reference/post_v1_chat_completions', '/status'];
     const rest = ['/accounts?all=1', '/profile', '/profile/second-factor', '/operator', '/operator/accounts', '/operator/people', '/operator/audit', `/operator/accounts/${account}`];
     for (const where of [...open, ...own.map(part => `/accounts/${account}${part}`), ...rest]) {

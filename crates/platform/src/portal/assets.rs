@@ -26,6 +26,7 @@ const ASSETS: &[Asset] = &[
     asset!("portal.js", "text/javascript; charset=utf-8"),
     asset!("playground.js", "text/javascript; charset=utf-8"),
     asset!("passkeys.js", "text/javascript; charset=utf-8"),
+    asset!("payment.js", "text/javascript; charset=utf-8"),
     asset!("usage.js", "text/javascript; charset=utf-8"),
     asset!("htmx.min.js", "text/javascript; charset=utf-8"),
     asset!("htmx.LICENSE.txt", "text/plain; charset=utf-8"),

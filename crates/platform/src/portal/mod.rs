@@ -15,6 +15,7 @@ mod members;
 mod operator;
 mod page;
 mod passkeys;
+mod payment;
 mod playground;
 mod profile;
 mod public;
@@ -59,6 +60,34 @@ pub struct PortalConfig {
     pub mail: MailRoute,
     /// What is done with a mail where there is no mail server.
     pub show_mail: fn(&Mail),
+    /// How pages ask for cards, where they do.
+    pub cards: Option<CardForm>,
+}
+
+/// Stripe's own field for cards, on a page of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CardForm {
+    /// Stripe's key for pages, which is no secret.
+    pub publishable_key: String,
+    /// Where Stripe's script is, such as `https://js.stripe.com/v3/`.
+    pub script: String,
+}
+
+impl CardForm {
+    /// What the one page may load that asks for cards: Stripe's besides our own.
+    fn content_policy(&self) -> String {
+        let stripe = origin(&self.script);
+        format!(
+            "default-src 'none'; script-src 'self' {stripe}; style-src 'self'; img-src 'self'; connect-src 'self' {stripe} https://api.stripe.com; frame-src {stripe} https://hooks.stripe.com; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        )
+    }
+}
+
+/// Scheme, host and port of a URL.
+fn origin(url: &str) -> &str {
+    let host_at = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host_at..].find('/').map_or(url.len(), |at| host_at + at);
+    &url[..end]
 }
 
 /// Sends what the portal mails, and what members are told.
@@ -149,10 +178,7 @@ impl Portal {
     }
 
     fn public_origin(&self) -> String {
-        let url = self.public_url();
-        let host_at = url.find("://").map_or(0, |at| at + 3);
-        let end = url[host_at..].find('/').map_or(url.len(), |at| host_at + at);
-        url[..end].to_string()
+        origin(self.public_url()).to_string()
     }
 
     fn is_secure(&self) -> bool {
@@ -165,6 +191,10 @@ impl Portal {
 
     fn sends_mail(&self) -> bool {
         self.0.config.mail != MailRoute::Terminal
+    }
+
+    fn card_form(&self) -> Option<&CardForm> {
+        self.0.config.cards.as_ref()
     }
 
     fn cookie_name(&self) -> &'static str {
@@ -276,6 +306,10 @@ impl Portal {
             .get("/accounts/{account}/invoices", member(Action::ViewInvoices), billing::invoices)
             .get("/accounts/{account}/invoices/draft.html", member(Action::ViewInvoices), billing::draft)
             .get("/accounts/{account}/invoices/{invoice}", member(Action::ViewInvoices), billing::issued)
+            .post("/accounts/{account}/invoices/{invoice}/pay", member(Action::ManageBilling), payment::pay)
+            .get("/accounts/{account}/payment", member(Action::ViewInvoices), payment::page)
+            .post("/accounts/{account}/payment", member(Action::ManageBilling), payment::set_card)
+            .post("/accounts/{account}/payment/begin", member(Action::ManageBilling), payment::begin)
             .get("/accounts/{account}/plan", member(Action::ViewInvoices), billing::plan)
             .post("/accounts/{account}/plan", member(Action::ManageBilling), billing::change_plan)
             .get("/accounts/{account}/webhooks", member(Action::ManageAccount), webhooks::page)

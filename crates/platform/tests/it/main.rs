@@ -17,6 +17,7 @@ mod payments;
 mod portal;
 mod portal_entry;
 mod portal_pages;
+mod portal_payment;
 mod portal_team;
 mod postgres;
 mod refunds;

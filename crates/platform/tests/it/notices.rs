@@ -106,7 +106,7 @@ fn mail_to_a_member_waits_for_the_mail_server_and_is_sent_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let smtp = format!("smtp://{}", listener.local_addr().expect("an address"));
         let mail = MailRoute::Smtp { url: smtp, from: "bitnet <no-reply@example.com>".into() };
-        let config = PortalConfig { public_url: "https://ai.example".into(), reach: Reach::Network, mail, show_mail: |_| () };
+        let config = PortalConfig { public_url: "https://ai.example".into(), reach: Reach::Network, mail, show_mail: |_| (), cards: None };
         let secret = InstallationSecret::new([5; 32]);
         let (_, post) = Portal::new(served.platform.clone(), served.app.clone(), &secret, config).expect("a portal");
         served.key(account.parse().expect("an id"), |_| {}).await;

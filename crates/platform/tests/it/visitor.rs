@@ -7,9 +7,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use bitnet_engine::SimulatedPace;
-use bitnet_platform::InstallationSecret;
 use bitnet_platform::identity::mail::{Mail, MailRoute};
-use bitnet_platform::portal::{Portal, PortalConfig, Reach};
+use bitnet_platform::portal::{CardForm, Portal, PortalConfig, Reach};
+use bitnet_platform::{InstallationSecret, Platform};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 
@@ -35,8 +35,17 @@ pub(crate) struct Site {
 impl Site {
     /// On a database that may be empty, reachable as told. Runs inside a runtime.
     pub(crate) async fn start(url: &str, reach: Reach) -> Self {
-        let served = Served::start(url, SimulatedPace::default()).await;
-        let config = PortalConfig { public_url: "http://127.0.0.1:8080".into(), reach, mail: MailRoute::Terminal, show_mail: keep };
+        Self::start_with(url, reach, (|platform| platform, None)).await
+    }
+
+    /// The same, with a platform set up as a test wants it, and a form for cards.
+    pub(crate) async fn start_with(
+        url: &str,
+        reach: Reach,
+        (set_up, cards): (impl FnOnce(Platform) -> Platform, Option<CardForm>),
+    ) -> Self {
+        let served = Served::start_with(url, SimulatedPace::default(), set_up).await;
+        let config = PortalConfig { public_url: "http://127.0.0.1:8080".into(), reach, mail: MailRoute::Terminal, show_mail: keep, cards };
         let secret = InstallationSecret::new([5; 32]);
         let (portal, post) = Portal::new(served.platform.clone(), served.app.clone(), &secret, config).expect("a portal");
         let router = bitnet_server::router_with(served.app.clone(), served.platform.routes().merge(portal.routes()));

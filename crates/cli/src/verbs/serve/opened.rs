@@ -6,7 +6,7 @@ use anyhow::Context;
 use bitnet_platform::Platform;
 use bitnet_platform::audit::{CheckpointFile, CheckpointKey};
 use bitnet_platform::payment::{HookSecret, Stripe};
-use bitnet_platform::portal::Portal;
+use bitnet_platform::portal::{CardForm, Portal};
 use bitnet_platform::rights::Rights;
 use bitnet_platform::store::Store;
 use bitnet_platform::time::Timestamp;
@@ -25,7 +25,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 #[command(next_help_heading = "Platform")]
 pub(super) struct OutsideArguments {
     /// Collect invoices through Stripe: its secret key comes in BITNET_STRIPE_KEY, that of its events (sent to /webhooks/stripe) in
-    /// BITNET_STRIPE_HOOK_SECRET
+    /// BITNET_STRIPE_HOOK_SECRET; for a page that asks for cards, its publishable key in BITNET_STRIPE_PUBLISHABLE_KEY
     #[arg(long, value_name = "URL", env = "BITNET_STRIPE_URL", hide_env_values = true, num_args = 0..=1, default_missing_value = STRIPE_URL)]
     stripe: Option<String>,
     /// Let webhooks go to addresses that are not public, and without TLS
@@ -41,10 +41,22 @@ impl OutsideArguments {
     }
 }
 
+impl OutsideArguments {
+    /// How the portal asks for cards: by Stripe's own script, or that of whatever stands in for Stripe.
+    fn cards(&self) -> Option<CardForm> {
+        let url = self.stripe.as_deref()?.trim_end_matches('/');
+        let publishable_key = std::env::var("BITNET_STRIPE_PUBLISHABLE_KEY").ok().filter(|key| !key.is_empty())?;
+        let is_stripe = url == "https://api.stripe.com";
+        let script = if is_stripe { "https://js.stripe.com/v3/".into() } else { format!("{url}/js.stripe.com/v3/") };
+        Some(CardForm { publishable_key, script })
+    }
+}
+
 /// An open platform, and what signs its audit log.
 pub(super) struct Opened {
     pub(super) platform: Platform,
     arguments: PlatformArguments,
+    cards: Option<CardForm>,
 }
 
 impl Opened {
@@ -58,7 +70,7 @@ impl Opened {
         if let Some((stripe, hook)) = stripe {
             platform = platform.with_payments(stripe, hook);
         }
-        Ok(Self { platform, arguments })
+        Ok(Self { platform, arguments, cards: outside.cards() })
     }
 
     /// Puts the platform's routes and the portal, which it returns, on a server; what sends its mails runs beside it.
@@ -68,7 +80,7 @@ impl Opened {
         (portal, app): (&PortalArguments, &App),
         running: &mut JoinSet<()>,
     ) -> anyhow::Result<(Server, Portal)> {
-        let config = portal.config((server.address()?, app.config().tls.is_some()));
+        let config = portal.config((server.address()?, app.config().tls.is_some()), self.cards.clone());
         let (portal, sender) = Portal::new(self.platform.clone(), app.clone(), &self.arguments.secret()?, config)?;
         running.spawn(sender.run());
         Ok((server.mount(self.platform.routes()).mount(portal.routes()), portal))

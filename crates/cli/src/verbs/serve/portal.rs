@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bitnet_platform::identity::mail::{Mail, MailRoute};
-use bitnet_platform::portal::{PortalConfig, Reach};
+use bitnet_platform::portal::{CardForm, PortalConfig, Reach};
 use clap::Args;
 
 /// What a portal must be told.
@@ -32,7 +32,7 @@ impl PortalArguments {
         self.public_url.as_deref().filter(|url| !url.is_empty()).map_or_else(listening, |url| url.trim_end_matches('/').to_string())
     }
 
-    pub(super) fn config(&self, at: (SocketAddr, bool)) -> PortalConfig {
+    pub(super) fn config(&self, at: (SocketAddr, bool), cards: Option<CardForm>) -> PortalConfig {
         let smtp = self.smtp.clone().filter(|url| !url.is_empty());
         let is_private = at.0.ip().is_loopback() && self.public_url.is_none();
         PortalConfig {
@@ -40,6 +40,7 @@ impl PortalArguments {
             reach: if is_private { Reach::Machine } else { Reach::Network },
             mail: smtp.map_or(MailRoute::Terminal, |url| MailRoute::Smtp { url, from: self.mail_from.clone() }),
             show_mail,
+            cards,
         }
     }
 }
@@ -58,11 +59,11 @@ mod tests {
         let arguments =
             |public_url: Option<&str>| PortalArguments { public_url: public_url.map(Into::into), smtp: None, mail_from: "a@b.c".into() };
         let at = |address: &str, has_tls| (address.parse().expect("an address"), has_tls);
-        let own = arguments(None).config(at("127.0.0.1:8080", false));
+        let own = arguments(None).config(at("127.0.0.1:8080", false), None);
         assert_eq!((own.public_url.as_str(), own.reach, own.mail), ("http://127.0.0.1:8080", Reach::Machine, MailRoute::Terminal));
-        let open = arguments(None).config(at("0.0.0.0:443", true));
+        let open = arguments(None).config(at("0.0.0.0:443", true), None);
         assert_eq!((open.public_url.as_str(), open.reach), ("https://localhost:443", Reach::Network));
-        let proxied = arguments(Some("https://ai.example.com/")).config(at("127.0.0.1:8080", false));
+        let proxied = arguments(Some("https://ai.example.com/")).config(at("127.0.0.1:8080", false), None);
         assert_eq!((proxied.public_url.as_str(), proxied.reach), ("https://ai.example.com", Reach::Network), "somebody stands between");
     }
 }
