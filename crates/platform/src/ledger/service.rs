@@ -42,8 +42,9 @@ pub trait LedgerStore: Send + Sync {
     fn append<'a>(&'a self, epoch: u64, number: u64, bytes: &'a [u8]) -> BoxFuture<'a, ()>;
     /// Some of the rows after this one, in order.
     fn rows_after(&self, number: u64) -> BoxFuture<'_, Vec<(u64, Vec<u8>)>>;
-    /// Applies a projection, if the last one ended where it begins; one that was applied is no error.
-    fn project<'a>(&'a self, projection: &'a Projection) -> BoxFuture<'a, ()>;
+    /// Applies a projection, if the epoch is the present writer's and the last projection ended where it begins; one that was applied is
+    /// no error.
+    fn project<'a>(&'a self, epoch: u64, projection: &'a Projection) -> BoxFuture<'a, ()>;
     /// The hashes of those of these events that are in the tables.
     fn known<'a>(&'a self, keys: &'a [EventKey]) -> BoxFuture<'a, HashMap<EventKey, PayloadHash>>;
 }
@@ -130,7 +131,7 @@ impl LedgerService {
                 let reason = format!("expected rows after {projected_row}, got {} to {}", projection.after + 1, projection.upto);
                 return Err(PlatformError::Corrupt { what: "the journal", reason });
             }
-            store.project(&projection).await?;
+            store.project(takeover.epoch, &projection).await?;
             projected_row = projection.upto;
         }
         let ledger = Ledger::new(takeover.epoch, store.load(now).await?, now);
@@ -252,7 +253,7 @@ impl LedgerService {
             return Ok(None);
         }
         let projection = Projection::of_rows(&rows)?;
-        self.store.project(&projection).await?;
+        self.store.project(self.epoch, &projection).await?;
         *projected_row = projection.upto;
         self.rows[1].store(projection.upto, Ordering::Relaxed);
         if let Some(last_seq) = projection.last_seq() {

@@ -69,6 +69,20 @@ pub(super) fn written(told: &Told<'_>) -> Option<(String, String)> {
                 told.text("reason")
             ),
         ),
+        "invoice.refunded" => (
+            format!("{} go back to you", told.amount("amount_micros")),
+            format!(
+                "{} that “{name}” had paid are on their way back to its card. The credit note is with the invoices.\n\n{at}/invoices",
+                told.amount("amount_micros")
+            ),
+        ),
+        "invoice.payment_disputed" => (
+            "A payment is disputed".to_string(),
+            format!(
+                "the bank of “{name}” disputes a payment of {}. Until that is decided its invoice counts as unpaid.\n\n{at}/invoices",
+                told.amount("amount_micros")
+            ),
+        ),
         "account.restricted" => (
             format!("“{name}” is suspended"),
             format!(

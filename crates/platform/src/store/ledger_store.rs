@@ -121,17 +121,21 @@ impl Store {
         write.commit(doing).await
     }
 
-    async fn apply_projection(&self, projection: &Projection) -> Result<(), PlatformError> {
+    async fn apply_projection(&self, epoch: u64, projection: &Projection) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
         let doing = "projecting the journal";
         let last_seq = projection.last_seq().map(as_i64);
         let query = sqlx::query(
-            "UPDATE ledger_writer SET projected_row = $1, last_seq = COALESCE($2, last_seq) WHERE projected_row = $3 AND journal_row >= $1",
+            "UPDATE ledger_writer SET projected_row = $1, last_seq = COALESCE($2, last_seq) WHERE epoch = $3 AND projected_row = $4 AND journal_row >= $1",
         );
-        let query = query.bind(as_i64(projection.upto)).bind(last_seq).bind(as_i64(projection.after));
+        let query = query.bind(as_i64(projection.upto)).bind(last_seq).bind(as_i64(epoch)).bind(as_i64(projection.after));
         let updated = query.execute(&mut *write.transaction).await.map_err(PlatformError::database(doing))?;
         if updated.rows_affected() == 0 {
-            let Writer { projected_row, .. } = self.writer(&mut write).await?;
+            let Writer { epoch: owner, projected_row, .. } = self.writer(&mut write).await?;
+            // A new writer has read how far the tables are, and counts on the rows behind that.
+            if owner != epoch {
+                return Err(PlatformError::Fenced { own: epoch, owner });
+            }
             if projected_row >= projection.upto {
                 return Ok(());
             }
@@ -257,8 +261,8 @@ impl LedgerStore for Arc<Store> {
         })
     }
 
-    fn project<'a>(&'a self, projection: &'a Projection) -> BoxFuture<'a, ()> {
-        Box::pin(self.apply_projection(projection))
+    fn project<'a>(&'a self, epoch: u64, projection: &'a Projection) -> BoxFuture<'a, ()> {
+        Box::pin(self.apply_projection(epoch, projection))
     }
 
     fn known<'a>(&'a self, keys: &'a [EventKey]) -> BoxFuture<'a, HashMap<EventKey, PayloadHash>> {

@@ -41,8 +41,8 @@ impl LedgerStore for Waiting {
         self.store.rows_after(number)
     }
 
-    fn project<'a>(&'a self, projection: &'a Projection) -> BoxFuture<'a, ()> {
-        self.store.project(projection)
+    fn project<'a>(&'a self, epoch: u64, projection: &'a Projection) -> BoxFuture<'a, ()> {
+        self.store.project(epoch, projection)
     }
 
     fn known<'a>(&'a self, keys: &'a [EventKey]) -> BoxFuture<'a, HashMap<EventKey, PayloadHash>> {

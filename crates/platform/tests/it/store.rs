@@ -202,8 +202,11 @@ fn row_or_projection_that_was_applied_is_recognised() {
         assert!(matches!(store.append(epoch, 3, &rows[0].1).await, Err(PlatformError::Corrupt { .. })), "no row is left out");
         let projection = bitnet_platform::ledger::projection::Projection::of_rows(&rows).expect("it reads");
         for _ in 0..2 {
-            store.project(&projection).await.expect("applied once");
+            store.project(epoch, &projection).await.expect("applied once");
         }
+        open(&store, NOW).await;
+        let late = store.project(epoch, &projection).await;
+        assert!(matches!(late, Err(PlatformError::Fenced { .. })), "an earlier writer moves nothing any more: {late:?}");
         assert_eq!(store.reconcile().await.expect("it reads").n_events, 1);
     });
 }

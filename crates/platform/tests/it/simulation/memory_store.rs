@@ -176,8 +176,14 @@ impl LedgerStore for MemoryStore {
         Box::pin(std::future::ready(Ok(rows)))
     }
 
-    fn project<'a>(&'a self, projection: &'a Projection) -> BoxFuture<'a, ()> {
-        Box::pin(std::future::ready(self.write(|tables| tables.apply(projection))))
+    fn project<'a>(&'a self, epoch: u64, projection: &'a Projection) -> BoxFuture<'a, ()> {
+        let projected = self.write(|tables| {
+            if tables.epoch != epoch {
+                return Err(PlatformError::Fenced { own: epoch, owner: tables.epoch });
+            }
+            tables.apply(projection)
+        });
+        Box::pin(std::future::ready(projected))
     }
 
     fn known<'a>(&'a self, keys: &'a [EventKey]) -> BoxFuture<'a, HashMap<EventKey, PayloadHash>> {
