@@ -37,6 +37,40 @@ pub(super) fn written(told: &Told<'_>) -> Option<(String, String)> {
     let (name, at) = (told.account_name, told.at);
     let (subject, text) = match told.kind {
         "usage.threshold_reached" => usage(told),
+        kind if kind.starts_with("invoice.") || kind.starts_with("credit_note.") => return of_invoices(told),
+        "account.restricted" => (
+            format!("“{name}” is suspended"),
+            format!(
+                "an invoice of “{name}” stays unpaid, and so its keys open nothing until it is paid. Nothing is deleted.\n\n{at}/invoices"
+            ),
+        ),
+        "account.restored" => (format!("“{name}” works again"), format!("all is paid, and the keys of “{name}” work again.\n\n{at}")),
+        "api_key.created" => (format!("A new key of “{name}”"), format!("the key {} was made.{}\n\n{at}/keys", told.key, UNEXPECTED)),
+        "api_key.rotated" => {
+            (format!("A key of “{name}” was rotated"), format!("the key {} is replaced by another.{}\n\n{at}/keys", told.key, UNEXPECTED))
+        }
+        "api_key.revoked" => {
+            (format!("A key of “{name}” was revoked"), format!("the key {} opens nothing any more.{}\n\n{at}/keys", told.key, UNEXPECTED))
+        }
+        "api_key.expiring" => (
+            format!("A key of “{name}” ends soon"),
+            format!("the key {} ends on {}. Rotate it, and the new one may do the same.\n\n{at}/keys", told.key, told.date("expires_at")),
+        ),
+        "service_level.missed" => (
+            "A service level was missed".to_string(),
+            format!(
+                "in the month before, “{name}” did not get the service that its plan promises. The credit for it is on the next invoice.\n\n{at}/invoices"
+            ),
+        ),
+        _ => return None,
+    };
+    Some((subject, text))
+}
+
+/// The same of an invoice, a credit note or a payment.
+fn of_invoices(told: &Told<'_>) -> Option<(String, String)> {
+    let (name, at) = (told.account_name, told.at);
+    Some(match told.kind {
         "invoice.issued" => (
             format!("Invoice {} over {}", told.text("number"), told.amount("total_micros")),
             format!("the invoice of “{name}” for {} is there: {}.\n\n{at}/invoices", told.text("period"), told.amount("total_micros")),
@@ -83,33 +117,8 @@ pub(super) fn written(told: &Told<'_>) -> Option<(String, String)> {
                 told.amount("amount_micros")
             ),
         ),
-        "account.restricted" => (
-            format!("“{name}” is suspended"),
-            format!(
-                "an invoice of “{name}” stays unpaid, and so its keys open nothing until it is paid. Nothing is deleted.\n\n{at}/invoices"
-            ),
-        ),
-        "account.restored" => (format!("“{name}” works again"), format!("all is paid, and the keys of “{name}” work again.\n\n{at}")),
-        "api_key.created" => (format!("A new key of “{name}”"), format!("the key {} was made.{}\n\n{at}/keys", told.key, UNEXPECTED)),
-        "api_key.rotated" => {
-            (format!("A key of “{name}” was rotated"), format!("the key {} is replaced by another.{}\n\n{at}/keys", told.key, UNEXPECTED))
-        }
-        "api_key.revoked" => {
-            (format!("A key of “{name}” was revoked"), format!("the key {} opens nothing any more.{}\n\n{at}/keys", told.key, UNEXPECTED))
-        }
-        "api_key.expiring" => (
-            format!("A key of “{name}” ends soon"),
-            format!("the key {} ends on {}. Rotate it, and the new one may do the same.\n\n{at}/keys", told.key, told.date("expires_at")),
-        ),
-        "service_level.missed" => (
-            "A service level was missed".to_string(),
-            format!(
-                "in the month before, “{name}” did not get the service that its plan promises. The credit for it is on the next invoice.\n\n{at}/invoices"
-            ),
-        ),
         _ => return None,
-    };
-    Some((subject, text))
+    })
 }
 
 const UNEXPECTED: &str = " If you did not expect this, look at the audit log and revoke it.";
