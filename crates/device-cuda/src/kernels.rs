@@ -112,8 +112,10 @@ pub(crate) struct Kernels {
     pub(crate) logits: [[Kernel; 2]; 3],
     pub(crate) norm_quantize: Kernel,
     pub(crate) norm_quantize_narrow: Kernel,
-    /// Sixteen columns a thread, and twice that.
-    pub(crate) norm_quantize_pieces: [Kernel; 2],
+    /// Sixteen columns a thread, of any number.
+    pub(crate) norm_quantize_pieces: Kernel,
+    /// Many rows: of five times 512 columns a warp; of four times 2,048 a block; of two times 8,192.
+    pub(crate) norm_quantize_many: [Kernel; 3],
     pub(crate) pack_f32: Kernel,
     pub(crate) pack_int8: Kernel,
     pub(crate) roof_multiply: Kernel,
@@ -151,7 +153,7 @@ impl Kernels {
         let mma = |name: &str| kernel("attention_mma.cu", &format!("attention_mma_{name}"));
         let tiles = |name: &str| kernel("bit_linear_tiles.cu", &format!("bit_linear_tiles_{name}"));
         let screened = |number: u32| kernel("screen_tiles.cu", &format!("screen_tiles_{number}"));
-        let pieces = |number: &str| kernel("norm_quantize.cu", &format!("norm_quantize_pieces_{number}"));
+        let norms = |name: &str| kernel("norm_quantize.cu", &format!("norm_quantize_{name}"));
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
         let cached = |file: &str, name: &str| -> Result<[[Kernel; 3]; 2], CudaError> {
@@ -190,7 +192,8 @@ impl Kernels {
             logits: [logits("logits_f32")?, logits("logits_f16")?, logits("logits_bf16")?],
             norm_quantize: kernel("norm_quantize.cu", "norm_quantize")?,
             norm_quantize_narrow: kernel("norm_quantize.cu", "norm_quantize_narrow")?,
-            norm_quantize_pieces: [pieces("1")?, pieces("2")?],
+            norm_quantize_pieces: norms("pieces")?,
+            norm_quantize_many: [norms("warps")?, norms("four_warps")?, norms("sixteen_warps")?],
             pack_f32: kernel("pack.cu", "pack_f32")?,
             pack_int8: kernel("pack.cu", "pack_int8")?,
             roof_multiply: kernel("roof.cu", "roof_multiply")?,

@@ -15,7 +15,7 @@ const THREADS: usize = 10 * 32;
 /// Warps that stream weights and keep house.
 const OTHER_THREADS: usize = 64;
 const MAILBOXES: usize = 4;
-const ROW_COLUMNS_MAX: usize = 7 * 4 * THREADS;
+const ROW_COLUMNS_MAX: usize = 8 * 4 * THREADS;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
 /// Most blocks that attention has for itself.
@@ -85,12 +85,11 @@ impl Linear {
         self.n_groups > 1
     }
 
-    /// Quantised row, squares, group scales and sums, sums of products.
+    /// Quantised row, group scales and sums, sums of products.
     fn scratch_bytes(self, n_product_blocks: usize) -> usize {
         let (filled, n_tiles) = (self.n_blocks * BLOCK_COLUMNS, self.n_tiles().div_ceil(n_product_blocks));
-        let squares = if self.has_norms { (filled + 16 * 4) * 4 } else { 0 };
         let (groups, n_sums) = if self.in_groups { (filled / 128 * 8, self.n_blocks * 2) } else { (0, 1) };
-        filled + squares + groups + n_tiles * n_sums * TILE_ROWS * 4
+        filled + groups + n_tiles * n_sums * TILE_ROWS * 4
     }
 }
 

@@ -19,7 +19,7 @@ struct RopeAppendArgs {
 
 template <typename Element>
 __device__ __forceinline__ void rope_append_body(const RopeAppendArgs& a) {
-    __shared__ float heads[WARPS][HEAD_DIM_MAX];
+    __shared__ __align__(16) float heads[WARPS][HEAD_DIM_MAX];
     await_predecessors();
     admit_successor();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, dim = a.head_dim, half = dim / 2;
@@ -49,13 +49,8 @@ __device__ __forceinline__ void rope_append_body(const RopeAppendArgs& a) {
     }
     const float* norm = head < a.n_heads ? a.q_norm : a.k_norm;
     if (norm != nullptr) {
-        float sum = 0.0f;
-        const float* of_lane = values + (lane & (LANES - 1));
-        const int n = n_turns(lane & (LANES - 1), dim, LANES);
-#pragma unroll 8
-        for (int turn = 0; turn < n; turn++) sum += of_lane[turn * LANES] * of_lane[turn * LANES];
-        sum = __shfl_sync(FULL_WARP, sum_lanes(sum), 0);
-        const float factor = 1.0f / sqrtf(sum / (float)dim + a.epsilon);
+        const float sum = squares_of_chunk(four_of_row(values, column_in_chunk(), dim), four_of_row(values, column_in_chunk() + 32, dim));
+        const float factor = inverse_rms(sum, dim, a.epsilon);
         __syncwarp();
         for (u32 index = lane; index < dim; index += 32) values[index] = (values[index] * factor) * norm[index];
         __syncwarp();

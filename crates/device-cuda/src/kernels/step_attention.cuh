@@ -36,14 +36,8 @@ struct StepHeads {
         for (int turn = 0; turn < DIM / 32; turn++) values[turn * 32 + lane] = row[turn];
         __syncwarp();
         if (norm != nullptr) {
-            float sum = 0.0f;
-#pragma unroll
-            for (int turn = 0; turn < DIM / LANES; turn++) {
-                const float value = values[turn * LANES + (lane & (LANES - 1))];
-                sum += value * value;
-            }
-            sum = __shfl_sync(FULL_WARP, sum_lanes(sum), 0);
-            const float factor = 1.0f / sqrtf(sum / (float)DIM + a.epsilon);
+            const float sum = squares_of_chunk(four_of_row(values, column_in_chunk(), DIM), four_of_row(values, column_in_chunk() + 32, DIM));
+            const float factor = inverse_rms(sum, DIM, a.epsilon);
             __syncwarp();
 #pragma unroll
             for (int turn = 0; turn < DIM / 32; turn++) values[turn * 32 + lane] = (values[turn * 32 + lane] * factor) * norms[turn];

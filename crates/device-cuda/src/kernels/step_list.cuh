@@ -7,7 +7,7 @@
 // Operations of the list that are in shared memory: the one that is worked on and those beside it.
 #define OPERATIONS_HELD 4
 // Fours of a row for each thread that are in registers at a time: all of a row with norms or one scale.
-#define FOURS 7
+#define FOURS 8
 
 // The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
 // row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.

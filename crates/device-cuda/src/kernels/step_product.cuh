@@ -5,49 +5,17 @@
 // What the computing warps share of a product, in dynamic shared memory.
 struct LinearRoom {
     i8* quantized;      // [n_blocks · 256]
-    float* squares;     // [16, n_blocks · 16 + 4], where there are norms (place_of_square)
     float* x_scales;    // [n_blocks · 2], where activations are in groups
     int* x_sums;        // likewise
     int* sums;          // [tiles, 16]; in groups floats, [tiles, 2 · n_blocks, 16]
 };
 
 // Small things in static shared memory.
-struct StepScratch {
+struct __align__(16) StepScratch {
+    float chunks[2][FOURS / 2 * STEP_WARPS];  // sums of squares, by norm
     float largest[STEP_WARPS];
     int sums[STEP_WARPS];
-    float factor;
 };
-
-// Where the square of link `link` of lane `lane` of a sum lies: links of a lane together, so that one load brings four.
-__device__ __forceinline__ u32 place_of_square(u32 lane, u32 link, u32 n_links) { return lane * (n_links + 4) + link; }
-
-__device__ __forceinline__ float add_fours(float sum, const float4 (&fours)[4]) {
-#pragma unroll
-    for (int four = 0; four < 4; four++) sum = (((sum + fours[four].x) + fours[four].y) + fours[four].z) + fours[four].w;
-    return sum;
-}
-
-// Σ of squares of a row in the order of numerics::sum_of_squares, by one warp; `n` links of each lane, a multiple of 16, zeros beyond the row.
-__device__ __forceinline__ float chain_of_squares(const float* squares, u32 n) {
-    const float4* of_lane = (const float4*)(squares + place_of_square(threadIdx.x & (LANES - 1), 0, n));
-    const u32 last = n / 4 - 4;
-    float sum = 0.0f;
-    float4 now[4], next[4];
-#pragma unroll
-    for (int four = 0; four < 4; four++) now[four] = of_lane[four];
-    // Two turns at a time, so that nothing is moved between registers.
-#pragma unroll 1
-    for (u32 first = 0; first <= last; first += 8) {
-#pragma unroll
-        for (int four = 0; four < 4; four++) next[four] = of_lane[min(first + 4, last) + four];
-        sum = add_fours(sum, now);
-        if (first == last) break;
-#pragma unroll
-        for (int four = 0; four < 4; four++) now[four] = of_lane[min(first + 8, last) + four];
-        sum = add_fours(sum, next);
-    }
-    return sum_lanes(sum);
-}
 
 // A warp's share of a product: an equal part of the blocks of 256 columns of several stages, neighbours as far as possible.
 template <bool GROUPED>
@@ -164,16 +132,19 @@ struct Multiplier {
     }
 };
 
-// Part of the row of a product as this thread has it: fours threadIdx.x, threadIdx.x + STEP_THREADS and so on, zeros beyond the row.
+// Part of the row of a product as this thread has it, zeros beyond the row: a warp has chunks of 256 columns, STEP_WARPS apart, and of each two
+// fours a thread (column_in_chunk).
 struct StepRow {
     float4 fours[FOURS];
+
+    __device__ __forceinline__ static u32 chunk_of(int turn) { return turn / 2 * STEP_WARPS + threadIdx.x / 32; }
+    __device__ __forceinline__ static u32 four_of(int turn) { return (chunk_of(turn) * CHUNK_COLUMNS + column_in_chunk()) / 4 + turn % 2 * 8; }
 
     __device__ __forceinline__ void load(const float* x, u32 k) {
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
             fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (four * 4 < k) fours[turn] = __ldcg((const float4*)x + four);
+            if (four_of(turn) * 4 < k) fours[turn] = __ldcg((const float4*)x + four_of(turn));
         }
     }
 
@@ -184,44 +155,56 @@ struct StepRow {
             all = true;
 #pragma unroll
             for (int turn = 0; turn < FOURS; turn++) {
-                const u32 four = turn * STEP_THREADS + threadIdx.x;
                 uint4 bits = make_uint4(0, 0, 0, 0);
-                if (four * 4 < k) bits = look(mail + four * 4);
+                if (four_of(turn) * 4 < k) bits = look(mail + four_of(turn) * 4);
                 all &= has_come(bits);
                 fours[turn] = make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z), __uint_as_float(bits.w));
             }
         } while (!all);
     }
 
-    // One RMSNorm of a whole row; `weights` are this thread's. While one warp sums, the others do `meanwhile`.
-    template <typename Meanwhile>
-    __device__ __forceinline__ void norm(const StepRow& weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, Meanwhile meanwhile) {
-        const u32 n_links = linear.n_blocks * 16;
+    // Sums of squares of this warp's chunks into `chunks`.
+    __device__ __forceinline__ void sum_squares(float* chunks, u32 n_chunks) const {
+        const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+        if (n_chunks <= STEP_WARPS) {
+            const float sum = squares_of_chunk(fours[0], fours[1]);
+            // Those that are not there are zero.
+            if (lane < FOURS / 2) chunks[lane * STEP_WARPS + warp] = lane == 0 ? sum : 0.0f;
+            return;
+        }
+        // The same for four chunks, each half and quarter of the warp going on with fewer of them.
+        static_assert(FOURS == 8, "four chunks a warp");
+        float sums[FOURS / 2];
+#pragma unroll
+        for (int chunk = 0; chunk < FOURS / 2; chunk++) sums[chunk] = squares_of_sixteen(fours[chunk * 2], fours[chunk * 2 + 1]);
+        const bool is_upper = lane & 16, is_odd = lane & 8;
+        float first = is_upper ? sums[2] : sums[0], second = is_upper ? sums[3] : sums[1];
+        first += __shfl_xor_sync(FULL_WARP, is_upper ? sums[0] : sums[2], 16);
+        second += __shfl_xor_sync(FULL_WARP, is_upper ? sums[1] : sums[3], 16);
+        float sum = is_odd ? second : first;
+        sum += __shfl_xor_sync(FULL_WARP, is_odd ? first : second, 8);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+        if ((lane & 7) == 0) chunks[lane / 8 * STEP_WARPS + warp] = sum;
+    }
+
+    // One RMSNorm of a whole row; `weights` are this thread's.
+    __device__ __forceinline__ void norm(const StepRow& weights, float epsilon, const StepLinear& linear, float* chunks) {
+        sum_squares(chunks, linear.n_blocks);
+        barrier_of_step();
+        // Those of the widths that are most common, then all others, which are zero beyond the row.
+        const int FEW = 3, ALL = FOURS / 2 * STEP_WARPS / 4;
+        float4 lanes = *(const float4*)chunks;
+#pragma unroll
+        for (int four = 1; four < FEW; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
+        if (linear.n_blocks > FEW * 4) {
+#pragma unroll
+            for (int four = FEW; four < ALL; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
+        }
+        const float factor = inverse_rms(sum_of_four(lanes), linear.k, epsilon);
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
-            const float4 x = fours[turn];
-            if (four < linear.n_blocks * 64) {
-                float* to = room.squares + place_of_square(four % 4 * 4, four / 4, n_links);
-                to[0] = x.x * x.x;
-                to[n_links + 4] = x.y * x.y;
-                to[2 * (n_links + 4)] = x.z * x.z;
-                to[3 * (n_links + 4)] = x.w * x.w;
-            }
-        }
-        barrier_of_step();
-        if (threadIdx.x < 32) {
-            const float sum = chain_of_squares(room.squares, n_links);
-            if (threadIdx.x == 0) scratch.factor = 1.0f / sqrtf(sum / (float)linear.k + epsilon);
-        } else {
-            meanwhile();
-        }
-        barrier_of_step();
-        const float factor = scratch.factor;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            if (turn / 2 * STEP_WARPS >= linear.n_blocks) break;
             const float4 x = fours[turn], w = weights.fours[turn];
             fours[turn] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
         }
@@ -249,7 +232,7 @@ struct StepRow {
         float largest = 0.0f;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            if (turn / 2 * STEP_WARPS >= linear.n_blocks) break;
             largest = fmaxf(largest, largest_of_four(fours[turn]));
         }
         // Magnitudes: their bits are in their order.
@@ -263,42 +246,46 @@ struct StepRow {
         int sum = 0;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            if (turn / 2 * STEP_WARPS >= linear.n_blocks) break;
             const u32 bits = quantise_four(fours[turn], inverse_scale, sum);
-            if (four < linear.n_blocks * 64) ((u32*)room.quantized)[four] = bits;
+            if (chunk_of(turn) < linear.n_blocks) ((u32*)room.quantized)[four_of(turn)] = bits;
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
         if ((threadIdx.x & 31) == 0) scratch.sums[threadIdx.x / 32] = sum;
         return inverse_scale;
     }
 
-    // A scale for each 128 columns, which a warp has together; the part begins at four `first`.
+    // A scale for each 128 columns, which half a warp has; the part begins at four `first`.
     __device__ __forceinline__ void quantise_groups(const StepLinear& linear, const LinearRoom& room, u32 first) const {
+        const bool is_upper = threadIdx.x & 16;
 #pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = first + turn * STEP_THREADS + threadIdx.x;
-            if (four - (threadIdx.x & 31) >= linear.n_blocks * 64) break;
-            const float largest = larger(1e-5f, __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest_of_four(fours[turn])))));
-            const float inverse_scale = inverse_absmax_scale(largest);
+        for (int turn = 0; turn < FOURS; turn += 2) {
+            const u32 chunk = first / 64 + chunk_of(turn);
+            if (chunk >= linear.n_blocks) break;
+            const u32 magnitude = __float_as_uint(fmaxf(largest_of_four(fours[turn]), largest_of_four(fours[turn + 1])));
+            const u32 of_lower = __reduce_max_sync(FULL_WARP, is_upper ? 0 : magnitude), of_upper = __reduce_max_sync(FULL_WARP, is_upper ? magnitude : 0);
+            const float inverse_scale = inverse_absmax_scale(larger(1e-5f, __uint_as_float(is_upper ? of_upper : of_lower)));
             int sum = 0;
-            ((u32*)room.quantized)[four] = quantise_four(fours[turn], inverse_scale, sum);
-            sum = __reduce_add_sync(FULL_WARP, sum);
-            if ((threadIdx.x & 31) == 0) {
-                room.x_scales[four / 32] = 1.0f / inverse_scale;
-                room.x_sums[four / 32] = sum;
+            ((u32*)room.quantized)[first + four_of(turn)] = quantise_four(fours[turn], inverse_scale, sum);
+            ((u32*)room.quantized)[first + four_of(turn + 1)] = quantise_four(fours[turn + 1], inverse_scale, sum);
+            const int lower_sum = __reduce_add_sync(FULL_WARP, is_upper ? 0 : sum), upper_sum = __reduce_add_sync(FULL_WARP, is_upper ? sum : 0);
+            if ((threadIdx.x & 15) == 0) {
+                const u32 group = chunk * 2 + is_upper;
+                room.x_scales[group] = 1.0f / inverse_scale;
+                room.x_sums[group] = is_upper ? upper_sum : lower_sum;
             }
         }
     }
 };
 
-// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one. All but the first warp do `meanwhile` once.
+// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one. Does `meanwhile` before it waits.
 template <typename Meanwhile>
 __device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const u32* mail, Meanwhile meanwhile) {
     // Norm weights do not depend on the operations before. Without norms nothing is loaded, but registers are defined: else the compiler must take them
     // for values of the operation before.
     StepRow weights, row;
     weights.load(linear.norms.weights[0], linear.norms.n > 0 ? linear.k : 0);
+    meanwhile();
     float inverse_scale = 0.0f;
     u32 first = 0;
     while (true) {
@@ -312,16 +299,13 @@ __device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear
 #pragma unroll 1
         for (u32 norm = 0; norm < linear.norms.n; norm++) {
             if (norm > 0) weights.load(linear.norms.weights[1], linear.k);
-            row.norm(weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch, [&] {
-                if (norm == 0) meanwhile();
-            });
+            row.norm(weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, scratch.chunks[norm]);
         }
         if (linear.in_groups) row.quantise_groups(linear, room, first);
         else inverse_scale = row.quantise(linear, room, scratch);
         if (is_last) break;
         first = next;
     }
-    if (linear.norms.n == 0 && threadIdx.x >= 32) meanwhile();
     barrier_of_step();
     return inverse_scale;
 }
@@ -330,8 +314,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     const u32 filled = linear.n_blocks * 256;
     LinearRoom room;
     room.quantized = (i8*)shared;
-    room.squares = (float*)(shared + filled);
-    room.x_scales = room.squares + (linear.norms.n > 0 ? filled + LANES * 4 : 0);
+    room.x_scales = (float*)(shared + filled);
     room.x_sums = (int*)(room.x_scales + (linear.in_groups ? filled / 128 : 0));
     room.sums = room.x_sums + (linear.in_groups ? filled / 128 : 0);
     const MyTiles tiles(a, linear);
@@ -341,8 +324,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     }
     const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2;
     // What does not depend on the operation before.
-    // The first warp has enough to do.
-    const u32 my_index = threadIdx.x - 32, my_row = tiles.row(min(my_index, n_out - 1));
+    const u32 my_index = threadIdx.x, my_row = tiles.row(min(my_index, n_out - 1));
     float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
     if (my_index < n_out) {
         if (!linear.in_groups) {
@@ -367,7 +349,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
 #pragma unroll
     for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
     const u32 n_segments = (linear.k + 127) / 128;
-    for (u32 index = my_index; index < n_out; index += STEP_THREADS - 32) {
+    for (u32 index = my_index; index < n_out; index += STEP_THREADS) {
         const u32 out_row = tiles.row(index), tile = index >> tiles.log_rows, inside = index & ((1 << tiles.log_rows) - 1);
         float y = 0.0f, up = 0.0f;
         if (linear.in_groups) {
