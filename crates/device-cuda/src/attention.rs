@@ -94,17 +94,23 @@ pub(crate) struct StagedStep {
     /// Runs of up to [`TILE_ROWS`] tokens of one sequence, `[n_runs, 2]`: first token, number of tokens. Of several lengths, by how many
     /// query heads share keys: 1, 2, 4.
     runs: [(u64, usize); 3],
-    /// Likewise of up to [`MMA_ROWS`].
+    /// Likewise of up to [`MMA_ROWS`], or [`WGMMA_ROWS`] where the longest has more rows than the former.
     mma_runs: [(u64, usize); 3],
+    /// Tokens of the longest run.
+    n_tokens_max: usize,
+    has_wgmma: bool,
 }
 
 /// Rows of `attention_tile`: query heads that share keys, times tokens.
 const TILE_ROWS: usize = 16;
 /// Rows of `attention_mma_prompt`.
-pub(crate) const MMA_ROWS: usize = 64;
+const MMA_ROWS: usize = 64;
+/// Rows of `attention_wgmma`.
+const WGMMA_ROWS: usize = 128;
 
 impl StagedStep {
-    pub(crate) fn new(step: &Step, queue: &mut Queue) -> Result<Self, DeviceError> {
+    /// `has_wgmma`: whether `attention_wgmma` runs on this GPU.
+    pub(crate) fn new(step: &Step, has_wgmma: bool, queue: &mut Queue) -> Result<Self, DeviceError> {
         let n_tokens = step.n_tokens();
         let (cos, sin) = step.rope.all();
         let slot = |token| {
@@ -126,21 +132,25 @@ impl StagedStep {
         let sequences: Vec<(usize, usize)> = firsts.zip(lengths.iter().copied()).collect();
         let single: Vec<u32> = sequences.iter().filter(|(_, n)| *n == 1).map(|&(first, _)| first as u32).collect();
         let n_single = single.len();
-        let mut stage_runs = |n_rows: usize| -> Result<[(u64, usize); 3], DeviceError> {
+        let n_tokens_max = lengths.iter().copied().max().unwrap_or(0);
+        let mut stage_runs = |n_rows: &dyn Fn(usize) -> usize| -> Result<[(u64, usize); 3], DeviceError> {
             let mut runs = [(0, 0); 3];
             for (variant, runs) in runs.iter_mut().enumerate() {
-                let cut = cut_runs(&sequences, n_rows >> variant);
+                let cut = cut_runs(&sequences, n_rows(variant) >> variant);
                 *runs = (queue.stage(cut.iter().copied())?, cut.len() / 2);
             }
             Ok(runs)
         };
-        let (runs, mma_runs) = (stage_runs(TILE_ROWS)?, stage_runs(MMA_ROWS)?);
+        let mma_rows = |variant| if by_wgmma(has_wgmma, n_tokens_max, variant) { WGMMA_ROWS } else { MMA_ROWS };
+        let (runs, mma_runs) = (stage_runs(&|_| TILE_ROWS)?, stage_runs(&mma_rows)?);
         Ok(Self {
             single: queue.stage(single.into_iter())?,
             n_single,
             all: queue.stage((0..n_tokens).map(|token| token as u32))?,
             runs,
             mma_runs,
+            n_tokens_max,
+            has_wgmma,
             n_tokens,
             cos: queue.stage(cos.iter().map(|value| value.to_bits()))?,
             sin: queue.stage(sin.iter().map(|value| value.to_bits()))?,
@@ -151,6 +161,12 @@ impl StagedStep {
             n_positions_max: step.positions.iter().max().map_or(0, |&position| position + 1),
         })
     }
+}
+
+/// Whether runs of up to `n_tokens_max` tokens go to `attention_wgmma`, where a run's heads that share keys are `1 << variant` rows a token: two warpgroups
+/// for the rows of one are slower.
+const fn by_wgmma(has_wgmma: bool, n_tokens_max: usize, variant: usize) -> bool {
+    has_wgmma && n_tokens_max << variant > MMA_ROWS
 }
 
 /// Runs of at most `n_max` tokens of sequences (first token, number) that have more than one, the longest reach first: it takes longest.
@@ -185,7 +201,6 @@ pub(crate) fn rope_append(
     (cache, layer): (&CudaKvCache, usize),
     (queue, kernels): (&mut Queue, &Kernels),
 ) -> Result<(), DeviceError> {
-    const WARPS: usize = 8;
     check_heads(qkv, heads, step, cache);
     let n_heads = heads.n_heads + 2 * heads.n_kv_heads;
     let [keys, values] = cache.of_layer(layer);
@@ -193,12 +208,31 @@ pub(crate) fn rope_append(
     let norm = |norm: Option<&CudaVector>| norm.map_or(0, CudaVector::address);
     let arguments = Arguments::new().address(qkv.address_for_rows(step.n_tokens, queue)?).address(norm(q_norm)).address(norm(k_norm));
     let arguments = arguments.address(keys).address(values).address(step.cos).address(step.sin).address(step.slots);
-    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon);
+    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon).word(0).word(0);
     queue.record(arguments.launch(
         kernels.rope_append[type_number(cache.layout.kv_type)],
-        [step.n_tokens, n_heads.div_ceil(WARPS)],
-        (WARPS * 32, 0),
+        [step.n_tokens, n_heads.div_ceil(ROPE_WARPS)],
+        (ROPE_WARPS * 32, 0),
     ))
+}
+
+/// Heads of a block of `rope_append`.
+const ROPE_WARPS: usize = 8;
+
+/// If the last thing recorded rotates the heads of `qkv` and they have no norms, has it do so to keys alone: whether attention is to rotate its queries.
+fn leave_queries(qkv: &CudaHidden, heads: &Heads<'_, CudaVector>, (queue, kernels): (&mut Queue, &Kernels)) -> Result<bool, DeviceError> {
+    /// Where the kernel's arguments have the heads' numbers and the first head.
+    const FIRST_HEAD: usize = 10;
+    let Some(last) = queue.last().copied() else { return Ok(false) };
+    if !kernels.rope_append.contains(&last.kernel) || last.arguments[0] != qkv.address() || heads.qk_norms.is_some() {
+        return Ok(false);
+    }
+    queue.take_back();
+    let mut arguments = last.arguments;
+    arguments[FIRST_HEAD] = heads.n_heads as u64;
+    let grid = [last.grid[0], (2 * heads.n_kv_heads).div_ceil(ROPE_WARPS) as u32];
+    queue.record(Launch { arguments, grid, ..last })?;
+    Ok(true)
 }
 
 /// Records `attention`: on the tensor cores where the cache holds halves and heads are of 64 or 128, and otherwise in the reference's order,
@@ -230,7 +264,7 @@ pub(crate) fn attention(
                 Some(room) => room,
                 None => split_room.insert(SplitRoom::new(queue)?),
             };
-            on_tensor_cores(arguments, heads, (step, room), (queue, kernels, gpu.n_multiprocessors), tile)
+            on_tensor_cores(arguments, (qkv, heads), (step, room), (queue, kernels, gpu.n_multiprocessors), tile)
         }
         Some(tile) => {
             let variant = (0..3).rev().find(|variant| sharing.is_multiple_of(1 << variant)).expect("one head a block always fits");
@@ -276,7 +310,7 @@ impl SplitRoom {
 /// Heads of 64 (`tile` 0) or 128 (1) over halves.
 fn on_tensor_cores(
     arguments: Arguments,
-    heads: &Heads<'_, CudaVector>,
+    (qkv, heads): (&CudaHidden, &Heads<'_, CudaVector>),
     (step, room): (&StagedStep, &SplitRoom),
     (queue, kernels, n_multiprocessors): (&mut Queue, &Kernels, usize),
     tile: usize,
@@ -296,8 +330,19 @@ fn on_tensor_cores(
     };
     let (runs, n_runs) = step.mma_runs[variant];
     if n_runs > 0 {
-        let shared_bytes = 4 * tile_bytes + THREADS * (dim / 2 + 4) * size_of::<f32>();
-        queue.record(arguments(runs, 1).launch(kernels.attention_mma_prompt[tile], [n_groups, n_runs], (THREADS, shared_bytes)))?;
+        let launch = if by_wgmma(step.has_wgmma, step.n_tokens_max, variant) {
+            const THREADS: usize = 3 * 128;
+            const N_TILES: usize = 8;
+            // Tokens alone have their queries rotated.
+            let rotates = step.n_single == 0 && leave_queries(qkv, heads, (queue, kernels))?;
+            let [cos, sin] = if rotates { [step.cos, step.sin] } else { [0, 0] };
+            let shared_bytes = N_TILES * tile_bytes + WGMMA_ROWS * 2 * (dim / 2 + 4) * size_of::<f32>();
+            arguments(runs, 1).address(cos).address(sin).launch(kernels.attention_wgmma[tile], [n_groups, n_runs], (THREADS, shared_bytes))
+        } else {
+            let shared_bytes = 4 * tile_bytes + THREADS * (dim / 2 + 4) * size_of::<f32>();
+            arguments(runs, 1).launch(kernels.attention_mma_prompt[tile], [n_groups, n_runs], (THREADS, shared_bytes))
+        };
+        queue.record(launch)?;
     }
     if step.n_single > 0 {
         // By powers of two, so that a step's launches stay the same from token to token.

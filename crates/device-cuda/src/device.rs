@@ -131,7 +131,7 @@ impl CudaDevice {
     fn staged(&mut self, step: &Step) -> Result<StagedStep, DeviceError> {
         match self.step {
             Some(staged) => Ok(staged),
-            None => Ok(*self.step.insert(StagedStep::new(step, &mut self.queue)?)),
+            None => Ok(*self.step.insert(StagedStep::new(step, self.kernels.has_tiles, &mut self.queue)?)),
         }
     }
 

@@ -182,7 +182,8 @@ pub trait Device: Send {
     fn bit_linear_add(&mut self, x: &Self::Activations, weights: &Self::Linear, residual: &mut Self::Hidden) -> Result<(), DeviceError>;
 
     /// Takes rows `qkv[m, (n_heads + 2·n_kv_heads)·head_dim]` = q | k | v: norms each query and key head if there are norms,
-    /// rotates them by the step's angles, leaves q in place and writes k and v into their cache slots of `layer`.
+    /// rotates them by the step's angles, leaves q in place and writes k and v into their cache slots of `layer`. Behind `attention` nobody looks at the
+    /// rows again, so a device may put off for it what only it needs.
     fn rope_append(
         &mut self,
         qkv: &mut Self::Hidden,

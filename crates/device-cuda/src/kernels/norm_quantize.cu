@@ -102,6 +102,9 @@ extern "C" __global__ void __launch_bounds__(128) norm_quantize_narrow(const Nor
 // 0: all of the block. What an instruction does for one number counts: many rows are bound by that.
 template <int PIECES, int THREADS>
 struct Pieces {
+    // Few rows are bound by latency: weights of a norm come while squares are added up.
+    static const bool LOADS_EARLY = PIECES == 1;
+
     float4 values[PIECES][4];
 
     __device__ __forceinline__ static u32 n_threads() { return THREADS > 0 ? THREADS : blockDim.x; }
@@ -151,13 +154,19 @@ struct Pieces {
         return sum_of_chunks(chunks, n);
     }
 
-    __device__ __forceinline__ void norm(const float* weights, float factor, u32 k) {
+    // Those beyond the row are not used.
+    __device__ __forceinline__ static void load_weights(float4 (&to)[4], const float* weights, int piece, u32 k) {
+#pragma unroll
+        for (int part = 0; part < 4; part++) to[part] = __ldg((const float4*)(weights + (first_of(piece) < k ? first_of(piece) : 0) + part * 16));
+    }
+
+    __device__ __forceinline__ void norm(const float* weights, float factor, u32 k, const float4 (&loaded)[4]) {
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
             if (first_of(piece) >= k) break;
 #pragma unroll
             for (int part = 0; part < 4; part++) {
-                const float4 w = __ldg((const float4*)(weights + first_of(piece) + part * 16));
+                const float4 w = LOADS_EARLY ? loaded[part] : __ldg((const float4*)(weights + first_of(piece) + part * 16));
                 float4& v = values[piece][part];
                 v = make_float4((v.x * factor) * w.x, (v.y * factor) * w.y, (v.z * factor) * w.z, (v.w * factor) * w.w);
             }
@@ -214,7 +223,8 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
     __shared__ __align__(16) float chunks[IS_WARP ? 1 : 2][IS_WARP ? 4 : CHUNKS_MAX];
     __shared__ float scratch[32];
     __shared__ int integer_scratch[32];
-    prefetch_norms(a.norms, a.k);
+    // Many rows find weights near.
+    if (THREADS == 0) prefetch_norms(a.norms, a.k);
     await_predecessors();
     admit_successor();
     const u32 token = IS_WARP ? blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32 : blockIdx.x;
@@ -223,8 +233,11 @@ __device__ __forceinline__ void norm_quantize_pieces_body(const NormQuantizeArgs
     row.load(a.x + (u64)token * a.k, a.k);
 #pragma unroll 1
     for (u32 norm = 0; norm < a.norms.n; norm++) {
+        const float* weights = norm == 0 ? a.norms.weights[0] : a.norms.weights[1];
+        float4 loaded[4];
+        if constexpr (Pieces<PIECES, THREADS>::LOADS_EARLY) row.load_weights(loaded, weights, 0, a.k);
         const float sum = row.sum_of_squares(chunks[IS_WARP ? 0 : norm]);
-        row.norm(norm == 0 ? a.norms.weights[0] : a.norms.weights[1], inverse_rms(sum, a.k, norm == 0 ? a.norms.epsilons[0] : a.norms.epsilons[1]), a.k);
+        row.norm(weights, inverse_rms(sum, a.k, norm == 0 ? a.norms.epsilons[0] : a.norms.epsilons[1]), a.k, loaded);
     }
     const float inverse_scale = inverse_absmax_scale(larger(1e-5f, row.largest(scratch)));
     int sum = __reduce_add_sync(FULL_WARP, row.store(a, token, inverse_scale));
