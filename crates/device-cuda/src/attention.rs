@@ -71,6 +71,55 @@ fn type_number(kv_type: KvType) -> usize {
     }
 }
 
+/// Of a step all that launches depend on: steps of one shape are recorded as the same launches, whose data is staged at the same places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StepShape {
+    n_tokens: usize,
+    n_single: usize,
+    by_wgmma: [bool; 3],
+    n_runs: [usize; 3],
+    n_mma_runs: [usize; 3],
+    n_blocks: usize,
+    n_positions_max: usize,
+    n_rows: usize,
+}
+
+impl StepShape {
+    /// `has_wgmma`: whether `attention_wgmma` runs on this GPU.
+    pub(crate) fn new(step: &Step, has_wgmma: bool) -> Self {
+        let lengths = || step.sequences.chunk_by(|a, b| a == b).map(<[usize]>::len);
+        let n_tokens_max = lengths().max().unwrap_or(0);
+        let by_wgmma = [0, 1, 2].map(|variant| by_wgmma(has_wgmma, n_tokens_max, variant));
+        let n_runs = |n_rows: &dyn Fn(usize) -> usize| {
+            [0, 1, 2].map(|variant| lengths().filter(|n| *n > 1).map(|n| n.div_ceil(n_rows(variant) >> variant)).sum())
+        };
+        Self {
+            n_tokens: step.n_tokens(),
+            n_single: lengths().filter(|n| *n == 1).count(),
+            by_wgmma,
+            n_runs: n_runs(&|_| TILE_ROWS),
+            n_mma_runs: n_runs(&|variant| mma_rows(by_wgmma[variant])),
+            n_blocks: n_blocks_of_room(step),
+            n_positions_max: n_positions_of_room(step),
+            n_rows: step.output_tokens.len(),
+        }
+    }
+}
+
+/// Room for all block tables: a power of two, so that what is staged behind them moves seldom, and a step's launches stay the same from token to
+/// token.
+fn n_blocks_of_room(step: &Step) -> usize {
+    step.block_tables.iter().map(Vec::len).sum::<usize>().next_power_of_two()
+}
+
+/// Positions that the longest reach sees, rounded up: to a power of two if all tokens stand alone, for the same reason, and otherwise as far
+/// as no launch is larger for it.
+fn n_positions_of_room(step: &Step) -> usize {
+    const TILE: usize = 64;
+    let n = step.positions.iter().max().map_or(0, |&position| position + 1);
+    if step.sequences.windows(2).any(|pair| pair[0] == pair[1]) { n.next_multiple_of(TILE) } else { n.next_power_of_two() }
+}
+
 /// What the kernels need of a step, on the GPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StagedStep {
@@ -117,6 +166,7 @@ impl StagedStep {
             let (block, row) = step.slot(token);
             block.0 * BLOCK_TOKENS as u32 + row as u32
         };
+        let n_blocks_of_room = n_blocks_of_room(step);
         let mut n_blocks = 0;
         let starts = step.block_tables.iter().map(|table| {
             let start = n_blocks as u32;
@@ -141,8 +191,8 @@ impl StagedStep {
             }
             Ok(runs)
         };
-        let mma_rows = |variant| if by_wgmma(has_wgmma, n_tokens_max, variant) { WGMMA_ROWS } else { MMA_ROWS };
-        let (runs, mma_runs) = (stage_runs(&|_| TILE_ROWS)?, stage_runs(&mma_rows)?);
+        let runs = stage_runs(&|_| TILE_ROWS)?;
+        let mma_runs = stage_runs(&|variant| mma_rows(by_wgmma(has_wgmma, n_tokens_max, variant)))?;
         Ok(Self {
             single: queue.stage(single.into_iter())?,
             n_single,
@@ -157,8 +207,8 @@ impl StagedStep {
             slots: queue.stage((0..n_tokens).map(slot))?,
             positions: queue.stage(step.positions.iter().map(|&position| position as u32))?,
             table_starts: queue.stage(step.sequences.iter().map(|&sequence| starts[sequence]))?,
-            blocks: queue.stage(Tables { tables: &step.block_tables, n: n_blocks.next_power_of_two() }.into_vec().into_iter())?,
-            n_positions_max: step.positions.iter().max().map_or(0, |&position| position + 1),
+            blocks: queue.stage(Tables { tables: &step.block_tables, n: n_blocks_of_room }.into_vec().into_iter())?,
+            n_positions_max: n_positions_of_room(step),
         })
     }
 }
@@ -167,6 +217,10 @@ impl StagedStep {
 /// for the rows of one are slower.
 const fn by_wgmma(has_wgmma: bool, n_tokens_max: usize, variant: usize) -> bool {
     has_wgmma && n_tokens_max << variant > MMA_ROWS
+}
+
+const fn mma_rows(by_wgmma: bool) -> usize {
+    if by_wgmma { WGMMA_ROWS } else { MMA_ROWS }
 }
 
 /// Runs of at most `n_max` tokens of sequences (first token, number) that have more than one, the longest reach first: it takes longest.
@@ -178,8 +232,7 @@ fn cut_runs(sequences: &[(usize, usize)], n_max: usize) -> Vec<u32> {
     runs.into_flattened()
 }
 
-/// Block tables one after another, filled up to `n`: a power of two, so that what is staged behind them moves seldom, and a step's
-/// launches stay the same from token to token.
+/// Block tables one after another, filled up to `n`.
 struct Tables<'a> {
     tables: &'a [Vec<bitnet_model::batch::BlockId>],
     n: usize,

@@ -116,7 +116,11 @@ impl Screen {
         let arguments = Arguments::new().address(x).address(head.address).address(self.norms.address()).address(self.tokens.address());
         let arguments = arguments.address(self.thresholds.address()).address(out);
         let arguments = arguments.word(head.n).word(head.k).word(head.stride).float(rounding).address(uppers).address(0);
-        queue.record(arguments.launch(kernels.screen_exact[dtype_number(head.dtype)], [head.n.div_ceil(WARPS * 32), m], (WARPS * 32, 2 * WARPS * EXACT_BYTES)))
+        queue.record(arguments.launch(
+            kernels.screen_exact[dtype_number(head.dtype)],
+            [head.n.div_ceil(WARPS * 32), m],
+            (WARPS * 32, 2 * WARPS * EXACT_BYTES),
+        ))
     }
 }
 
