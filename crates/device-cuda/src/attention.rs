@@ -272,20 +272,23 @@ pub(crate) fn rope_append(
 /// Heads of a block of `rope_append`.
 const ROPE_WARPS: usize = 8;
 
-/// If the last thing recorded rotates the heads of `qkv` and they have no norms, has it do so to keys alone: whether attention is to rotate its queries.
-fn leave_queries(qkv: &CudaHidden, heads: &Heads<'_, CudaVector>, (queue, kernels): (&mut Queue, &Kernels)) -> Result<bool, DeviceError> {
-    /// Where the kernel's arguments have the heads' numbers and the first head.
-    const FIRST_HEAD: usize = 10;
-    let Some(last) = queue.last().copied() else { return Ok(false) };
-    if !kernels.rope_append.contains(&last.kernel) || last.arguments[0] != qkv.address() || heads.qk_norms.is_some() {
-        return Ok(false);
+/// If the last thing recorded rotates the heads of `qkv` and they have no norms, takes that back: attention is to do it.
+fn take_back_rope(qkv: &CudaHidden, heads: &Heads<'_, CudaVector>, (queue, kernels): (&mut Queue, &Kernels)) -> Option<Launch> {
+    let last = *queue.last()?;
+    let is_rope = kernels.rope_append.contains(&last.kernel) && last.arguments[0] == qkv.address() && heads.qk_norms.is_none();
+    if is_rope {
+        queue.take_back();
     }
-    queue.take_back();
-    let mut arguments = last.arguments;
+    is_rope.then_some(last)
+}
+
+/// `rope_append` for keys and values alone.
+fn without_queries(rope: Launch, heads: &Heads<'_, CudaVector>) -> Launch {
+    /// Where its arguments have the first head.
+    const FIRST_HEAD: usize = 10;
+    let mut arguments = rope.arguments;
     arguments[FIRST_HEAD] = heads.n_heads as u64;
-    let grid = [last.grid[0], (2 * heads.n_kv_heads).div_ceil(ROPE_WARPS) as u32];
-    queue.record(Launch { arguments, grid, ..last })?;
-    Ok(true)
+    Launch { arguments, grid: [rope.grid[0], (2 * heads.n_kv_heads).div_ceil(ROPE_WARPS) as u32], ..rope }
 }
 
 /// Records `attention`: on the tensor cores where the cache holds halves and heads are of 64 or 128, and otherwise in the reference's order,
@@ -386,9 +389,10 @@ fn on_tensor_cores(
         let launch = if by_wgmma(step.has_wgmma, step.n_tokens_max, variant) {
             const THREADS: usize = 3 * 128;
             const N_TILES: usize = 8;
-            // Tokens alone have their queries rotated.
-            let rotates = step.n_single == 0 && leave_queries(qkv, heads, (queue, kernels))?;
-            let [cos, sin] = if rotates { [step.cos, step.sin] } else { [0, 0] };
+            // Tokens alone beside them have their queries rotated.
+            let rope = if step.n_single == 0 { take_back_rope(qkv, heads, (queue, kernels)) } else { None };
+            let [cos, sin] = if rope.is_some() { [step.cos, step.sin] } else { [0, 0] };
+            rope.map_or(Ok(()), |rope| queue.record(without_queries(rope, heads)))?;
             let shared_bytes = N_TILES * tile_bytes + WGMMA_ROWS * 2 * (dim / 2 + 4) * size_of::<f32>();
             arguments(runs, 1).address(cos).address(sin).launch(kernels.attention_wgmma[tile], [n_groups, n_runs], (THREADS, shared_bytes))
         } else {
@@ -404,7 +408,11 @@ fn on_tensor_cores(
         let n_splits = if is_split { n_splits } else { 1 };
         let shared_bytes = RING * 2 * tile_bytes + 16 * TILE * size_of::<u16>();
         let grid = [n_groups * n_splits, step.n_single];
-        queue.record(arguments(step.single, n_splits).launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)))?;
+        // One token's launches become the step of one token as they are.
+        let rotates = n_runs == 0 && step.n_single > 1 && take_back_rope(qkv, heads, (queue, kernels)).is_some();
+        let [cos, sin] = if rotates { [step.cos, step.sin] } else { [0, 0] };
+        let arguments = arguments(step.single, n_splits).address(cos).address(sin);
+        queue.record(arguments.launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)))?;
     }
     Ok(())
 }

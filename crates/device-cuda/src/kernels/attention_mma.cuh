@@ -209,6 +209,41 @@ __device__ __forceinline__ void load_queries(u32 (&queries)[DIM / 16][4], u32 to
     for (int step = 0; step < DIM / 16; step++) load_matrices(queries[step], to + piece_of<DIM>(lane & 15, step * 2 + lane / 16));
 }
 
+// Of kernels that may rotate queries themselves.
+struct AttentionRotatingArgs {
+    AttentionMmaArgs of;
+    const float* cos;  // [m, DIM / 2], or null: queries have been rotated
+    const float* sin;  // likewise
+};
+
+// load_queries of rows that are to be rotated as rope_append does; `token` gives a row's token.
+template <int DIM, int ROWS, typename Query, typename Token>
+__device__ __forceinline__ void load_rotated(u32 (&queries)[DIM / 16][4], u32 to, const AttentionRotatingArgs& a, Query query, Token token) {
+    const u32 lane = threadIdx.x & 31;
+    const float scale = a.of.scale;
+#pragma unroll (ROWS / 4)
+    for (u32 item = lane; item < ROWS * DIM / 16; item += 32) {
+        const u32 row = item / (DIM / 16), piece = item % (DIM / 16);
+        const float* from = query(row) + piece * 8;
+        const u64 angles = (u64)token(row) * (DIM / 2) + piece * 8;
+        u32 low[4], high[4];
+#pragma unroll
+        for (int four = 0; four < 2; four++) {
+            const float4 x = ((const float4*)from)[four], y = ((const float4*)(from + DIM / 2))[four];
+            const float4 cos = __ldg((const float4*)(a.cos + angles) + four), sin = __ldg((const float4*)(a.sin + angles) + four);
+            low[four * 2] = pack_halves((x.x * cos.x - y.x * sin.x) * scale, (x.y * cos.y - y.y * sin.y) * scale);
+            low[four * 2 + 1] = pack_halves((x.z * cos.z - y.z * sin.z) * scale, (x.w * cos.w - y.w * sin.w) * scale);
+            high[four * 2] = pack_halves((y.x * cos.x + x.x * sin.x) * scale, (y.y * cos.y + x.y * sin.y) * scale);
+            high[four * 2 + 1] = pack_halves((y.z * cos.z + x.z * sin.z) * scale, (y.w * cos.w + x.w * sin.w) * scale);
+        }
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_of<DIM>(row, piece)), "r"(low[0]), "r"(low[1]), "r"(low[2]), "r"(low[3]) : "memory");
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_of<DIM>(row, piece + DIM / 16)), "r"(high[0]), "r"(high[1]), "r"(high[2]), "r"(high[3]) : "memory");
+    }
+    __syncwarp();
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) load_matrices(queries[step], to + piece_of<DIM>(lane & 15, step * 2 + lane / 16));
+}
+
 // scores[16, 16 · PAIRS] of keys from row `first_key` of a tile.
 template <int DIM, int PAIRS>
 __device__ __forceinline__ void score_keys(float (&scores)[PAIRS * 2][4], const u32 (&queries)[DIM / 16][4], u32 tile, u32 first_key) {

@@ -42,40 +42,6 @@ __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.syn
 __device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void await_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
-struct AttentionWgmmaArgs {
-    AttentionMmaArgs of;
-    const float* cos;  // [m, DIM / 2], or null: queries have been rotated
-    const float* sin;  // likewise
-};
-
-// load_queries of 16 rows that are to be rotated as rope_append does; `token` gives a row's token.
-template <int DIM, typename Query, typename Token>
-__device__ __forceinline__ void load_rotated(u32 (&queries)[DIM / 16][4], u32 to, const AttentionWgmmaArgs& a, Query query, Token token) {
-    const u32 lane = threadIdx.x & 31;
-    const float scale = a.of.scale;
-#pragma unroll 4
-    for (u32 item = lane; item < 16 * DIM / 16; item += 32) {
-        const u32 row = item / (DIM / 16), piece = item % (DIM / 16);
-        const float* from = query(row) + piece * 8;
-        const u64 angles = (u64)token(row) * (DIM / 2) + piece * 8;
-        u32 low[4], high[4];
-#pragma unroll
-        for (int four = 0; four < 2; four++) {
-            const float4 x = ((const float4*)from)[four], y = ((const float4*)(from + DIM / 2))[four];
-            const float4 cos = __ldg((const float4*)(a.cos + angles) + four), sin = __ldg((const float4*)(a.sin + angles) + four);
-            low[four * 2] = pack_halves((x.x * cos.x - y.x * sin.x) * scale, (x.y * cos.y - y.y * sin.y) * scale);
-            low[four * 2 + 1] = pack_halves((x.z * cos.z - y.z * sin.z) * scale, (x.w * cos.w - y.w * sin.w) * scale);
-            high[four * 2] = pack_halves((y.x * cos.x + x.x * sin.x) * scale, (y.y * cos.y + x.y * sin.y) * scale);
-            high[four * 2 + 1] = pack_halves((y.z * cos.z + x.z * sin.z) * scale, (y.w * cos.w + x.w * sin.w) * scale);
-        }
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_of<DIM>(row, piece)), "r"(low[0]), "r"(low[1]), "r"(low[2]), "r"(low[3]) : "memory");
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_of<DIM>(row, piece + DIM / 16)), "r"(high[0]), "r"(high[1]), "r"(high[2]), "r"(high[3]) : "memory");
-    }
-    __syncwarp();
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) load_matrices(queries[step], to + piece_of<DIM>(lane & 15, step * 2 + lane / 16));
-}
-
 // The ring of tiles in shared memory: keys of tile 0, then keys of each next tile and values of the one before it, as they are multiplied.
 struct Slots {
     u32 tiles, full, empty;  // tiles, and barriers of each: it has been filled, all warps have read it
@@ -157,7 +123,7 @@ struct Copier {
 };
 
 template <int DIM>
-__device__ __forceinline__ void attention_wgmma_body(const AttentionWgmmaArgs& args) {
+__device__ __forceinline__ void attention_wgmma_body(const AttentionRotatingArgs& args) {
     const AttentionMmaArgs& a = args.of;
     extern __shared__ __align__(1024) char shared[];
     __shared__ u64 full[SLOTS], empty[SLOTS];
@@ -197,7 +163,7 @@ __device__ __forceinline__ void attention_wgmma_body(const AttentionWgmmaArgs& a
     const auto query = [&](u32 row) { return a.qkv + (u64)token_of(row) * width + head_of(row) * DIM; };
     const u32 of_queries = (u32)__cvta_generic_to_shared(of_warpgroup) + warp % 4 * 16 * DIM * 2;
     if (args.cos == nullptr) load_queries<DIM, 16>(queries, of_queries, a.scale, query);
-    else load_rotated<DIM>(queries, of_queries, args, query, token_of);
+    else load_rotated<DIM, 16>(queries, of_queries, args, query, token_of);
     const u32 limits[2] = {a.positions[token_of(line)] + 1, a.positions[token_of(line + 8)] + 1};
     Partial<DIM> split;
     split.begin();
@@ -260,7 +226,7 @@ __device__ __forceinline__ void attention_wgmma_body(const AttentionWgmmaArgs& a
 }
 
 #define ATTENTION_WGMMA(dim) \
-    extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, 1) attention_wgmma_##dim(const AttentionWgmmaArgs a) { attention_wgmma_body<dim>(a); }
+    extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, 1) attention_wgmma_##dim(const AttentionRotatingArgs a) { attention_wgmma_body<dim>(a); }
 #else
 // No wgmma here: the host does not ask for these kernels.
 #define ATTENTION_WGMMA(dim) \
