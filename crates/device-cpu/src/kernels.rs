@@ -10,10 +10,11 @@ use bitnet_ternary::quantise::ActivationScale;
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::attention::AttentionStep;
+use crate::candidates::Candidates;
 use crate::lane_tile::LaneTiles;
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
-use crate::screen::{COARSE_BYTES, Candidates, FINE_BYTES, RowBound, ScreenRowMut};
+use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
 
 /// Most columns whose codes are summed in one 16-bit lane: a pair of codes 0..=2 times ±127 is at most 508 in magnitude, and
