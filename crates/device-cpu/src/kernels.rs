@@ -304,9 +304,9 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().fine_sum(row, activations)
     }
 
-    /// For how many tokens `plane_sums` takes no longer than reading the planes, so that it pays for all rows.
-    fn n_plane_tokens(&self) -> usize {
-        self.base().n_plane_tokens()
+    /// Whether `plane_sums` of all rows pays for so many tokens; of a flat head the coarse plane leaves many rows a chance.
+    fn wants_both_planes(&self, n_tokens: usize, is_flat: bool) -> bool {
+        self.base().wants_both_planes(n_tokens, is_flat)
     }
 
     /// Σ code·q of four rows of both planes of a screen, for each token: its coarse tile and each row of its fine plane.

@@ -335,8 +335,7 @@ impl Screen {
 
     /// Which planes to read for so many tokens.
     fn planes(&self, n_tokens: usize, kernels: &dyn Kernels) -> Planes {
-        let is_worth_it = self.is_flat || n_tokens > SCREEN_TOKENS;
-        if is_worth_it && n_tokens <= kernels.n_plane_tokens() { Planes::Both } else { Planes::Coarse }
+        if kernels.wants_both_planes(n_tokens, self.is_flat) { Planes::Both } else { Planes::Coarse }
     }
 
     /// What planes say of one thread's rows for all tokens, into their logits.
