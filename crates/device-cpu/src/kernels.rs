@@ -10,10 +10,11 @@ use bitnet_ternary::quantise::ActivationScale;
 
 use crate::arch::{Memory, OutOfMemory};
 use crate::attention::AttentionStep;
+use crate::candidates::Candidates;
 use crate::lane_tile::LaneTiles;
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
-use crate::screen::{COARSE_BYTES, Candidates, FINE_BYTES, RowBound, ScreenRowMut};
+use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS, Tiles};
 
 /// Most columns whose codes are summed in one 16-bit lane: a pair of codes 0..=2 times ±127 is at most 508 in magnitude, and
@@ -303,9 +304,9 @@ pub(crate) trait Kernels: Send + Sync {
         self.base().fine_sum(row, activations)
     }
 
-    /// For how many tokens `plane_sums` takes no longer than reading the planes, so that it pays for all rows.
-    fn n_plane_tokens(&self) -> usize {
-        self.base().n_plane_tokens()
+    /// Whether `plane_sums` of all rows pays for so many tokens; of a flat head the coarse plane leaves many rows a chance.
+    fn wants_both_planes(&self, n_tokens: usize, is_flat: bool) -> bool {
+        self.base().wants_both_planes(n_tokens, is_flat)
     }
 
     /// Σ code·q of four rows of both planes of a screen, for each token: its coarse tile and each row of its fine plane.

@@ -9,6 +9,7 @@ mod activations;
 mod ahead;
 mod arch;
 mod attention;
+mod candidates;
 mod detect;
 mod device;
 mod error;

@@ -23,6 +23,7 @@ use bitnet_model::device::DeviceError;
 use bitnet_model::numerics::LANES;
 
 use crate::arch::{Memory, OutOfMemory};
+use crate::candidates::{Candidate, Candidates};
 use crate::hidden::CpuHidden;
 use crate::kernels::{F32Rows, Int8RowMut, Kernels, RowScale, Scratch, first_failure};
 use crate::pool::{ColumnTarget, ColumnsMut, Parts, Pool};
@@ -111,6 +112,19 @@ pub(crate) struct RowBound {
     pub(crate) fine_error: f32,
 }
 
+impl RowBound {
+    /// Bounds both.
+    fn larger(self, other: Self) -> Self {
+        Self {
+            scale: self.scale.max(other.scale),
+            norm: self.norm.max(other.norm),
+            coarse_error: self.coarse_error.max(other.coarse_error),
+            half_error: self.half_error.max(other.half_error),
+            fine_error: self.fine_error.max(other.fine_error),
+        }
+    }
+}
+
 /// Where the codes of one row go.
 pub(crate) struct ScreenRowMut<'a> {
     /// The row's tile, `[k / COARSE_COLUMNS, TILE_ROWS, 32]`.
@@ -127,6 +141,8 @@ pub(crate) struct Screen {
     coarse: Memory<u8>,
     fine: Memory<u8>,
     bounds: Vec<RowBound>,
+    /// The largest of each `FINE_BLOCK_ROWS` rows.
+    block_bounds: Vec<RowBound>,
     tokens: Vec<TokenBound>,
     /// int8 rows of the tokens, `[m, k padded]`.
     quantized: Vec<i8>,
@@ -135,6 +151,8 @@ pub(crate) struct Screen {
     thresholds: Vec<f32>,
     /// Whether the coarse plane left many rows a chance the last time.
     is_flat: bool,
+    /// What was read for every row the last time.
+    last_planes: Planes,
     /// Buffers of the refinement.
     best: Candidates,
     survivors: Candidates,
@@ -232,17 +250,37 @@ impl Screen {
             .iter()
             .all(|bound| [bound.norm, bound.coarse_error, bound.half_error, bound.fine_error].iter().all(|norm| norm.is_finite()));
         let (tokens, quantized, quarter_sums, thresholds) = (vec![], vec![], vec![], vec![]);
+        let block_bounds =
+            bounds.chunks(FINE_BLOCK_ROWS).map(|rows| rows.iter().copied().fold(RowBound::default(), RowBound::larger)).collect();
         // Room for every row, so that no step allocates.
         let n_rows_of_part = head.n() / pool.n_threads() + 1;
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.reserve(n_rows_of_part));
         let (best, survivors) = (Candidates(Vec::with_capacity(head.n())), Candidates(Vec::with_capacity(head.n())));
-        let screen = Self { n_blocks, coarse, fine, bounds, tokens, quantized, quarter_sums, thresholds, is_flat: false, best, survivors };
+        let screen = Self {
+            n_blocks,
+            coarse,
+            fine,
+            bounds,
+            block_bounds,
+            tokens,
+            quantized,
+            quarter_sums,
+            thresholds,
+            is_flat: false,
+            last_planes: Planes::Coarse,
+            best,
+            survivors,
+        };
         Ok(is_finite.then_some(screen))
     }
 
-    /// Bytes that every token reads: the coarse plane and the bounds.
+    /// Bytes that the last step read at least: the bounds and the planes of which it read every row.
     pub(crate) fn read_bytes(&self) -> u64 {
-        (self.coarse.len() + self.bounds.len() * size_of::<RowBound>()) as u64
+        let fine = match self.last_planes {
+            Planes::Coarse => 0,
+            Planes::Both => self.fine.len(),
+        };
+        (self.coarse.len() + fine + self.bounds.len() * size_of::<RowBound>()) as u64
     }
 
     /// One tile of the coarse plane.
@@ -297,8 +335,7 @@ impl Screen {
 
     /// Which planes to read for so many tokens.
     fn planes(&self, n_tokens: usize, kernels: &dyn Kernels) -> Planes {
-        let is_worth_it = self.is_flat || n_tokens > SCREEN_TOKENS;
-        if is_worth_it && n_tokens <= kernels.n_plane_tokens() { Planes::Both } else { Planes::Coarse }
+        if kernels.wants_both_planes(n_tokens, self.is_flat) { Planes::Both } else { Planes::Coarse }
     }
 
     /// What planes say of one thread's rows for all tokens, into their logits.
@@ -352,60 +389,6 @@ fn scaled(sum: i64, weight_scale: f32, activation_scale: f32) -> f32 {
     sum as f32 * (weight_scale * activation_scale)
 }
 
-/// A row of the head and its logit for a token.
-#[derive(Clone, Copy)]
-pub(crate) struct Candidate {
-    token: u32,
-    row: u32,
-    logit: f32,
-}
-
-/// The largest logits of one thread's rows.
-#[derive(Default)]
-pub(crate) struct Candidates(Vec<Candidate>);
-
-impl Candidates {
-    /// Takes over what the threads found.
-    fn gather(&mut self, scratch: &[Scratch]) {
-        self.0.clear();
-        self.0.extend(scratch.iter().flat_map(|scratch| scratch.candidates.0.iter().copied()));
-    }
-
-    /// Keeps the `n` largest.
-    fn keep_best(&mut self, n: usize) {
-        if self.0.len() > n {
-            self.0.select_nth_unstable_by(n - 1, |a, b| b.logit.total_cmp(&a.logit));
-            self.0.truncate(n);
-        }
-    }
-
-    /// The `n` largest of `logits`, whose rows start at `first_row`.
-    fn best_of(&mut self, logits: &[f32], (token, first_row): (usize, usize), n: usize) {
-        self.0.clear();
-        let mut least = f32::NEG_INFINITY;
-        for (row, &logit) in (first_row as u32..).zip(logits) {
-            if logit >= least {
-                self.0.push(Candidate { token: token as u32, row, logit });
-                if self.0.len() >= 2 * n + 16 {
-                    self.keep_best(n);
-                    least = self.0.iter().fold(f32::INFINITY, |least, candidate| least.min(candidate.logit));
-                }
-            }
-        }
-        self.keep_best(n);
-    }
-
-    /// The least of the `n` largest logits, less `within`; −∞ if there are fewer.
-    fn threshold(&mut self, wanted: BestLogits) -> f32 {
-        if self.0.len() < wanted.n {
-            return f32::NEG_INFINITY;
-        }
-        let largest = self.0.iter().fold(f32::NEG_INFINITY, |largest, candidate| largest.max(candidate.logit));
-        let (_, nth, _) = self.0.select_nth_unstable_by(wanted.n - 1, |a, b| b.logit.total_cmp(&a.logit));
-        nth.logit.min(largest - wanted.within)
-    }
-}
-
 /// Logits of one head for some tokens, the best of each exact.
 pub(crate) struct Screening<'a> {
     pub(crate) head: &'a DenseTable,
@@ -429,6 +412,7 @@ impl Screening<'_> {
         let n = self.head.n();
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         let planes = screen.planes(hidden.n_rows(), self.kernels);
+        screen.last_planes = planes;
         pool.run_columns(scratch, target, |_, columns| screen.read(planes, columns, self.kernels));
         let limit = |wanted: &BestLogits| BestLogits { n: wanted.n.clamp(1, n), ..*wanted };
         let wanted = || wanted.iter().flatten().map(limit).enumerate();
@@ -510,8 +494,10 @@ impl Screening<'_> {
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         scratch.iter_mut().for_each(|scratch| scratch.candidates.0.clear());
         pool.run_columns(scratch, target, |scratch, columns| {
-            for first in columns.range().step_by(FINE_BLOCK_ROWS) {
-                let mut block = columns.part(first..columns.range().end.min(first + FINE_BLOCK_ROWS));
+            let range = columns.range();
+            for block in range.start / FINE_BLOCK_ROWS..range.end.div_ceil(FINE_BLOCK_ROWS) {
+                let rows = block * FINE_BLOCK_ROWS..(block + 1) * FINE_BLOCK_ROWS;
+                let mut block = columns.part(rows.start.max(range.start)..rows.end.min(range.end));
                 for token in 0..block.n_rows() {
                     self.survivors_of_block((screen, planes, token), &mut block, &mut scratch.candidates.0);
                 }
@@ -528,14 +514,24 @@ impl Screening<'_> {
         candidates: &mut Vec<Candidate>,
     ) {
         let (token_bound, rounding, threshold) = (&screen.tokens[token], rounding(self.head.k()), screen.thresholds[token]);
-        // Every row is written and counted if it passes: with a random head half of them do, which no branch predicts.
         let mut passed = [Candidate { token: token as u32, row: 0, logit: 0.0 }; FINE_BLOCK_ROWS];
         let mut n_passed = 0;
         let range = block.range();
-        for ((row, logit), bound) in (range.start as u32..).zip(block.row_mut(token)).zip(&screen.bounds[range]) {
-            let known = std::mem::replace(logit, f32::NEG_INFINITY);
-            (passed[n_passed].row, passed[n_passed].logit) = (row, known);
-            n_passed += usize::from(known + token_bound.radius(bound, planes.error(bound), rounding) >= threshold);
+        let radius = |bound: &RowBound| token_bound.radius(bound, planes.error(bound), rounding);
+        let largest_radius = radius(&screen.block_bounds[range.start / FINE_BLOCK_ROWS]);
+        let logits = block.row_mut(token);
+        for ((rows, logits), bounds) in range.clone().step_by(LANES).zip(logits.chunks_mut(LANES)).zip(screen.bounds[range].chunks(LANES)) {
+            let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| if logit > largest { logit } else { largest });
+            if largest + largest_radius < threshold {
+                logits.fill(f32::NEG_INFINITY);
+                continue;
+            }
+            // Every row is written and counted if it passes: with a random head half of them do, which no branch predicts.
+            for ((row, logit), bound) in (rows as u32..).zip(logits).zip(bounds) {
+                let known = std::mem::replace(logit, f32::NEG_INFINITY);
+                (passed[n_passed].row, passed[n_passed].logit) = (row, known);
+                n_passed += usize::from(known + radius(bound) >= threshold);
+            }
         }
         let passed = &passed[..n_passed];
         if planes == Planes::Both {

@@ -68,7 +68,7 @@ impl CpuTable {
         }
     }
 
-    /// Bytes that finding the best logits reads at least.
+    /// Bytes that finding the best logits reads at least, as the last step did it.
     pub(crate) fn screened_bytes(&self) -> u64 {
         match (&self.rows, &self.screen) {
             (_, Some(screen)) => screen.read_bytes(),

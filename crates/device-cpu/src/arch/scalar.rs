@@ -72,8 +72,8 @@ impl Kernels for Scalar {
         portable::fine_sum(row, activations)
     }
 
-    fn n_plane_tokens(&self) -> usize {
-        0
+    fn wants_both_planes(&self, _n_tokens: usize, _is_flat: bool) -> bool {
+        false
     }
 
     fn plane_sums(

@@ -13,8 +13,9 @@ use bitnet_model::limits::BLOCK_TOKENS;
 use bitnet_model::numerics::{self, LANES};
 
 use super::{LoadRow, Sixteen};
-use crate::arch::portable;
-use crate::attention::{AttentionStep, KvBlock, KvRows, KvStore, LANE_ORDER};
+use crate::ahead::LINE_BYTES;
+use crate::arch::{portable, prefetch_line};
+use crate::attention::{AttentionStep, KvBlock, KvRow, KvRows, KvStore, LANE_ORDER};
 use crate::kernels::{ATTENTION_TOKENS, SCORES_SPARE, Scratch};
 use crate::pool::ColumnsMut;
 
@@ -22,10 +23,38 @@ use crate::pool::ColumnsMut;
 const LEVELS: usize = LANES.ilog2() as usize;
 
 /// Tokens of one sequence and query heads of one key head, computed together.
+#[derive(Clone)]
 struct Unit {
     tokens: Range<usize>,
     heads: Range<usize>,
     kv_head: usize,
+    /// Whether no unit before it read these keys and values, so that they are not in a cache yet.
+    is_first: bool,
+}
+
+impl Unit {
+    /// Blocks that the last of its tokens reaches.
+    fn n_blocks(&self, step: &AttentionStep<'_>) -> usize {
+        let longest = self.tokens.clone().map(|token| step.n_positions(token)).max().unwrap_or(0);
+        longest.div_ceil(BLOCK_TOKENS)
+    }
+
+    #[inline(always)]
+    fn keys<'a, R: KvRow>(&self, (step, store): (&AttentionStep<'_>, &'a KvStore<R>), block: usize) -> KvBlock<'a, R> {
+        step.keys(store, (self.tokens.start, block, self.kv_head))
+    }
+
+    #[inline(always)]
+    fn values<'a, R: KvRow>(&self, (step, store): (&AttentionStep<'_>, &'a KvStore<R>), block: usize) -> KvBlock<'a, R> {
+        step.values(store, (self.tokens.start, block, self.kv_head))
+    }
+}
+
+/// Asks the memory for a block of keys or values.
+#[inline(always)]
+fn prefetch<R>(block: &KvBlock<'_, R>) {
+    let lines = block.rows.as_ptr_range();
+    (lines.start.addr()..lines.end.addr()).step_by(LINE_BYTES).for_each(prefetch_line);
 }
 
 /// Attention of all tokens for one thread's query heads.
@@ -48,20 +77,29 @@ fn attention_over<I: Sixteen, R: LoadRow>(
     out: &mut ColumnsMut<'_>,
     scratch: &mut Scratch,
 ) {
-    let (dim, shared) = (step.head_dim(), step.heads_per_kv_head());
     let columns = out.range();
-    let all_heads = columns.start / dim..columns.end / dim;
-    for kv_head in all_heads.start / shared..all_heads.end.div_ceil(shared) {
-        let heads = all_heads.start.max(kv_head * shared)..all_heads.end.min((kv_head + 1) * shared);
-        let mut first = 0;
-        while first < out.n_rows() {
-            let same = |&token: &usize| step.step.sequences[token] == step.step.sequences[first];
-            let n_tokens = (first..out.n_rows()).take(ATTENTION_TOKENS).take_while(same).count();
-            let unit = Unit { tokens: first..first + n_tokens, heads: heads.clone(), kv_head };
-            attend(isa, (step, store), &unit, (scratch, out));
-            first += n_tokens;
-        }
+    let heads = columns.start / step.head_dim()..columns.end / step.head_dim();
+    let mut next = next_unit(step, &heads, None);
+    while let Some(unit) = next {
+        next = next_unit(step, &heads, Some(&unit));
+        attend(isa, (step, store), (&unit, next.as_ref().filter(|unit| unit.is_first)), (scratch, out));
     }
+}
+
+/// The unit after another of a thread's heads: all tokens of one key head, then of the next.
+fn next_unit(step: &AttentionStep<'_>, all_heads: &Range<usize>, after: Option<&Unit>) -> Option<Unit> {
+    let (sequences, shared) = (&step.step.sequences, step.heads_per_kv_head());
+    let (first, kv_head) = match after {
+        None => (0, all_heads.start / shared),
+        Some(unit) if unit.tokens.end == sequences.len() => (0, unit.kv_head + 1),
+        Some(unit) => (unit.tokens.end, unit.kv_head),
+    };
+    let heads = all_heads.start.max(kv_head * shared)..all_heads.end.min((kv_head + 1) * shared);
+    let same = |&token: &usize| sequences[token] == sequences[first];
+    let n_tokens = (first..sequences.len()).take(ATTENTION_TOKENS).take_while(same).count();
+    let is_first = first == 0 || sequences[first - 1] != sequences[first];
+    let unit = Unit { tokens: first..first + n_tokens, heads, kv_head, is_first };
+    (!unit.heads.is_empty() && n_tokens > 0).then_some(unit)
 }
 
 /// Scores are `[tokens, heads, stride]`: one for each position, then the inverse sum in the last place.
@@ -69,12 +107,11 @@ fn attention_over<I: Sixteen, R: LoadRow>(
 fn attend<I: Sixteen, R: LoadRow>(
     isa: I,
     (step, store): (&AttentionStep<'_>, &KvStore<R>),
-    unit: &Unit,
+    (unit, ask_for): (&Unit, Option<&Unit>),
     (scratch, out): (&mut Scratch, &mut ColumnsMut<'_>),
 ) {
     let (dim, n_heads) = (step.head_dim(), unit.heads.len());
-    let longest = unit.tokens.clone().map(|token| step.n_positions(token)).max().unwrap_or(0);
-    let n_blocks = longest.div_ceil(BLOCK_TOKENS);
+    let n_blocks = unit.n_blocks(step);
     let stride = n_blocks * BLOCK_TOKENS + SCORES_SPARE;
     let token_stride = n_heads * stride;
     let (scores, queries) = (&mut scratch.scores[..unit.tokens.len() * token_stride], &mut scratch.queries[..]);
@@ -82,7 +119,10 @@ fn attend<I: Sixteen, R: LoadRow>(
         order_queries(step.queries(token, unit.heads.clone()), dim, ordered);
     }
     for block in 0..n_blocks {
-        let keys = step.keys(store, (unit.tokens.start, block, unit.kv_head));
+        if unit.is_first {
+            prefetch(&unit.values((step, store), block));
+        }
+        let keys = unit.keys((step, store), block);
         score_tokens(isa, (step, unit, block), (&queries[..unit.tokens.len() * n_heads * dim], &keys), (scores, stride));
     }
     let first_column = unit.heads.start * dim - out.range().start;
@@ -92,8 +132,10 @@ fn attend<I: Sixteen, R: LoadRow>(
         }
         out.row_mut(token)[first_column..first_column + n_heads * dim].fill(0.0);
     }
+    let mut next_keys = ask_for.into_iter().flat_map(|next| (0..next.n_blocks(step)).map(|block| next.keys((step, store), block)));
     for block in 0..n_blocks {
-        let values = step.values(store, (unit.tokens.start, block, unit.kv_head));
+        next_keys.next().iter().for_each(prefetch);
+        let values = unit.values((step, store), block);
         for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
             let first = block * BLOCK_TOKENS;
             let positions = first..step.n_positions(token).clamp(first, first + BLOCK_TOKENS);

@@ -109,8 +109,8 @@ impl Kernels for Avx2 {
         unsafe { screen::fine_sum(row, activations) }
     }
 
-    fn n_plane_tokens(&self) -> usize {
-        1
+    fn wants_both_planes(&self, _n_tokens: usize, is_flat: bool) -> bool {
+        is_flat
     }
 
     fn plane_sums(

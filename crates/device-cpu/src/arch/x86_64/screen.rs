@@ -8,7 +8,7 @@ use crate::arch::portable;
 use crate::kernels::Scratch;
 use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
-use crate::tile::{BLOCK_COLUMNS, TILE_ROWS};
+use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
 
 /// Blocks of the coarse plane whose sums fit 16-bit lanes: each adds four pairs of codes 0..=15.
 const COARSE_BLOCKS: usize = 2;
@@ -95,30 +95,46 @@ fn add_unit<const T: usize>(sums: &mut [[__m256i; TILE_ROWS]; T], unit: &[u8; CO
 /// Σ code·q of one row of the fine plane.
 #[target_feature(enable = "avx2")]
 pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUMNS]]) -> i32 {
+    fine_sums([activations], row)[0]
+}
+
+/// T tokens share what is unpacked.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fine_sums<const T: usize>(mut tokens: [&[[i8; BLOCK_COLUMNS]]; T], row: &[[u8; FINE_BYTES]]) -> [i32; T] {
+    for token in &mut tokens {
+        *token = &token[..row.len()];
+    }
     let mask = _mm256_set1_epi8(3);
-    let mut wide = _mm256_setzero_si256();
-    for (row, activations) in row.chunks(FINE_BLOCKS).zip(activations.chunks(FINE_BLOCKS)) {
-        let mut narrow = [_mm256_setzero_si256(); 2];
-        for (bytes, activations) in row.iter().zip(activations) {
-            let (codes, x) = (load_u8(bytes), activations.as_chunks::<32>().0);
-            let quarters = [
-                _mm256_and_si256(codes, mask),
-                _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
-                _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
-            ];
-            for (index, (codes, x)) in quarters.into_iter().zip(x).enumerate() {
-                narrow[index % 2] = _mm256_add_epi16(narrow[index % 2], _mm256_maddubs_epi16(codes, load_i8(x)));
+    let mut wide = [_mm256_setzero_si256(); T];
+    for (chunk, blocks) in row.chunks(FINE_BLOCKS).enumerate() {
+        let mut narrow = [_mm256_setzero_si256(); T];
+        for (within, bytes) in blocks.iter().enumerate() {
+            let mut packed = load_u8(bytes);
+            for quarter in 0..BLOCK_COLUMNS / QUARTER_COLUMNS {
+                let codes = _mm256_and_si256(packed, mask);
+                packed = _mm256_srli_epi16::<2>(packed);
+                let x = load_quarters(tokens, chunk * FINE_BLOCKS + within, quarter);
+                for (narrow, x) in narrow.iter_mut().zip(x) {
+                    *narrow = _mm256_add_epi16(*narrow, _mm256_maddubs_epi16(codes, x));
+                }
             }
         }
-        for narrow in narrow {
-            wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+        for (wide, narrow) in wide.iter_mut().zip(narrow) {
+            *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
         }
     }
-    let four = _mm_add_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
-    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+    let mut sums = [0; T];
+    for (sum, wide) in sums.iter_mut().zip(wide) {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+        *sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)));
+    }
+    sums
 }
+
+/// Tokens that share codes of the fine plane: with four codes and four sums there is room for no more.
+const FINE_TOKENS: usize = 4;
 
 /// Σ code·q of four rows of both planes, for each token.
 #[target_feature(enable = "avx2")]
@@ -128,12 +144,20 @@ pub(super) fn plane_sums(
     sums: &mut [[i32; TILE_ROWS]],
 ) {
     coarse_sums(tile, tokens, sums);
-    for (activations, sums) in tokens.iter().zip(sums) {
-        for (sum, row) in sums.iter_mut().zip(fine) {
-            for units in row.chunks(4) {
-                prefetch_behind(units.as_flattened());
+    sums.as_flattened_mut().iter_mut().for_each(|sum| *sum *= 4);
+    for (row, bytes) in fine.into_iter().enumerate() {
+        for units in bytes.chunks(4) {
+            prefetch_behind(units.as_flattened());
+        }
+        let (fours, rest) = tokens.as_chunks::<FINE_TOKENS>();
+        let (sums_of_fours, sums_of_rest) = sums.split_at_mut(fours.len() * FINE_TOKENS);
+        for (tokens, sums) in fours.iter().zip(sums_of_fours.as_chunks_mut::<FINE_TOKENS>().0) {
+            for (sums, fine) in sums.iter_mut().zip(fine_sums(*tokens, bytes)) {
+                sums[row] += fine;
             }
-            *sum = 4 * *sum + fine_sum(row, activations);
+        }
+        for (token, sums) in rest.iter().zip(sums_of_rest) {
+            sums[row] += fine_sum(bytes, token);
         }
     }
 }

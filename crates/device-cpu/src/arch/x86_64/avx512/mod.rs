@@ -12,7 +12,7 @@ use crate::attention::AttentionStep;
 use crate::kernels::{F32Rows, Int8Rows, Kernels, Scratch, Store};
 use crate::pool::ColumnsMut;
 use crate::rows::DenseRows;
-use crate::screen::{COARSE_BYTES, FINE_BYTES};
+use crate::screen::{COARSE_BYTES, FINE_BYTES, SCREEN_TOKENS};
 use crate::tile::{BLOCK_COLUMNS, TILE_ROWS, Tiles};
 
 impl Kernels for Avx512Vnni {
@@ -54,8 +54,8 @@ impl Kernels for Avx512Vnni {
         unsafe { screen::fine_sum(row, activations) }
     }
 
-    fn n_plane_tokens(&self) -> usize {
-        usize::MAX
+    fn wants_both_planes(&self, n_tokens: usize, is_flat: bool) -> bool {
+        is_flat || n_tokens > SCREEN_TOKENS
     }
 
     fn plane_sums(

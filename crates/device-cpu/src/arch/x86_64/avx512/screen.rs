@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::vector::{load_i8, load_u8, prefetch_line_behind};
+use super::super::vector::{load_i8, load_u8, prefetch_behind, prefetch_line_behind};
 use super::super::vnni::{self, Avx512Vnni, DotRows};
 use crate::screen::{COARSE_BYTES, FINE_BYTES, PLANE_TOKENS};
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
@@ -43,7 +43,7 @@ pub(super) fn plane_sums(
 ) {
     const { assert!(PLANE_TOKENS == 8) };
     match *tokens {
-        [a] => plane_sums_of(v, planes, [a], sums),
+        [token] => plane_sums_of_one(v, planes, token, &mut sums[0]),
         [a, b] => plane_sums_of(v, planes, [a, b], sums),
         [a, b, c] => plane_sums_of(v, planes, [a, b, c], sums),
         [a, b, c, d] => plane_sums_of(v, planes, [a, b, c, d], sums),
@@ -52,6 +52,24 @@ pub(super) fn plane_sums(
         [a, b, c, d, e, f, g] => plane_sums_of(v, planes, [a, b, c, d, e, f, g], sums),
         [a, b, c, d, e, f, g, h] => plane_sums_of(v, planes, [a, b, c, d, e, f, g, h], sums),
         _ => unreachable!("1..=PLANE_TOKENS tokens share a tile"),
+    }
+}
+
+/// One token: plane by plane, since nothing that is unpacked is used again.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn plane_sums_of_one(
+    v: Avx512Vnni,
+    (tile, fine): (&[[u8; COARSE_BYTES]], [&[[u8; FINE_BYTES]]; TILE_ROWS]),
+    token: &[[i8; BLOCK_COLUMNS]],
+    sums: &mut [i32; TILE_ROWS],
+) {
+    vnni::screen::coarse_sums(v, tile, &[token], std::slice::from_mut(sums));
+    for (sum, row) in sums.iter_mut().zip(fine) {
+        for units in row.chunks(4) {
+            prefetch_behind(units.as_flattened());
+        }
+        *sum = 4 * *sum + fine_sum(row, token);
     }
 }
 

@@ -171,10 +171,15 @@ fn sum_blocks<V: DotRows, const T: usize>(v: V, codes: &[PackedBlock], activatio
 
 /// Tiles whose sums wait for each other, so that outputs are made and stored by many.
 const STRIP_TILES: usize = 16;
+/// The same for a panel's.
+const PANEL_STRIP_TILES: usize = 8;
+/// Outputs in a cache line.
+const LINE_FLOATS: usize = 16;
 /// Most tokens that share codes in registers.
 const SHARED_MAX: usize = 8;
 
 const _: () = assert!(STRIP_TILES * TILE_ROWS * SHARED_MAX <= PANEL_SUMS);
+const _: () = assert!(PANEL_STRIP_TILES * TILE_ROWS * PANEL_TOKENS <= PANEL_SUMS && PANEL_STRIP_TILES.is_multiple_of(PANEL_TILES));
 
 /// Every tile for groups of at most `SHARED` tokens of nearly equal size, which share each code as it is unpacked. One scale group
 /// only.
@@ -302,18 +307,25 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
     let columns = out.range();
     let chunk_blocks = weights.n_blocks().div_ceil(weights.n_blocks().div_ceil(PANEL_BLOCKS));
     let end = columns.end.div_ceil(TILE_ROWS);
-    let (panel_bytes, sums) = (scratch.panel.as_chunks_mut().0, scratch.sums.as_chunks_mut().0);
-    for first_tile in (columns.start / TILE_ROWS..end).step_by(TILES) {
-        for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
-            let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
-            let panel = unpacked::<V, TILES>(v, weights, (first_tile, end, blocks), panel_bytes);
-            let ask = |token: usize| v.prefetch_line(&out.row_mut(token)[first_tile * TILE_ROWS - columns.start..]);
-            sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), sums, ask);
+    let (panel_bytes, sums) = (scratch.panel.as_chunks_mut().0, scratch.sums.as_chunks_mut::<TILE_ROWS>().0);
+    for first_of_strip in (columns.start / TILE_ROWS..end).step_by(PANEL_STRIP_TILES) {
+        let strip = first_of_strip..end.min(first_of_strip + PANEL_STRIP_TILES);
+        let outputs = first_of_strip * TILE_ROWS - columns.start..columns.end.min(strip.end * TILE_ROWS) - columns.start;
+        for first_tile in strip.clone().step_by(TILES) {
+            for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
+                let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
+                let is_last = first_tile + TILES >= strip.end && blocks.end == weights.n_blocks();
+                let panel = unpacked::<V, TILES>(v, weights, (first_tile, end, blocks), panel_bytes);
+                let ask = |token: usize| {
+                    if is_last {
+                        out.row_mut(token)[outputs.clone()].chunks(LINE_FLOATS).for_each(|line| v.prefetch_line(line));
+                    }
+                };
+                sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), &mut sums[first_tile - first_of_strip..], ask);
+            }
         }
-        let tiles = first_tile..end.min(first_tile + TILES);
-        for (token, sums) in tokens.clone().zip(sums.chunks_exact(TILES)) {
-            let out = &mut out.row_mut(token)[first_tile * TILE_ROWS - columns.start..];
-            store_tiles((store, x.scales[token]), (weights, tiles.clone()), sums, out);
+        for (token, sums) in tokens.clone().zip(sums.chunks_exact(PANEL_STRIP_TILES)) {
+            store_tiles((store, x.scales[token]), (weights, strip.clone()), sums, &mut out.row_mut(token)[outputs.clone()]);
         }
     }
 }
@@ -360,8 +372,8 @@ fn unpack_block<V: DotRows>(v: V, block: &PackedBlock, steps: &mut [PanelStep; Q
 /// Most tokens of a register tile.
 const TOKENS_MAX: usize = 6;
 
-/// Sums of a panel for all tokens of a block, written (first blocks) or added to `sums[tokens, TILES]`. Tokens go through
-/// registers in groups of nearly equal sizes; `ask` is called for each before its turn.
+/// Sums of a panel for all tokens of a block, written (first blocks) or added to the first of `sums[tokens, PANEL_STRIP_TILES]`. Tokens
+/// go through registers in groups of nearly equal sizes; `ask` is called for each before its turn.
 #[inline(always)]
 fn sum_panel<V: DotRows, const TILES: usize, const MANY: usize>(
     v: V,
@@ -374,7 +386,7 @@ fn sum_panel<V: DotRows, const TILES: usize, const MANY: usize>(
     while !left.is_empty() {
         let n = left.len().div_ceil(left.len().div_ceil(MANY));
         (left.start..left.start + n).for_each(&mut ask);
-        let sums = &mut sums[(left.start - tokens.start) * TILES..][..n * TILES];
+        let sums = &mut sums[(left.start - tokens.start) * PANEL_STRIP_TILES..];
         match n {
             1 => sum_tokens::<V, TILES, 1>(v, x, (left.start, panel), sums),
             2 => sum_tokens::<V, TILES, 2>(v, x, (left.start, panel), sums),
@@ -388,7 +400,7 @@ fn sum_panel<V: DotRows, const TILES: usize, const MANY: usize>(
     }
 }
 
-/// Sums of a panel for T tokens from `token` on, written or added to `sums[T, TILES]`.
+/// Sums of a panel for T tokens from `token` on, written or added to the first of `sums[T, PANEL_STRIP_TILES]`.
 #[inline(always)]
 fn sum_tokens<V: DotRows, const TILES: usize, const T: usize>(
     v: V,
@@ -402,7 +414,7 @@ fn sum_tokens<V: DotRows, const TILES: usize, const T: usize>(
     }
     let products = sum_steps::<V, TILES, T>(v, panel.tiles, rows);
     let is_first = panel.blocks.start == 0;
-    for (sums, products) in sums.chunks_exact_mut(TILES).zip(products) {
+    for (sums, products) in sums.chunks_mut(PANEL_STRIP_TILES).zip(products) {
         for (sums, products) in sums.iter_mut().zip(products) {
             keep(sums, v.totals(products), is_first);
         }
