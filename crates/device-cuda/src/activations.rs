@@ -6,7 +6,7 @@ use bitnet_model::device::{DeviceError, Norm};
 use bitnet_ternary::quantise::ACTIVATION_GROUP;
 
 use crate::device::CudaVector;
-use crate::driver::{Buffer, Launch};
+use crate::driver::{Buffer, Kernel, Launch};
 use crate::hidden::CudaHidden;
 use crate::kernels::Kernels;
 use crate::queue::{Arguments, Queue};
@@ -128,14 +128,17 @@ impl CudaActivations {
             }
             Rows::F32(values) => source.address(0).address(values.address()).address(0).address(0),
         };
-        let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(layout);
+        let arguments = arguments.word(width).word(self.stride()).word(self.n_groups()).word(layout).word(n_rows).word(0);
         let in_rows = matches!(self.rows, Rows::Int8 { in_groups: false, .. });
-        let (kernel, threads) = match by_pieces(n_rows, width).filter(|_| in_rows) {
-            Some((variant, threads)) => (kernels.norm_quantize_pieces[variant], threads),
-            None if n_rows < NARROW_ROWS_MIN => (kernels.norm_quantize, THREADS),
-            None => (kernels.norm_quantize_narrow, NARROW_THREADS),
+        let launch = match by_pieces(n_rows, width, kernels).filter(|_| in_rows) {
+            Some((kernel, grid, threads)) => arguments.launch(kernel, [grid, 1], (threads, 0)),
+            None => {
+                let is_wide = n_rows < NARROW_ROWS_MIN;
+                let (kernel, threads) =
+                    if is_wide { (kernels.norm_quantize, THREADS) } else { (kernels.norm_quantize_narrow, NARROW_THREADS) };
+                arguments.launch(kernel, [n_rows, 1], (threads, width * size_of::<f32>()))
+            }
         };
-        let launch = arguments.launch(kernel, [n_rows, 1], (threads, width * size_of::<f32>()));
         self.recipe = Some(Recipe { launch, source });
         queue.record(launch)
     }
@@ -151,19 +154,25 @@ impl CudaActivations {
     }
 }
 
-/// Which of the kernels that keep a row in registers takes `n_rows` rows of `width`, and with how many threads: where there are many rows, several are
+/// The kernel that keeps rows in registers, its blocks and their threads, for `n_rows` rows of `width`, if one does: where there are many rows, several are
 /// to share a multiprocessor.
-fn by_pieces(n_rows: usize, width: usize) -> Option<(usize, usize)> {
+fn by_pieces(n_rows: usize, width: usize, kernels: &Kernels) -> Option<(Kernel, usize, usize)> {
     const COLUMNS: usize = 16;
-    const THREADS_MAX: [usize; 2] = [1024, 512];
-    const MANY_ROWS_THREADS: usize = 256;
+    const ROWS_OF_WARPS: usize = 4;
     if n_rows < 2 || !width.is_multiple_of(64) {
         return None;
     }
     let n_pieces = width.next_multiple_of(BLOCK_COLUMNS) / COLUMNS;
-    let threads = [0, 1].map(|variant| n_pieces.div_ceil(1 << variant).next_multiple_of(32));
-    let variant = usize::from(n_rows >= NARROW_ROWS_MIN && threads[0] > MANY_ROWS_THREADS);
-    (threads[variant] <= THREADS_MAX[variant]).then_some((variant, threads[variant]))
+    let [warps, four_warps, sixteen_warps] = kernels.norm_quantize_many;
+    if n_rows >= NARROW_ROWS_MIN {
+        return match n_pieces {
+            ..=160 => Some((warps, n_rows.div_ceil(ROWS_OF_WARPS), ROWS_OF_WARPS * 32)),
+            161..=512 => Some((four_warps, n_rows, 128)),
+            513..=1024 => Some((sixteen_warps, n_rows, 512)),
+            _ => None,
+        };
+    }
+    (n_pieces <= 1024).then_some((kernels.norm_quantize_pieces, n_rows, n_pieces.next_multiple_of(32)))
 }
 
 /// The kernels' `Norms`.

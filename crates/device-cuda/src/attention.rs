@@ -71,6 +71,55 @@ fn type_number(kv_type: KvType) -> usize {
     }
 }
 
+/// Of a step all that launches depend on: steps of one shape are recorded as the same launches, whose data is staged at the same places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StepShape {
+    n_tokens: usize,
+    n_single: usize,
+    by_wgmma: [bool; 3],
+    n_runs: [usize; 3],
+    n_mma_runs: [usize; 3],
+    n_blocks: usize,
+    n_positions_max: usize,
+    n_rows: usize,
+}
+
+impl StepShape {
+    /// `has_wgmma`: whether `attention_wgmma` runs on this GPU.
+    pub(crate) fn new(step: &Step, has_wgmma: bool) -> Self {
+        let lengths = || step.sequences.chunk_by(|a, b| a == b).map(<[usize]>::len);
+        let n_tokens_max = lengths().max().unwrap_or(0);
+        let by_wgmma = [0, 1, 2].map(|variant| by_wgmma(has_wgmma, n_tokens_max, variant));
+        let n_runs = |n_rows: &dyn Fn(usize) -> usize| {
+            [0, 1, 2].map(|variant| lengths().filter(|n| *n > 1).map(|n| n.div_ceil(n_rows(variant) >> variant)).sum())
+        };
+        Self {
+            n_tokens: step.n_tokens(),
+            n_single: lengths().filter(|n| *n == 1).count(),
+            by_wgmma,
+            n_runs: n_runs(&|_| TILE_ROWS),
+            n_mma_runs: n_runs(&|variant| mma_rows(by_wgmma[variant])),
+            n_blocks: n_blocks_of_room(step),
+            n_positions_max: n_positions_of_room(step),
+            n_rows: step.output_tokens.len(),
+        }
+    }
+}
+
+/// Room for all block tables: a power of two, so that what is staged behind them moves seldom, and a step's launches stay the same from token to
+/// token.
+fn n_blocks_of_room(step: &Step) -> usize {
+    step.block_tables.iter().map(Vec::len).sum::<usize>().next_power_of_two()
+}
+
+/// Positions that the longest reach sees, rounded up: to a power of two if all tokens stand alone, for the same reason, and otherwise as far
+/// as no launch is larger for it.
+fn n_positions_of_room(step: &Step) -> usize {
+    const TILE: usize = 64;
+    let n = step.positions.iter().max().map_or(0, |&position| position + 1);
+    if step.sequences.windows(2).any(|pair| pair[0] == pair[1]) { n.next_multiple_of(TILE) } else { n.next_power_of_two() }
+}
+
 /// What the kernels need of a step, on the GPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StagedStep {
@@ -94,23 +143,30 @@ pub(crate) struct StagedStep {
     /// Runs of up to [`TILE_ROWS`] tokens of one sequence, `[n_runs, 2]`: first token, number of tokens. Of several lengths, by how many
     /// query heads share keys: 1, 2, 4.
     runs: [(u64, usize); 3],
-    /// Likewise of up to [`MMA_ROWS`].
+    /// Likewise of up to [`MMA_ROWS`], or [`WGMMA_ROWS`] where the longest has more rows than the former.
     mma_runs: [(u64, usize); 3],
+    /// Tokens of the longest run.
+    n_tokens_max: usize,
+    has_wgmma: bool,
 }
 
 /// Rows of `attention_tile`: query heads that share keys, times tokens.
 const TILE_ROWS: usize = 16;
 /// Rows of `attention_mma_prompt`.
-pub(crate) const MMA_ROWS: usize = 64;
+const MMA_ROWS: usize = 64;
+/// Rows of `attention_wgmma`.
+const WGMMA_ROWS: usize = 128;
 
 impl StagedStep {
-    pub(crate) fn new(step: &Step, queue: &mut Queue) -> Result<Self, DeviceError> {
+    /// `has_wgmma`: whether `attention_wgmma` runs on this GPU.
+    pub(crate) fn new(step: &Step, has_wgmma: bool, queue: &mut Queue) -> Result<Self, DeviceError> {
         let n_tokens = step.n_tokens();
         let (cos, sin) = step.rope.all();
         let slot = |token| {
             let (block, row) = step.slot(token);
             block.0 * BLOCK_TOKENS as u32 + row as u32
         };
+        let n_blocks_of_room = n_blocks_of_room(step);
         let mut n_blocks = 0;
         let starts = step.block_tables.iter().map(|table| {
             let start = n_blocks as u32;
@@ -126,31 +182,45 @@ impl StagedStep {
         let sequences: Vec<(usize, usize)> = firsts.zip(lengths.iter().copied()).collect();
         let single: Vec<u32> = sequences.iter().filter(|(_, n)| *n == 1).map(|&(first, _)| first as u32).collect();
         let n_single = single.len();
-        let mut stage_runs = |n_rows: usize| -> Result<[(u64, usize); 3], DeviceError> {
+        let n_tokens_max = lengths.iter().copied().max().unwrap_or(0);
+        let mut stage_runs = |n_rows: &dyn Fn(usize) -> usize| -> Result<[(u64, usize); 3], DeviceError> {
             let mut runs = [(0, 0); 3];
             for (variant, runs) in runs.iter_mut().enumerate() {
-                let cut = cut_runs(&sequences, n_rows >> variant);
+                let cut = cut_runs(&sequences, n_rows(variant) >> variant);
                 *runs = (queue.stage(cut.iter().copied())?, cut.len() / 2);
             }
             Ok(runs)
         };
-        let (runs, mma_runs) = (stage_runs(TILE_ROWS)?, stage_runs(MMA_ROWS)?);
+        let runs = stage_runs(&|_| TILE_ROWS)?;
+        let mma_runs = stage_runs(&|variant| mma_rows(by_wgmma(has_wgmma, n_tokens_max, variant)))?;
         Ok(Self {
             single: queue.stage(single.into_iter())?,
             n_single,
             all: queue.stage((0..n_tokens).map(|token| token as u32))?,
             runs,
             mma_runs,
+            n_tokens_max,
+            has_wgmma,
             n_tokens,
             cos: queue.stage(cos.iter().map(|value| value.to_bits()))?,
             sin: queue.stage(sin.iter().map(|value| value.to_bits()))?,
             slots: queue.stage((0..n_tokens).map(slot))?,
             positions: queue.stage(step.positions.iter().map(|&position| position as u32))?,
             table_starts: queue.stage(step.sequences.iter().map(|&sequence| starts[sequence]))?,
-            blocks: queue.stage(Tables { tables: &step.block_tables, n: n_blocks.next_power_of_two() }.into_vec().into_iter())?,
-            n_positions_max: step.positions.iter().max().map_or(0, |&position| position + 1),
+            blocks: queue.stage(Tables { tables: &step.block_tables, n: n_blocks_of_room }.into_vec().into_iter())?,
+            n_positions_max: n_positions_of_room(step),
         })
     }
+}
+
+/// Whether runs of up to `n_tokens_max` tokens go to `attention_wgmma`, where a run's heads that share keys are `1 << variant` rows a token: two warpgroups
+/// for the rows of one are slower.
+const fn by_wgmma(has_wgmma: bool, n_tokens_max: usize, variant: usize) -> bool {
+    has_wgmma && n_tokens_max << variant > MMA_ROWS
+}
+
+const fn mma_rows(by_wgmma: bool) -> usize {
+    if by_wgmma { WGMMA_ROWS } else { MMA_ROWS }
 }
 
 /// Runs of at most `n_max` tokens of sequences (first token, number) that have more than one, the longest reach first: it takes longest.
@@ -162,8 +232,7 @@ fn cut_runs(sequences: &[(usize, usize)], n_max: usize) -> Vec<u32> {
     runs.into_flattened()
 }
 
-/// Block tables one after another, filled up to `n`: a power of two, so that what is staged behind them moves seldom, and a step's
-/// launches stay the same from token to token.
+/// Block tables one after another, filled up to `n`.
 struct Tables<'a> {
     tables: &'a [Vec<bitnet_model::batch::BlockId>],
     n: usize,
@@ -185,7 +254,6 @@ pub(crate) fn rope_append(
     (cache, layer): (&CudaKvCache, usize),
     (queue, kernels): (&mut Queue, &Kernels),
 ) -> Result<(), DeviceError> {
-    const WARPS: usize = 8;
     check_heads(qkv, heads, step, cache);
     let n_heads = heads.n_heads + 2 * heads.n_kv_heads;
     let [keys, values] = cache.of_layer(layer);
@@ -193,12 +261,34 @@ pub(crate) fn rope_append(
     let norm = |norm: Option<&CudaVector>| norm.map_or(0, CudaVector::address);
     let arguments = Arguments::new().address(qkv.address_for_rows(step.n_tokens, queue)?).address(norm(q_norm)).address(norm(k_norm));
     let arguments = arguments.address(keys).address(values).address(step.cos).address(step.sin).address(step.slots);
-    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon);
+    let arguments = arguments.word(heads.n_heads).word(heads.n_kv_heads).word(heads.head_dim).float(heads.epsilon).word(0).word(0);
     queue.record(arguments.launch(
         kernels.rope_append[type_number(cache.layout.kv_type)],
-        [step.n_tokens, n_heads.div_ceil(WARPS)],
-        (WARPS * 32, 0),
+        [step.n_tokens, n_heads.div_ceil(ROPE_WARPS)],
+        (ROPE_WARPS * 32, 0),
     ))
+}
+
+/// Heads of a block of `rope_append`.
+const ROPE_WARPS: usize = 8;
+
+/// If the last thing recorded rotates the heads of `qkv` and they have no norms, takes that back: attention is to do it.
+fn take_back_rope(qkv: &CudaHidden, heads: &Heads<'_, CudaVector>, (queue, kernels): (&mut Queue, &Kernels)) -> Option<Launch> {
+    let last = *queue.last()?;
+    let is_rope = kernels.rope_append.contains(&last.kernel) && last.arguments[0] == qkv.address() && heads.qk_norms.is_none();
+    if is_rope {
+        queue.take_back();
+    }
+    is_rope.then_some(last)
+}
+
+/// `rope_append` for keys and values alone.
+fn without_queries(rope: Launch, heads: &Heads<'_, CudaVector>) -> Launch {
+    /// Where its arguments have the first head.
+    const FIRST_HEAD: usize = 10;
+    let mut arguments = rope.arguments;
+    arguments[FIRST_HEAD] = heads.n_heads as u64;
+    Launch { arguments, grid: [rope.grid[0], (2 * heads.n_kv_heads).div_ceil(ROPE_WARPS) as u32], ..rope }
 }
 
 /// Records `attention`: on the tensor cores where the cache holds halves and heads are of 64 or 128, and otherwise in the reference's order,
@@ -230,7 +320,7 @@ pub(crate) fn attention(
                 Some(room) => room,
                 None => split_room.insert(SplitRoom::new(queue)?),
             };
-            on_tensor_cores(arguments, heads, (step, room), (queue, kernels, gpu.n_multiprocessors), tile)
+            on_tensor_cores(arguments, (qkv, heads), (step, room), (queue, kernels, gpu.n_multiprocessors), tile)
         }
         Some(tile) => {
             let variant = (0..3).rev().find(|variant| sharing.is_multiple_of(1 << variant)).expect("one head a block always fits");
@@ -276,7 +366,7 @@ impl SplitRoom {
 /// Heads of 64 (`tile` 0) or 128 (1) over halves.
 fn on_tensor_cores(
     arguments: Arguments,
-    heads: &Heads<'_, CudaVector>,
+    (qkv, heads): (&CudaHidden, &Heads<'_, CudaVector>),
     (step, room): (&StagedStep, &SplitRoom),
     (queue, kernels, n_multiprocessors): (&mut Queue, &Kernels, usize),
     tile: usize,
@@ -296,8 +386,20 @@ fn on_tensor_cores(
     };
     let (runs, n_runs) = step.mma_runs[variant];
     if n_runs > 0 {
-        let shared_bytes = 4 * tile_bytes + THREADS * (dim / 2 + 4) * size_of::<f32>();
-        queue.record(arguments(runs, 1).launch(kernels.attention_mma_prompt[tile], [n_groups, n_runs], (THREADS, shared_bytes)))?;
+        let launch = if by_wgmma(step.has_wgmma, step.n_tokens_max, variant) {
+            const THREADS: usize = 3 * 128;
+            const N_TILES: usize = 8;
+            // Tokens alone beside them have their queries rotated.
+            let rope = if step.n_single == 0 { take_back_rope(qkv, heads, (queue, kernels)) } else { None };
+            let [cos, sin] = if rope.is_some() { [step.cos, step.sin] } else { [0, 0] };
+            rope.map_or(Ok(()), |rope| queue.record(without_queries(rope, heads)))?;
+            let shared_bytes = N_TILES * tile_bytes + WGMMA_ROWS * 2 * (dim / 2 + 4) * size_of::<f32>();
+            arguments(runs, 1).address(cos).address(sin).launch(kernels.attention_wgmma[tile], [n_groups, n_runs], (THREADS, shared_bytes))
+        } else {
+            let shared_bytes = 4 * tile_bytes + THREADS * (dim / 2 + 4) * size_of::<f32>();
+            arguments(runs, 1).launch(kernels.attention_mma_prompt[tile], [n_groups, n_runs], (THREADS, shared_bytes))
+        };
+        queue.record(launch)?;
     }
     if step.n_single > 0 {
         // By powers of two, so that a step's launches stay the same from token to token.
@@ -306,7 +408,11 @@ fn on_tensor_cores(
         let n_splits = if is_split { n_splits } else { 1 };
         let shared_bytes = RING * 2 * tile_bytes + 16 * TILE * size_of::<u16>();
         let grid = [n_groups * n_splits, step.n_single];
-        queue.record(arguments(step.single, n_splits).launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)))?;
+        // One token's launches become the step of one token as they are.
+        let rotates = n_runs == 0 && step.n_single > 1 && take_back_rope(qkv, heads, (queue, kernels)).is_some();
+        let [cos, sin] = if rotates { [step.cos, step.sin] } else { [0, 0] };
+        let arguments = arguments(step.single, n_splits).address(cos).address(sin);
+        queue.record(arguments.launch(kernels.attention_mma_one[tile], grid, (THREADS, shared_bytes)))?;
     }
     Ok(())
 }

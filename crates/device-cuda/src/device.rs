@@ -7,11 +7,11 @@ use bitnet_checkpoint::StoredTable;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::TokenId;
 use bitnet_model::batch::{BestLogits, Step};
-use bitnet_model::device::{Device, DeviceDescription, DeviceError, DeviceMemory, Heads, KvLayout, Norm, TableUse};
+use bitnet_model::device::{Device, DeviceDescription, DeviceError, DeviceMemory, Heads, KvLayout, Norm, Repeated, TableUse};
 use bitnet_ternary::TernaryMatrix;
 
 use crate::activations::{CudaActivations, norm_arguments};
-use crate::attention::{self, CudaKvCache, SplitRoom, StagedStep};
+use crate::attention::{self, CudaKvCache, SplitRoom, StagedStep, StepShape};
 use crate::driver::{Buffer, GpuDescription, HostBuffer, Stream, gpus};
 use crate::error::CudaError;
 use crate::hidden::CudaHidden;
@@ -34,8 +34,8 @@ pub struct CudaDevice {
     kernels: Kernels,
     gpu: GpuDescription,
     isa: &'static str,
-    /// The step whose data is on the GPU; `embed` begins another.
-    step: Option<StagedStep>,
+    /// The step whose data is on the GPU, and its shape; `embed` begins another.
+    step: Option<(StagedStep, StepShape)>,
     /// Key of the best logit of each row and whether the row is damaged, `[ARGMAX_ROWS_MAX, 2]`.
     best: Buffer,
     host_best: HostBuffer,
@@ -129,10 +129,20 @@ impl CudaDevice {
 
     /// The step's data on the GPU, brought there by the first operation that needs it.
     fn staged(&mut self, step: &Step) -> Result<StagedStep, DeviceError> {
-        match self.step {
-            Some(staged) => Ok(staged),
-            None => Ok(*self.step.insert(StagedStep::new(step, &mut self.queue)?)),
+        if self.step.is_none() {
+            let has_wgmma = self.kernels.has_tiles;
+            self.step = Some((StagedStep::new(step, has_wgmma, &mut self.queue)?, StepShape::new(step, has_wgmma)));
         }
+        let (staged, _) = self.step.as_ref().expect("filled just now");
+        Ok(*staged)
+    }
+
+    /// The best of each row, when everything queued has run.
+    fn fetch_best(&mut self, n_rows: usize) -> Result<impl Iterator<Item = (TokenId, bool)>, DeviceError> {
+        self.queue.fetch(&self.best, &self.host_best, n_rows * 2 * size_of::<u64>())?;
+        let rows = self.host_best.words(n_rows * 4).chunks_exact(4);
+        // The lower half of a key is the index's complement; key 0 says that nothing is above −∞.
+        Ok(rows.map(|words| (TokenId(if words[1] == 0 { 0 } else { !words[0] }), words[2] != 0)))
     }
 
     /// For each row of logits, the index of the largest and whether a value is NaN or +∞; logits that nobody looks at need not be there after.
@@ -152,10 +162,10 @@ impl CudaDevice {
         self.queue.record(begin)?;
         let argmax = arguments(width).launch(self.kernels.argmax, [width.div_ceil(BLOCK_COLUMNS), n_rows], (256, 0));
         self.queue.record(behind_screen.unwrap_or(argmax))?;
-        self.queue.fetch(&self.best, &self.host_best, n_rows * 2 * size_of::<u64>())?;
-        let rows = self.host_best.words(n_rows * 4).chunks_exact(4);
-        // The lower half of a key is the index's complement; key 0 says that nothing is above −∞.
-        Ok(rows.map(|words| (TokenId(if words[1] == 0 { 0 } else { !words[0] }), words[2] != 0)))
+        if let (LogitsUse::Best, Some((_, shape))) = (logits_use, self.step) {
+            self.queue.know(shape);
+        }
+        self.fetch_best(n_rows)
     }
 
     fn check_width(&self, what: &'static str, width: usize) -> Result<(), DeviceError> {
@@ -211,7 +221,7 @@ impl Device for CudaDevice {
     }
 
     fn embed(&mut self, table: &CudaTable, token_ids: &[TokenId], x: &mut CudaHidden) -> Result<(), DeviceError> {
-        self.queue.run()?;
+        self.queue.begin_step()?;
         self.step = None;
         table.embed(token_ids, x, (&mut self.queue, &self.kernels))
     }
@@ -315,19 +325,38 @@ impl Device for CudaDevice {
     }
 
     fn argmax_checked(&mut self, logits: &CudaHidden, out: &mut Vec<TokenId>) -> Result<Option<usize>, DeviceError> {
-        let best = self.best(logits, LogitsUse::Best)?;
-        out.clear();
-        let mut damaged = None;
-        for (row, (token_id, is_damaged)) in best.enumerate() {
-            out.push(token_id);
-            damaged = damaged.or(is_damaged.then_some(row));
+        Ok(first_damaged(self.best(logits, LogitsUse::Best)?, out))
+    }
+
+    fn repeat(&mut self, step: &Step, out: &mut Vec<TokenId>) -> Result<Repeated, DeviceError> {
+        let shape = StepShape::new(step, self.kernels.has_tiles);
+        if !self.queue.knows(shape) {
+            return Ok(Repeated::Not);
         }
-        Ok(damaged)
+        self.queue.begin_step()?;
+        self.step = None;
+        // As `embed`, the first use of the step and `final_norm` stage it.
+        self.queue.stage(step.token_ids.iter().map(|token_id| token_id.0))?;
+        StagedStep::new(step, self.kernels.has_tiles, &mut self.queue)?;
+        self.queue.stage(step.output_tokens.iter().map(|&row| row as u32))?;
+        self.queue.repeat(shape)?;
+        Ok(Repeated::Whole { damaged: first_damaged(self.fetch_best(step.output_tokens.len())?, out) })
     }
 
     fn finish<'a>(&mut self, x: &'a CudaHidden) -> Result<&'a [f32], DeviceError> {
         x.fetch(&mut self.queue)
     }
+}
+
+/// Puts the best tokens into `out`; the first row that is damaged, if there is one.
+fn first_damaged(best: impl Iterator<Item = (TokenId, bool)>, out: &mut Vec<TokenId>) -> Option<usize> {
+    out.clear();
+    let mut damaged = None;
+    for (row, (token_id, is_damaged)) in best.enumerate() {
+        out.push(token_id);
+        damaged = damaged.or(is_damaged.then_some(row));
+    }
+    damaged
 }
 
 #[cfg(test)]

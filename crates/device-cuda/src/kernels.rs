@@ -13,11 +13,15 @@ const NUMERICS: &str = include_str!("kernels/numerics.cuh");
 const MMA: &str = include_str!("kernels/mma.cuh");
 
 /// Every file of kernels, one for each operation or way of doing it.
-const FILES: [(&str, &str); 22] = [
+const FILES: [(&str, &str); 23] = [
     ("argmax.cu", concat!(include_str!("kernels/best.cuh"), include_str!("kernels/argmax.cu"))),
     ("attention.cu", include_str!("kernels/attention.cu")),
     ("attention_mma.cu", concat!(include_str!("kernels/attention_mma.cuh"), include_str!("kernels/attention_mma.cu"))),
     ("attention_tile.cu", include_str!("kernels/attention_tile.cu")),
+    (
+        "attention_wgmma.cu",
+        concat!(include_str!("kernels/wgmma.cuh"), include_str!("kernels/attention_mma.cuh"), include_str!("kernels/attention_wgmma.cu")),
+    ),
     ("bit_linear_f32.cu", include_str!("kernels/bit_linear_f32.cu")),
     ("bit_linear_few.cu", include_str!("kernels/bit_linear_few.cu")),
     ("bit_linear_grouped.cu", include_str!("kernels/bit_linear_grouped.cu")),
@@ -81,6 +85,8 @@ pub(crate) struct Kernels {
     pub(crate) attention_mma_one: [Kernel; 2],
     /// Heads of 64 and 128.
     pub(crate) attention_mma_prompt: [Kernel; 2],
+    /// Likewise, where `has_tiles`.
+    pub(crate) attention_wgmma: [Kernel; 2],
     /// Heads of 64 and 128; caches of f32 and f16; 1, 2, 4 query heads that share keys.
     pub(crate) attention_tile: [[[Kernel; 3]; 2]; 2],
     /// 1, 4 tokens at a time.
@@ -103,7 +109,7 @@ pub(crate) struct Kernels {
     pub(crate) bit_linear_tiles_gate: [Kernel; 4],
     /// 16, 32, 64, with scales for groups.
     pub(crate) bit_linear_tiles_groups: [Kernel; 3],
-    /// Whether the three above and `screen_tiles` run on this GPU.
+    /// Whether the three above, `attention_wgmma` and `screen_tiles` run on this GPU.
     pub(crate) has_tiles: bool,
     pub(crate) embed: Kernel,
     pub(crate) final_norm: Kernel,
@@ -112,8 +118,10 @@ pub(crate) struct Kernels {
     pub(crate) logits: [[Kernel; 2]; 3],
     pub(crate) norm_quantize: Kernel,
     pub(crate) norm_quantize_narrow: Kernel,
-    /// Sixteen columns a thread, and twice that.
-    pub(crate) norm_quantize_pieces: [Kernel; 2],
+    /// Sixteen columns a thread, of any number.
+    pub(crate) norm_quantize_pieces: Kernel,
+    /// Many rows: of five times 512 columns a warp; of four times 2,048 a block; of two times 8,192.
+    pub(crate) norm_quantize_many: [Kernel; 3],
     pub(crate) pack_f32: Kernel,
     pub(crate) pack_int8: Kernel,
     pub(crate) roof_multiply: Kernel,
@@ -149,9 +157,10 @@ impl Kernels {
         };
         let numbered = |file: &str, name: &str, numbers: [u32; 4]| numbered_by(|number| kernel(file, &format!("{name}_{number}")), numbers);
         let mma = |name: &str| kernel("attention_mma.cu", &format!("attention_mma_{name}"));
+        let wgmma = |dim: &str| kernel("attention_wgmma.cu", &format!("attention_wgmma_{dim}"));
         let tiles = |name: &str| kernel("bit_linear_tiles.cu", &format!("bit_linear_tiles_{name}"));
         let screened = |number: u32| kernel("screen_tiles.cu", &format!("screen_tiles_{number}"));
-        let pieces = |number: &str| kernel("norm_quantize.cu", &format!("norm_quantize_pieces_{number}"));
+        let norms = |name: &str| kernel("norm_quantize.cu", &format!("norm_quantize_{name}"));
         let logits =
             |name: &str| Ok::<_, CudaError>([kernel("logits.cu", &format!("{name}_1"))?, kernel("logits.cu", &format!("{name}_4"))?]);
         let cached = |file: &str, name: &str| -> Result<[[Kernel; 3]; 2], CudaError> {
@@ -172,6 +181,7 @@ impl Kernels {
             attention_mma_one: [mma("one_64")?, mma("one_128")?],
             attention_mma_prompt: [mma("prompt_64")?, mma("prompt_128")?],
             attention_tile: [cached("attention_tile.cu", "attention_tile_64")?, cached("attention_tile.cu", "attention_tile_128")?],
+            attention_wgmma: [wgmma("64")?, wgmma("128")?],
             bit_linear_f32: [kernel("bit_linear_f32.cu", "bit_linear_f32_1")?, kernel("bit_linear_f32.cu", "bit_linear_f32_4")?],
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
             bit_linear_few_narrow: numbered("bit_linear_few.cu", "bit_linear_few_narrow", [1, 2, 4, 8])?,
@@ -190,7 +200,8 @@ impl Kernels {
             logits: [logits("logits_f32")?, logits("logits_f16")?, logits("logits_bf16")?],
             norm_quantize: kernel("norm_quantize.cu", "norm_quantize")?,
             norm_quantize_narrow: kernel("norm_quantize.cu", "norm_quantize_narrow")?,
-            norm_quantize_pieces: [pieces("1")?, pieces("2")?],
+            norm_quantize_pieces: norms("pieces")?,
+            norm_quantize_many: [norms("warps")?, norms("four_warps")?, norms("sixteen_warps")?],
             pack_f32: kernel("pack.cu", "pack_f32")?,
             pack_int8: kernel("pack.cu", "pack_int8")?,
             roof_multiply: kernel("roof.cu", "roof_multiply")?,

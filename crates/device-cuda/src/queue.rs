@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use bitnet_model::device::DeviceError;
 
+use crate::attention::StepShape;
 use crate::driver::{Buffer, Graph, HostBuffer, Kernel, Launch, Memory, Stream};
 use crate::limits::{ARGUMENT_WORDS_MAX, GRAPHS_MAX, LAUNCHES_MAX, STEP_BYTES_MAX};
 use crate::step::StepOfOne;
@@ -30,12 +31,23 @@ pub(crate) struct Queue {
     n_data_words: usize,
     /// Whether work that reads `host_data` may still run.
     is_running: bool,
+    /// Whether everything since `begin_step` is recorded and nothing of it is queued.
+    is_whole: bool,
 }
 
 /// Launches seen once, and as a graph if seen again.
 struct RecordedStep {
     launches: Vec<Launch>,
     graph: Option<StepGraph>,
+    shape: Option<KnownShape>,
+}
+
+/// The shape of the steps that a graph does whole, and `Memory::n_changes` when that was seen: launches are known by their shape as long as
+/// all buffers are where they were.
+#[derive(PartialEq)]
+struct KnownShape {
+    shape: StepShape,
+    n_changes: usize,
 }
 
 /// A graph, and lists of operations that its kernels read.
@@ -59,6 +71,7 @@ impl Queue {
             data,
             n_data_words: 0,
             is_running: false,
+            is_whole: false,
         })
     }
 
@@ -140,6 +153,38 @@ impl Queue {
         self.launches.last()
     }
 
+    /// Queues what is recorded; from here on a step is recorded.
+    pub(crate) fn begin_step(&mut self) -> Result<(), DeviceError> {
+        self.run()?;
+        self.is_whole = true;
+        Ok(())
+    }
+
+    /// The launches since `begin_step`, if they are recorded and will be a graph when they are queued, are what a step of this shape is.
+    pub(crate) fn know(&mut self, shape: StepShape) {
+        let recorded = self.steps.iter_mut().find(|step| self.is_whole && step.graph.is_some() && step.launches == self.launches);
+        if let Some(recorded) = recorded {
+            recorded.shape = Some(KnownShape { shape, n_changes: self.memory.n_changes() });
+        }
+    }
+
+    /// Whether `repeat` will do a step of this shape.
+    pub(crate) fn knows(&self, shape: StepShape) -> bool {
+        let known = KnownShape { shape, n_changes: self.memory.n_changes() };
+        self.steps.iter().any(|step| step.shape.as_ref() == Some(&known))
+    }
+
+    /// Queues the graph of steps of a shape that `knows` has confirmed, on the data staged since `begin_step`.
+    pub(crate) fn repeat(&mut self, shape: StepShape) -> Result<(), DeviceError> {
+        let step = self.steps.iter().find(|step| step.shape.as_ref().is_some_and(|known| known.shape == shape));
+        let graph = step.and_then(|step| step.graph.as_ref()).expect("only graphs get a shape, and it was asked for just now");
+        self.stream.make_current()?;
+        self.stream.upload(&self.host_data, &self.data, self.n_data_words * 4)?;
+        self.is_running = true;
+        self.n_data_words = 0;
+        self.stream.launch_graph(&graph.graph)
+    }
+
     /// Queues everything recorded.
     pub(crate) fn run(&mut self) -> Result<(), DeviceError> {
         if self.launches.is_empty() {
@@ -148,6 +193,7 @@ impl Queue {
         self.stream.make_current()?;
         self.stream.upload(&self.host_data, &self.data, self.n_data_words * 4)?;
         self.is_running = true;
+        self.is_whole = false;
         self.n_data_words = 0;
         let queued = self.run_launches();
         self.launches.clear();
@@ -158,13 +204,17 @@ impl Queue {
         if self.launches.len() < GRAPH_LAUNCHES_MIN {
             return self.launches.iter().try_for_each(|launch| self.stream.launch(launch));
         }
-        let Some(step) = self.steps.iter_mut().find(|step| step.launches == self.launches) else {
+        let Some(index) = self.steps.iter().position(|step| step.launches == self.launches) else {
             if self.steps.len() == GRAPHS_MAX {
                 self.steps.pop_front();
             }
-            self.steps.push_back(RecordedStep { launches: self.launches.clone(), graph: None });
+            self.steps.push_back(RecordedStep { launches: self.launches.clone(), graph: None, shape: None });
             return self.launches.iter().try_for_each(|launch| self.stream.launch(launch));
         };
+        // What comes again stays longest.
+        let found = self.steps.remove(index).expect("found above");
+        self.steps.push_back(found);
+        let step = self.steps.back_mut().expect("put there just now");
         let known = match &step.graph {
             Some(known) => known,
             None => {

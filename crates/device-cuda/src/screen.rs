@@ -15,6 +15,9 @@ const WARPS: usize = 8;
 /// Rows of the head that share an upper bound (screen_tiles.cu).
 const GROUP_ROWS: usize = 16;
 
+/// Bytes of a row of the head that half a warp multiplies exactly at a time.
+const EXACT_BYTES: usize = 2560;
+
 /// A dense head in its stored precision, `[n, stride]`.
 #[derive(Clone, Copy)]
 pub(crate) struct DenseHead {
@@ -113,7 +116,11 @@ impl Screen {
         let arguments = Arguments::new().address(x).address(head.address).address(self.norms.address()).address(self.tokens.address());
         let arguments = arguments.address(self.thresholds.address()).address(out);
         let arguments = arguments.word(head.n).word(head.k).word(head.stride).float(rounding).address(uppers).address(0);
-        queue.record(arguments.launch(kernels.screen_exact[dtype_number(head.dtype)], [head.n.div_ceil(WARPS * 32), m], (WARPS * 32, 0)))
+        queue.record(arguments.launch(
+            kernels.screen_exact[dtype_number(head.dtype)],
+            [head.n.div_ceil(WARPS * 32), m],
+            (WARPS * 32, 2 * WARPS * EXACT_BYTES),
+        ))
     }
 }
 

@@ -14,10 +14,12 @@ pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
 const THREADS: usize = 10 * 32;
 /// Warps that stream weights and keep house.
 const OTHER_THREADS: usize = 64;
-const MAILBOXES: usize = 4;
-const ROW_COLUMNS_MAX: usize = 7 * 4 * THREADS;
+const MAILBOXES: usize = 8;
+const ROW_COLUMNS_MAX: usize = 8 * 4 * THREADS;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
+/// Tiles of positions of a split.
+const SPLIT_TILES: usize = 4;
 /// Most blocks that attention has for itself.
 const ATTENTION_BLOCKS_MAX: usize = 16;
 /// Where a product has its first block and whether its row comes by mail; its tiles; its stages.
@@ -85,51 +87,47 @@ impl Linear {
         self.n_groups > 1
     }
 
-    /// Quantised row, squares, group scales and sums, sums of products.
+    /// Quantised row, norm weights, group scales and sums, and with those products of groups.
     fn scratch_bytes(self, n_product_blocks: usize) -> usize {
-        let (filled, n_tiles) = (self.n_blocks * BLOCK_COLUMNS, self.n_tiles().div_ceil(n_product_blocks));
-        let squares = if self.has_norms { (filled + 16 * 4) * 4 } else { 0 };
-        let (groups, n_sums) = if self.in_groups { (filled / 128 * 8, self.n_blocks * 2) } else { (0, 1) };
-        filled + squares + groups + n_tiles * n_sums * TILE_ROWS * 4
+        let filled = self.n_blocks * BLOCK_COLUMNS;
+        let weights = if self.has_norms { filled * 4 } else { 0 };
+        let products = self.n_tiles().div_ceil(n_product_blocks) * self.n_blocks * 2 * TILE_ROWS * 4;
+        filled + weights + if self.in_groups { filled / 128 * 8 + products } else { 0 }
+    }
+
+    /// Sums of integers of a block's tiles.
+    fn sums_bytes(self, n_product_blocks: usize) -> usize {
+        if self.in_groups { 0 } else { (self.n_tiles().div_ceil(n_product_blocks) * TILE_ROWS * 4).next_multiple_of(128) }
     }
 }
 
 impl Operation {
-    /// The operation as the kernel reads it, its first tile on block `next_block`, unless the ring is too short for a tile.
-    fn placed(
-        &self,
-        layout: &RingLayout,
-        (n_stages, n_product_blocks): (usize, usize),
-        next_block: &mut usize,
-    ) -> Option<[u64; OPERATION_WORDS]> {
+    /// The operation as the kernel reads it, its first tile on block `next_block`.
+    fn placed(&self, layout: &RingLayout, (n_stages, n_product_blocks): (usize, usize), next_block: &mut usize) -> [u64; OPERATION_WORDS] {
         // Products that add to a row always begin here, so that a thread adds to what it has written itself.
         const FIRST_BLOCK_OF_ADDING: usize = 0;
         let mut words = self.words;
         if let Needs::Linear(linear) = self.needs {
             let n_pieces = linear.n_blocks.div_ceil(layout.stage_blocks);
             let (n_tiles, n_over) = (linear.n_tiles() / n_product_blocks, linear.n_tiles() % n_product_blocks);
-            // All of a block's stages are freed together if they fit, else half of the ring is filled while the other is read.
-            let n_most = n_tiles + usize::from(n_over > 0);
-            let halves = (n_stages / 2 / n_pieces).max(usize::from(n_pieces <= n_stages));
-            let at_once = if n_most * n_pieces <= n_stages { n_most } else { halves };
-            if at_once == 0 {
-                return None;
-            }
+            let interleaves = (n_tiles + usize::from(n_over > 0)) * n_pieces > n_stages;
             let first_block = if linear.adds { FIRST_BLOCK_OF_ADDING } else { *next_block };
             *next_block = (first_block + linear.n_tiles()) % n_product_blocks;
             words[FIRST_BLOCK_AND_RECEIVES] |= word(first_block, 0);
             words[TILES] = word(n_tiles, n_over);
-            words[STAGES] = word(n_pieces, at_once);
+            words[STAGES] = word(n_pieces, usize::from(interleaves));
             words[STAGES + 1] = u64::from((1.0 / linear.n_blocks as f32).to_bits());
         }
-        Some(words)
+        words
     }
 
-    fn scratch_bytes(&self, n_product_blocks: usize) -> usize {
+    fn scratch_bytes(&self, n_product_blocks: usize, n_attention_tiles: usize) -> usize {
         match self.needs {
             Needs::Linear(linear) => linear.scratch_bytes(n_product_blocks),
-            // Three pairs of tiles, weights of a tile, the last key and value, queries, heads.
-            Needs::Attention { head_dim, .. } => 3 * 2 * 64 * head_dim * 2 + 16 * 64 * 2 + (4 + 32 + 40) * head_dim,
+            // Pairs of tiles, weights of a split, queries, largest scores, the last key and value, heads.
+            Needs::Attention { head_dim, .. } => {
+                n_attention_tiles * 2 * 64 * head_dim * 2 + 4 * 8 * 64 * 2 + 8 * 16 * 4 + (16 + 4 + 40) * head_dim
+            }
         }
     }
 }
@@ -256,14 +254,16 @@ impl StepOfOne {
         }
         let layout = RingLayout::best(&linears);
         let blocks = BlockShares::new(operations, self.n_multiprocessors);
+        // Blocks of attention have no weights: it works where others have the ring, on a whole split at a time.
+        let is_apart = blocks.first_attention > 0;
+        let n_attention_tiles = if is_apart { SPLIT_TILES } else { SPLIT_TILES / 2 };
         let scratch_of = |is_attention: bool| {
             let of_kind = operations.iter().filter(|operation| matches!(operation.needs, Needs::Attention { .. }) == is_attention);
-            of_kind.map(|operation| operation.scratch_bytes(blocks.n_product)).max().unwrap_or(0)
+            of_kind.map(|operation| operation.scratch_bytes(blocks.n_product, n_attention_tiles)).max().unwrap_or(0)
         };
-        let (of_products, of_attention) = (scratch_of(false), scratch_of(true));
-        // Blocks of attention have no weights: it works where others have the ring.
-        let is_apart = blocks.first_attention > 0;
-        let scratch = if is_apart { of_products } else { of_products.max(of_attention) };
+        let sums_bytes = linears.iter().map(|linear| linear.sums_bytes(blocks.n_product)).max().unwrap_or(0);
+        let (of_products, of_attention) = (2 * sums_bytes + scratch_of(false), scratch_of(true));
+        let scratch = if is_apart { of_products } else { of_products.max(2 * sums_bytes + of_attention) };
         let n_stages = (self.shared_bytes_max.saturating_sub(scratch) / layout.stage_bytes).min(STAGES_MAX);
         if n_stages < STAGES_MIN {
             return Ok(None);
@@ -274,9 +274,7 @@ impl StepOfOne {
         // The list, the mailboxes with the pattern that nothing has come, and how many operations have sent.
         let mut next_block = 0;
         let placed = operations.iter().map(|operation| operation.placed(&layout, (n_stages, blocks.n_product), &mut next_block));
-        let words = placed.collect::<Option<Vec<_>>>();
-        let Some(words) = words else { return Ok(None) };
-        let list: Vec<u8> = words.into_flattened().into_iter().flat_map(u64::to_le_bytes).collect();
+        let list: Vec<u8> = placed.flatten().flat_map(u64::to_le_bytes).collect();
         let mail_bytes = MAILBOXES * mailbox_words * size_of::<u32>();
         let bytes = [list.as_slice(), &vec![0xff; mail_bytes], &[0; 8]].concat();
         let memory_of_step = memory.buffer("operations of a step", bytes.len())?;
@@ -287,7 +285,7 @@ impl StepOfOne {
         let arguments = arguments.word(layout.scale_bytes).word(layout.stage_bytes).word(mailbox_words).word(n_results);
         let arguments = arguments.word(blocks.n_product).word(blocks.first_attention).float(1.0 / layout.stage_blocks as f32);
         let ring_bytes = n_stages * layout.stage_bytes;
-        let arguments = arguments.word(if is_apart { 0 } else { ring_bytes });
+        let arguments = arguments.word(if is_apart { 0 } else { ring_bytes + 2 * sums_bytes }).word(n_attention_tiles).word(sums_bytes);
         let shared_bytes = (ring_bytes + scratch).max(of_attention);
         let launch = arguments.launch(self.kernel, [self.n_multiprocessors, 1], (THREADS + OTHER_THREADS, shared_bytes));
         Ok(Some((Launch { is_cooperative: true, ..launch }, memory_of_step)))

@@ -212,6 +212,11 @@ impl Step {
         rope.fill(&self.positions, &mut self.rope);
     }
 
+    /// Whether of all outputs, of which there are up to `n_rows_max`, only the most likely token is asked for.
+    pub(crate) fn wants_tokens_alone(&self, n_rows_max: usize) -> bool {
+        (1..=n_rows_max).contains(&self.output_tokens.len()) && !self.has_values.contains(&true)
+    }
+
     /// Where the key and value of `token` lie: block and row within the block.
     pub fn slot(&self, token: usize) -> (BlockId, usize) {
         let position = self.positions[token];

@@ -102,6 +102,15 @@ pub struct Norm<V> {
     pub epsilon: f32,
 }
 
+/// What [`Device::repeat`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeated {
+    /// Nothing: the step is to be walked.
+    Not,
+    /// All of the step; `damaged` is the first row that holds NaN or +∞, if there is one.
+    Whole { damaged: Option<usize> },
+}
+
 /// How query, key and value rows divide into heads, and the norms on them.
 pub struct Heads<'a, V> {
     /// Query heads.
@@ -182,7 +191,8 @@ pub trait Device: Send {
     fn bit_linear_add(&mut self, x: &Self::Activations, weights: &Self::Linear, residual: &mut Self::Hidden) -> Result<(), DeviceError>;
 
     /// Takes rows `qkv[m, (n_heads + 2·n_kv_heads)·head_dim]` = q | k | v: norms each query and key head if there are norms,
-    /// rotates them by the step's angles, leaves q in place and writes k and v into their cache slots of `layer`.
+    /// rotates them by the step's angles, leaves q in place and writes k and v into their cache slots of `layer`. Behind `attention` nobody looks at the
+    /// rows again, so a device may put off for it what only it needs.
     fn rope_append(
         &mut self,
         qkv: &mut Self::Hidden,
@@ -244,6 +254,14 @@ pub trait Device: Send {
         let width = self.finish(logits)?.len() / out.len().max(1);
         let is_damaged = |value: &f32| value.is_nan() || *value == f32::INFINITY;
         Ok(self.finish(logits)?.chunks(width.max(1)).position(|row| row.iter().any(is_damaged)))
+    }
+
+    /// Does at once what a walk over `step` from [`Self::embed`] to [`Self::argmax_checked`] does, if such a walk over a step of the same shape is
+    /// remembered: its tokens are in `out` afterwards, and what rows hold is undefined until the next `embed`. For callers whose walks are
+    /// the same for all steps but for ids, positions and block tables, and who look at no logits of this one (all of `step.wanted` is
+    /// [`BestLogits::GREATEST`], no more rows than [`Self::n_output_rows`]).
+    fn repeat(&mut self, _step: &Step, _out: &mut Vec<TokenId>) -> Result<Repeated, DeviceError> {
+        Ok(Repeated::Not)
     }
 
     /// Ends the step: waits for everything submitted and yields the rows of `x`, `[rows, width]`, on the host.

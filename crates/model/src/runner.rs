@@ -5,7 +5,7 @@ use bitnet_checkpoint::ModelConfig;
 use thiserror::Error;
 
 use crate::batch::{Batch, BatchError, BatchLimits, Step};
-use crate::device::{Device, DeviceDescription, DeviceError, DeviceMemory, KvLayout, KvType};
+use crate::device::{Device, DeviceDescription, DeviceError, DeviceMemory, KvLayout, KvType, Repeated};
 use crate::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use crate::rope::RopeTable;
 use crate::token::TokenId;
@@ -194,10 +194,15 @@ impl<D: Device> Runner for TransformerRunner<D> {
     fn step(&mut self, batch: &Batch) -> Result<&StepOutput, RunnerError> {
         batch.validate(self.limits)?;
         self.step.fill(batch, &self.rope);
-        self.transformer.forward(&self.step)?;
         self.output.values.clear();
         self.output.greedy.clear();
         let n_output_rows = self.transformer.device.n_output_rows().min(self.limits.n_tokens_max);
+        if self.step.wants_tokens_alone(n_output_rows)
+            && let Repeated::Whole { damaged } = self.transformer.device.repeat(&self.step, &mut self.output.greedy)?
+        {
+            return damaged.map_or(Ok(&self.output), |row| Err(RunnerError::NotFinite { row }));
+        }
+        self.transformer.forward(&self.step)?;
         for first in (0..self.step.output_tokens.len()).step_by(n_output_rows) {
             let range = first..self.step.output_tokens.len().min(first + n_output_rows);
             self.transformer.outputs(&self.step.output_tokens[range.clone()], &self.step.wanted[range.clone()])?;

@@ -19,6 +19,8 @@ pub(crate) struct Memory(Arc<Room>);
 struct Room {
     context: Arc<Context>,
     set_aside: Mutex<Vec<SetAside>>,
+    /// How often memory of the GPU was given or dropped.
+    n_changes: AtomicUsize,
     /// Bytes of all buffers, of the GPU and of the host, those set aside among them.
     gpu_bytes: AtomicUsize,
     host_bytes: AtomicUsize,
@@ -38,7 +40,13 @@ unsafe impl Sync for HostPointer {}
 
 impl Memory {
     pub(super) fn new(context: Arc<Context>) -> Self {
-        Self(Arc::new(Room { context, set_aside: Mutex::default(), gpu_bytes: AtomicUsize::new(0), host_bytes: AtomicUsize::new(0) }))
+        let [n_changes, gpu_bytes, host_bytes] = [(); 3].map(|()| AtomicUsize::new(0));
+        Self(Arc::new(Room { context, set_aside: Mutex::default(), n_changes, gpu_bytes, host_bytes }))
+    }
+
+    /// As long as this number stays, every buffer is where it was.
+    pub(crate) fn n_changes(&self) -> usize {
+        self.0.n_changes.load(Ordering::Relaxed)
     }
 
     /// Bytes in use, of the GPU and pinned on the host.
@@ -56,6 +64,7 @@ impl Memory {
             _ => failed("cuMemAlloc")(error),
         })?;
         self.0.gpu_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        self.0.n_changes.fetch_add(1, Ordering::Relaxed);
         Ok(Buffer { address, size_bytes, memory: self.clone() })
     }
 
@@ -148,6 +157,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.memory.0.n_changes.fetch_add(1, Ordering::Relaxed);
         self.memory.set_aside(SetAside::Gpu(self.address, self.size_bytes));
     }
 }

@@ -67,8 +67,28 @@ __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs
     }
 }
 
+// Rotates the key of a token as rope_append does and puts it and the value into the cache, by all threads.
 template <int DIM>
-__device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a) {
+__device__ __forceinline__ void append_last(const AttentionRotatingArgs& args, u32 token, u32 kv_head, u32 block, u32 row) {
+    const AttentionMmaArgs& a = args.of;
+    const u64 place = (((u64)block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + row) * DIM;
+    const float* key = a.qkv + ((u64)token * (a.n_heads + 2 * a.n_kv_heads) + a.n_heads + kv_head) * DIM;
+    const float* value = key + a.n_kv_heads * DIM;
+    const u32 thread = threadIdx.x, pair = thread % (DIM / 2);
+    if (thread < DIM / 2) {
+        const float x = key[pair], y = key[DIM / 2 + pair];
+        const float cos = args.cos[(u64)token * (DIM / 2) + pair], sin = args.sin[(u64)token * (DIM / 2) + pair];
+        store((Half*)a.keys + place + pair, x * cos - y * sin);
+        store((Half*)a.keys + place + DIM / 2 + pair, y * cos + x * sin);
+    } else if (thread < DIM) {
+        store((Half*)a.values + place + pair, value[pair]);
+        store((Half*)a.values + place + DIM / 2 + pair, value[DIM / 2 + pair]);
+    }
+}
+
+template <int DIM>
+__device__ __forceinline__ void attention_mma_one_body(const AttentionRotatingArgs& args) {
+    const AttentionMmaArgs& a = args.of;
     extern __shared__ __align__(128) char shared[];
     __shared__ float greatest_of_warps[WARPS * 16];
     const u32 sharing = 1 << a.log_sharing, split = blockIdx.x % a.n_splits, first_head = blockIdx.x / a.n_splits * sharing;
@@ -84,13 +104,29 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a
     };
     // Keys and values of steps before are there before this step's are: only the tile of the last position waits for it.
     const bool is_old = (one.first_tile + RING - 1) * TILE < n_positions;
-    if (!is_old) await_predecessors();
+    // The last position's block puts it into the cache, if nobody did before: its tile is fetched behind a barrier.
+    const bool rotates = args.cos != nullptr;
+    const auto append = [&] {
+        const u32 block = one.blocks[(n_positions - 1) / BLOCK_TOKENS];
+        if (rotates && one.end_tile == n_tiles) append_last<DIM>(args, token, one.kv_head, block, (n_positions - 1) % BLOCK_TOKENS);
+    };
+    if (!is_old) {
+        await_predecessors();
+        append();
+        if (rotates) barrier_of_heads();
+    }
     for (u32 tile = 0; tile < RING - 1; tile++) one.fetch(one.first_tile + tile);
-    if (is_old) await_predecessors();
+    if (is_old) {
+        await_predecessors();
+        append();
+    }
     u32 queries[DIM / 16][4];
     const float* first_query = a.qkv + (u64)token * (a.n_heads + 2 * a.n_kv_heads) * DIM + first_head * DIM;
     // Each warp reads them for itself, into the slot that is not fetched yet: DIM · 32 bytes a warp.
-    load_queries<DIM, SHARING_MAX>(queries, one.keys(one.first_tile + RING - 1) + threadIdx.x / 32 * 16 * DIM * 2, a.scale, [&](u32 row) { return first_query + min(row, sharing - 1) * DIM; });
+    const u32 of_queries = one.keys(one.first_tile + RING - 1) + threadIdx.x / 32 * 16 * DIM * 2;
+    const auto query = [&](u32 row) { return first_query + min(row, sharing - 1) * DIM; };
+    if (rotates) load_rotated<DIM, SHARING_MAX>(queries, of_queries, args, query, [&](u32) { return token; });
+    else load_queries<DIM, SHARING_MAX>(queries, of_queries, a.scale, query);
     Partial<DIM / WARPS> total;
     one.run(total, queries);
     float* out = a.out + ((u64)token * a.n_heads + first_head) * DIM;
@@ -103,5 +139,5 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionMmaArgs& a
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_mma_prompt_64(const AttentionMmaArgs a) { attention_mma_prompt_body<64>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_mma_prompt_128(const AttentionMmaArgs a) { attention_mma_prompt_body<128>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_mma_one_64(const AttentionMmaArgs a) { attention_mma_one_body<64>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_mma_one_128(const AttentionMmaArgs a) { attention_mma_one_body<128>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_mma_one_64(const AttentionRotatingArgs a) { attention_mma_one_body<64>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) attention_mma_one_128(const AttentionRotatingArgs a) { attention_mma_one_body<128>(a); }

@@ -32,6 +32,9 @@ struct AttentionMmaArgs {
     u32 unused;
 };
 
+// Two halves of 1.
+#define ONES 0x3c003c00u
+
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -145,7 +148,7 @@ struct Partial {
     // Adds weights[16, TILE] · values[TILE, COLUMNS], the values from column `first_column` of rows of DIM.
     template <int DIM>
     __device__ __forceinline__ void add_tile(const u32 (&weights)[TILE / 16][4], u32 tile, u32 first_column) {
-        const u32 lane = threadIdx.x & 31, ones = 0x3c003c00u;
+        const u32 lane = threadIdx.x & 31;
 #pragma unroll
         for (int step = 0; step < TILE / 16; step++) {
 #pragma unroll
@@ -155,13 +158,19 @@ struct Partial {
                 multiply_halves(values[pair * 2], weights[step], matrices[0], matrices[1]);
                 multiply_halves(values[pair * 2 + 1], weights[step], matrices[2], matrices[3]);
             }
-            multiply_halves(sums, weights[step], ones, ones);
+            multiply_halves(sums, weights[step], ONES, ONES);
         }
     }
 };
 
-// Starts to fetch TILE rows from position `first` of keys and values; rows from `n_positions` on become zeros.
+// Where those of a tile of keys or values lie as wgmma reads them (wgmma.cuh): 64 columns of all rows, then the next.
 template <int DIM>
+__device__ __forceinline__ u32 piece_of_tile(u32 row, u32 piece) {
+    return piece / 8 * (TILE * 128) + row * 128 + ((piece % 8) ^ (row & 7)) * 16;
+}
+
+// Starts to fetch TILE rows from position `first` of keys and values; rows from `n_positions` on become zeros.
+template <int DIM, bool FOR_WGMMA = false>
 __device__ __forceinline__ void fetch_tiles(const AttentionMmaArgs& a, u32 keys, u32 values, const u32* blocks, u32 kv_head, u32 first, u32 n_positions) {
     // All at once: each is far away.
     u32 blocks_of_tile[TILE / BLOCK_TOKENS];
@@ -172,7 +181,7 @@ __device__ __forceinline__ void fetch_tiles(const AttentionMmaArgs& a, u32 keys,
         const u32 item = step * THREADS + threadIdx.x, row = item / (DIM / 8), piece = item % (DIM / 8), position = first + row;
         const u64 block = blocks_of_tile[step * (THREADS / (DIM / 8)) / BLOCK_TOKENS];
         const u64 place = ((block * a.n_kv_heads + kv_head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * DIM + piece * 8;
-        const u32 n_bytes = position < n_positions ? 16 : 0, to = piece_of<DIM>(row, piece);
+        const u32 n_bytes = position < n_positions ? 16 : 0, to = FOR_WGMMA ? piece_of_tile<DIM>(row, piece) : piece_of<DIM>(row, piece);
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(keys + to), "l"(a.keys + place), "r"(n_bytes) : "memory");
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(values + to), "l"(a.values + place), "r"(n_bytes) : "memory");
     }
@@ -200,6 +209,41 @@ __device__ __forceinline__ void load_queries(u32 (&queries)[DIM / 16][4], u32 to
     for (int step = 0; step < DIM / 16; step++) load_matrices(queries[step], to + piece_of<DIM>(lane & 15, step * 2 + lane / 16));
 }
 
+// Of kernels that may rotate queries themselves.
+struct AttentionRotatingArgs {
+    AttentionMmaArgs of;
+    const float* cos;  // [m, DIM / 2], or null: queries have been rotated
+    const float* sin;  // likewise
+};
+
+// load_queries of rows that are to be rotated as rope_append does; `token` gives a row's token.
+template <int DIM, int ROWS, typename Query, typename Token>
+__device__ __forceinline__ void load_rotated(u32 (&queries)[DIM / 16][4], u32 to, const AttentionRotatingArgs& a, Query query, Token token) {
+    const u32 lane = threadIdx.x & 31;
+    const float scale = a.of.scale;
+#pragma unroll (ROWS / 4)
+    for (u32 item = lane; item < ROWS * DIM / 16; item += 32) {
+        const u32 row = item / (DIM / 16), piece = item % (DIM / 16);
+        const float* from = query(row) + piece * 8;
+        const u64 angles = (u64)token(row) * (DIM / 2) + piece * 8;
+        u32 low[4], high[4];
+#pragma unroll
+        for (int four = 0; four < 2; four++) {
+            const float4 x = ((const float4*)from)[four], y = ((const float4*)(from + DIM / 2))[four];
+            const float4 cos = __ldg((const float4*)(a.cos + angles) + four), sin = __ldg((const float4*)(a.sin + angles) + four);
+            low[four * 2] = pack_halves((x.x * cos.x - y.x * sin.x) * scale, (x.y * cos.y - y.y * sin.y) * scale);
+            low[four * 2 + 1] = pack_halves((x.z * cos.z - y.z * sin.z) * scale, (x.w * cos.w - y.w * sin.w) * scale);
+            high[four * 2] = pack_halves((y.x * cos.x + x.x * sin.x) * scale, (y.y * cos.y + x.y * sin.y) * scale);
+            high[four * 2 + 1] = pack_halves((y.z * cos.z + x.z * sin.z) * scale, (y.w * cos.w + x.w * sin.w) * scale);
+        }
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_of<DIM>(row, piece)), "r"(low[0]), "r"(low[1]), "r"(low[2]), "r"(low[3]) : "memory");
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_of<DIM>(row, piece + DIM / 16)), "r"(high[0]), "r"(high[1]), "r"(high[2]), "r"(high[3]) : "memory");
+    }
+    __syncwarp();
+#pragma unroll
+    for (int step = 0; step < DIM / 16; step++) load_matrices(queries[step], to + piece_of<DIM>(lane & 15, step * 2 + lane / 16));
+}
+
 // scores[16, 16 · PAIRS] of keys from row `first_key` of a tile.
 template <int DIM, int PAIRS>
 __device__ __forceinline__ void score_keys(float (&scores)[PAIRS * 2][4], const u32 (&queries)[DIM / 16][4], u32 tile, u32 first_key) {
@@ -219,23 +263,32 @@ __device__ __forceinline__ void score_keys(float (&scores)[PAIRS * 2][4], const 
         }
 }
 
-// Scores of positions from `limits` on become −∞; the largest of each row, for its four threads. The first key is at `first`.
+// The largest score of each row, for its four threads.
+template <int PAIRS>
+__device__ __forceinline__ void find_greatest(const float (&scores)[PAIRS * 2][4], float (&greatest)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        // What is no number is passed over.
+        float of_thread = fmaxf(scores[0][half * 2], scores[0][half * 2 + 1]);
+#pragma unroll
+        for (int tile = 1; tile < PAIRS * 2; tile++) of_thread = fmaxf(fmaxf(of_thread, scores[tile][half * 2]), scores[tile][half * 2 + 1]);
+        greatest[half] = fmaxf(of_thread, NEGATIVE_INFINITY);
+        greatest[half] = fmaxf(greatest[half], __shfl_xor_sync(FULL_WARP, greatest[half], 1));
+        greatest[half] = fmaxf(greatest[half], __shfl_xor_sync(FULL_WARP, greatest[half], 2));
+    }
+}
+
+// Scores of positions from `limits` on become −∞; the largest of each row as above. The first key is at `first`.
 template <int PAIRS>
 __device__ __forceinline__ void mask_scores(float (&scores)[PAIRS * 2][4], float (&greatest)[2], u32 first, const u32 (&limits)[2]) {
-    greatest[0] = greatest[1] = NEGATIVE_INFINITY;
 #pragma unroll
     for (int tile = 0; tile < PAIRS * 2; tile++)
 #pragma unroll
         for (int part = 0; part < 4; part++) {
             const u32 position = first + tile * 8 + (threadIdx.x & 3) * 2 + (part & 1);
             if (position >= limits[part / 2]) scores[tile][part] = NEGATIVE_INFINITY;
-            greatest[part / 2] = larger(greatest[part / 2], scores[tile][part]);
         }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        greatest[half] = larger(greatest[half], __shfl_xor_sync(FULL_WARP, greatest[half], 1));
-        greatest[half] = larger(greatest[half], __shfl_xor_sync(FULL_WARP, greatest[half], 2));
-    }
+    find_greatest<PAIRS>(scores, greatest);
 }
 
 // Numerators as halves, in the order in which the next product reads them. A row that has seen nothing has weights 0.

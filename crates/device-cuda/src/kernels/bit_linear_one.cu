@@ -1,8 +1,7 @@
 // bit_linear for one token, int8: norms, quantisation, product and epilogue in one kernel, and the gate behind it where there is one.
 //
 // Every block norms and quantises the row for itself, while its weights are on their way: they do not depend on the kernels before,
-// so they are asked for before these have finished. Sums of the norm have one fixed order, which is why no two blocks could share
-// them without a barrier over the grid.
+// so they are asked for before these have finished. No two blocks could share the norm without a barrier over the grid.
 #define WARPS 8
 #define PREFETCHED 4
 
@@ -49,7 +48,7 @@ struct Row {
 };
 
 // Norms and quantises x[k] into `quantized` (blocks of X_BLOCK_BYTES), by all threads.
-__device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* row, i8* quantized, float* scratch, int* integer_scratch) {
+__device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* row, i8* quantized, float* scratch, float* chunks, int* integer_scratch) {
     if (a.x == nullptr) {
         for (u32 four = threadIdx.x; four < a.n_blocks * 64; four += blockDim.x)
             *(u32*)(quantized + (four / 64) * X_BLOCK_BYTES + (four % 64) * 4) = ((const u32*)a.quantized)[four];
@@ -57,7 +56,7 @@ __device__ __forceinline__ Row quantise_row(const BitLinearOneArgs& a, float* ro
         return Row{*a.x_inverse_scale, *a.x_sum};
     }
     copy_row<WARPS * 32>(row, a.x, a.k);
-    norm_block<WARPS * 32>(row, a.k, a.norms, scratch);
+    norm_block<WARPS * 32>(row, a.k, a.norms, chunks);
     const float largest = larger(1e-5f, largest_of_block(largest_of_thread<WARPS * 32>(row, a.k), scratch));
     const float inverse_scale = inverse_absmax_scale(largest);
     int sum = 0;
@@ -91,6 +90,7 @@ template <int GROUPS, int PARTS>
 __device__ __forceinline__ void bit_linear_one_body(const BitLinearOneArgs& a) {
     extern __shared__ float shared[];
     __shared__ float scratch[32];
+    __shared__ __align__(16) float chunks[CHUNKS_MAX];
     __shared__ int integer_scratch[32];
     float* row = shared;
     i8* quantized = (i8*)(shared + (a.k + 3) / 4 * 4);
@@ -117,7 +117,7 @@ __device__ __forceinline__ void bit_linear_one_body(const BitLinearOneArgs& a) {
     await_predecessors();
 #pragma unroll
     for (int part = 0; part < PARTS; part++) before[part] = a.add ? a.out[part * rows_of_part + read_row] : 0.0f;
-    const Row quantised = quantise_row(a, row, quantized, scratch, integer_scratch);
+    const Row quantised = quantise_row(a, row, quantized, scratch, chunks, integer_scratch);
 
     int sums[PARTS][4] = {};
     for (u32 first = group; first < a.n_blocks; first += PREFETCHED * GROUPS) {

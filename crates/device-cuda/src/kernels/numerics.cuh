@@ -1,4 +1,4 @@
-// The float operations of bitnet_model::numerics, in the same order: 16 interleaved lanes, one tree, no fused multiply-add (this
+// The float operations of bitnet_model::numerics, in the same order and without fused multiply-add (this
 // file is compiled with -fmad=false). It stands before every kernel. Shapes as everywhere: m tokens, n out features, k in features.
 typedef unsigned char u8;
 typedef signed char i8;
@@ -182,49 +182,74 @@ struct Norms {
 // its loads are in flight together, and a sum of one lane is a chain that must not wait for memory at each link.
 __device__ __forceinline__ int n_turns(u32 first, u32 end, int stride) { return ((int)end - (int)first + stride - 1) / stride; }
 
-// Links of the chain of a sum that are read at a time.
-#define CHAIN 16
+// Most chunks of a row that fits in shared memory.
+#define CHUNKS_MAX 256
+#define CHUNK_COLUMNS 256
 
-// 1 / √(mean(x²) + ε) of row[k] in shared memory, for all threads of the block. `scratch` is one float in shared memory.
-__device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, float epsilon, float* scratch) {
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        float lane = 0.0f;
-        const float* of_lane = row + (threadIdx.x & (LANES - 1));
-        const int n = n_turns(threadIdx.x & (LANES - 1), k, LANES);
-        // Numbers are read while those before them are added up: only additions wait for each other.
-        float next[CHAIN] = {};
-        int turn = 0;
-        if (n >= CHAIN) {
-#pragma unroll
-            for (int link = 0; link < CHAIN; link++) next[link] = of_lane[link * LANES];
-#pragma unroll 1
-            for (; turn + CHAIN <= n; turn += CHAIN) {
-                float squares[CHAIN];
-#pragma unroll
-                for (int link = 0; link < CHAIN; link++) squares[link] = next[link] * next[link];
-                if (turn + 2 * CHAIN <= n) {
-#pragma unroll
-                    for (int link = 0; link < CHAIN; link++) next[link] = of_lane[(turn + CHAIN + link) * LANES];
-                }
-#pragma unroll
-                for (int link = 0; link < CHAIN; link++) lane += squares[link];
-            }
-        }
-        for (; turn < n; turn++) lane += of_lane[turn * LANES] * of_lane[turn * LANES];
-        lane = sum_lanes(lane);
-        if (threadIdx.x == 0) *scratch = 1.0f / sqrtf(lane / (float)k + epsilon);
-    }
-    __syncthreads();
-    return *scratch;
+__device__ __forceinline__ float sum_of_four(float4 x) { return (x.x + x.z) + (x.y + x.w); }
+__device__ __forceinline__ float4 square_of_four(float4 x) { return make_float4(x.x * x.x, x.y * x.y, x.z * x.z, x.w * x.w); }
+__device__ __forceinline__ float4 added(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+
+// The first of the two fours of a chunk that a lane of a warp has; the other is 32 columns behind. Sums of squares go in the order of
+// numerics::sum_of_squares.
+__device__ __forceinline__ u32 column_in_chunk() { return (threadIdx.x & 7) * 4 + (threadIdx.x & 31) / 8 * 64; }
+
+// Σ of squares of the sixteen numbers that are 16 apart and neighbours, of which this lane has half.
+__device__ __forceinline__ float squares_of_sixteen(float4 first, float4 second) {
+    float4 sums = added(square_of_four(first), square_of_four(second));
+    sums.x += __shfl_xor_sync(FULL_WARP, sums.x, 4);
+    sums.y += __shfl_xor_sync(FULL_WARP, sums.y, 4);
+    sums.z += __shfl_xor_sync(FULL_WARP, sums.z, 4);
+    sums.w += __shfl_xor_sync(FULL_WARP, sums.w, 4);
+    return sum_of_four(sums);
 }
 
-// RMSNorms in place on row[k] in shared memory, by the THREADS threads of the block.
+// Σ of squares of a chunk, for all lanes of the warp.
+__device__ __forceinline__ float squares_of_chunk(float4 first, float4 second) {
+    float sum = squares_of_sixteen(first, second);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 16);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 8);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+    return sum + __shfl_xor_sync(FULL_WARP, sum, 1);
+}
+
+// The sum of chunks in shared memory, zeros behind the last up to a multiple of four.
+__device__ __forceinline__ float sum_of_chunks(const float* chunks, u32 n) {
+    float4 lanes = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const int n_fours = (int)(n + 3) / 4;
+#pragma unroll 4
+    for (int four = 0; four < n_fours; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
+    return sum_of_four(lanes);
+}
+
+__device__ __forceinline__ float inverse_rms(float sum_of_squares, u32 k, float epsilon) { return 1.0f / sqrtf(sum_of_squares / (float)k + epsilon); }
+
+// Four values of row[k] in shared memory from `column`, zeros beyond its end.
+__device__ __forceinline__ float4 four_of_row(const float* row, u32 column, u32 k) {
+    if (column + 4 <= k) return *(const float4*)(row + column);
+    return make_float4(column < k ? row[column] : 0.0f, column + 1 < k ? row[column + 1] : 0.0f, column + 2 < k ? row[column + 2] : 0.0f, 0.0f);
+}
+
+// 1 / √(mean(x²) + ε) of row[k] in shared memory, for all threads of the block. `chunks` is room in shared memory for CHUNKS_MAX.
+__device__ __forceinline__ float inverse_rms_of_block(const float* row, u32 k, float epsilon, float* chunks) {
+    const u32 n = (k + CHUNK_COLUMNS - 1) / CHUNK_COLUMNS;
+    __syncthreads();
+#pragma unroll 1
+    for (u32 chunk = threadIdx.x / 32; chunk < (n + 3) / 4 * 4; chunk += blockDim.x / 32) {
+        const u32 column = chunk * CHUNK_COLUMNS + column_in_chunk();
+        const float sum = squares_of_chunk(four_of_row(row, column, k), four_of_row(row, column + 32, k));
+        if ((threadIdx.x & 31) == 0) chunks[chunk] = sum;
+    }
+    __syncthreads();
+    return inverse_rms(sum_of_chunks(chunks, n), k, epsilon);
+}
+
+// RMSNorms in place on row[k] in shared memory, by the THREADS threads of the block. `chunks` is room in shared memory for CHUNKS_MAX.
 template <int THREADS>
-__device__ __forceinline__ void norm_block(float* row, u32 k, const Norms& norms, float* scratch) {
+__device__ __forceinline__ void norm_block(float* row, u32 k, const Norms& norms, float* chunks) {
 #pragma unroll 1
     for (u32 norm = 0; norm < norms.n; norm++) {
-        const float factor = inverse_rms_of_block(row, k, norm == 0 ? norms.epsilons[0] : norms.epsilons[1], scratch);
+        const float factor = inverse_rms_of_block(row, k, norm == 0 ? norms.epsilons[0] : norms.epsilons[1], chunks);
         const float* weights = norm == 0 ? norms.weights[0] : norms.weights[1];
         if (k % 4 == 0) {
             const int n = n_turns(threadIdx.x, k / 4, THREADS);
@@ -268,12 +293,6 @@ __device__ __forceinline__ void copy_row(float* row, const float* x, u32 k) {
     const int n = n_turns(threadIdx.x, k, THREADS);
 #pragma unroll 5
     for (int turn = 0; turn < n; turn++) row[turn * THREADS + threadIdx.x] = x[turn * THREADS + threadIdx.x];
-}
-
-// Four values of row[k] in shared memory from `column`, zeros beyond its end.
-__device__ __forceinline__ float4 four_of_row(const float* row, u32 column, u32 k) {
-    if (column + 4 <= k) return *(const float4*)(row + column);
-    return make_float4(column < k ? row[column] : 0.0f, column + 1 < k ? row[column + 1] : 0.0f, column + 2 < k ? row[column + 2] : 0.0f, 0.0f);
 }
 
 // The largest magnitude of row[k] in shared memory that this thread looks at, of THREADS.

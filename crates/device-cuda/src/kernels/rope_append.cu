@@ -1,4 +1,5 @@
-// rope_append: norms and rotates query and key heads in place, and writes keys and values into their cache slots. One warp a head.
+// rope_append: norms and rotates query and key heads in place, and writes keys and values into their cache slots. One warp a head. Or, where attention
+// rotates its queries itself, keys and values alone, which nobody reads but from the cache.
 #define WARPS 8
 #define HEAD_DIM_MAX 256
 
@@ -15,15 +16,17 @@ struct RopeAppendArgs {
     u32 n_kv_heads;
     u32 head_dim;
     float epsilon;
+    u32 first_head;         // 0, or n_heads: keys and values alone
+    u32 unused;
 };
 
 template <typename Element>
 __device__ __forceinline__ void rope_append_body(const RopeAppendArgs& a) {
-    __shared__ float heads[WARPS][HEAD_DIM_MAX];
+    __shared__ __align__(16) float heads[WARPS][HEAD_DIM_MAX];
     await_predecessors();
     admit_successor();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, dim = a.head_dim, half = dim / 2;
-    const u32 head = blockIdx.y * WARPS + warp, token = blockIdx.x;
+    const u32 head = a.first_head + blockIdx.y * WARPS + warp, token = blockIdx.x;
     const u32 n_rotated = a.n_heads + a.n_kv_heads;
     if (head >= n_rotated + a.n_kv_heads) return;
     float* row = a.qkv + ((u64)token * (n_rotated + a.n_kv_heads) + head) * dim;
@@ -49,13 +52,8 @@ __device__ __forceinline__ void rope_append_body(const RopeAppendArgs& a) {
     }
     const float* norm = head < a.n_heads ? a.q_norm : a.k_norm;
     if (norm != nullptr) {
-        float sum = 0.0f;
-        const float* of_lane = values + (lane & (LANES - 1));
-        const int n = n_turns(lane & (LANES - 1), dim, LANES);
-#pragma unroll 8
-        for (int turn = 0; turn < n; turn++) sum += of_lane[turn * LANES] * of_lane[turn * LANES];
-        sum = __shfl_sync(FULL_WARP, sum_lanes(sum), 0);
-        const float factor = 1.0f / sqrtf(sum / (float)dim + a.epsilon);
+        const float sum = squares_of_chunk(four_of_row(values, column_in_chunk(), dim), four_of_row(values, column_in_chunk() + 32, dim));
+        const float factor = inverse_rms(sum, dim, a.epsilon);
         __syncwarp();
         for (u32 index = lane; index < dim; index += 32) values[index] = (values[index] * factor) * norm[index];
         __syncwarp();
@@ -66,8 +64,10 @@ __device__ __forceinline__ void rope_append_body(const RopeAppendArgs& a) {
         if (pair >= half) break;
         const float x = values[pair], y = values[half + pair], cos = cosines[turn], sin = sines[turn];
         const float low = x * cos - y * sin, high = y * cos + x * sin;
-        row[pair] = low;
-        row[half + pair] = high;
+        if (a.first_head == 0) {
+            row[pair] = low;
+            row[half + pair] = high;
+        }
         if (head >= a.n_heads) {
             store((Element*)a.keys + place + pair, low);
             store((Element*)a.keys + place + half + pair, high);

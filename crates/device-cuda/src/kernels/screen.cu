@@ -5,6 +5,8 @@
 // rounds: at most (k/16 + 5)·2⁻²⁴·‖w‖‖x‖. Norms are measured and rounded up. A row is out if its upper bound is below the largest lower bound.
 // Non-finite rows and tokens have infinite bounds, so they are never out.
 #define WARPS 8
+// Bytes of a row of the head that half a warp has in shared memory.
+#define EXACT_BYTES 2560
 // Groups of sixteen rows that a block of `screen_best` looks at.
 #define GROUPS_MAX 1024
 
@@ -250,15 +252,33 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_few_2(const Scre
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_few_4(const ScreenArgs a) { screen_few_body<4>(a); }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) screen_few_8(const ScreenArgs a) { screen_few_body<8>(a); }
 
-// The exact logit of a row, by half a warp, whose first lane gets it.
+// The exact logit of a row, by half a warp, whose first lane gets it. The row comes through shared memory, EXACT_BYTES at a time, in copies that are on
+// their way together: read where they are needed, weights would wait for memory at each few links, whatever the loop says.
 template <typename Element>
 __device__ __forceinline__ float exact_logit(const ScreenExactArgs& a, const float* x, u32 row) {
-    const Element* head = (const Element*)a.head + (u64)row * a.stride;
+    extern __shared__ __align__(16) char rows[];
+    const u32 lane = threadIdx.x & (LANES - 1), n_bytes = a.k * (u32)sizeof(Element);
+    const char* head = (const char*)a.head + (u64)row * a.stride * sizeof(Element);
+    const Element* held = (const Element*)(rows + threadIdx.x / LANES * EXACT_BYTES);
+    const u32 to = (u32)__cvta_generic_to_shared(held);
+    const bool is_aligned = a.stride * sizeof(Element) % 16 == 0;
     float sum = 0.0f;
-    const u32 first_column = threadIdx.x & (LANES - 1);
-    const int n = n_turns(first_column, a.k, LANES);
-#pragma unroll 32
-    for (int turn = 0; turn < n; turn++) sum += x[turn * LANES + first_column] * as_float(head[turn * LANES + first_column]);
+    for (u32 first = 0; first < n_bytes; first += EXACT_BYTES) {
+        const u32 end = min((u32)EXACT_BYTES, n_bytes - first);
+        if (is_aligned) {
+            for (u32 place = lane * 16; place < end; place += LANES * 16)
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + place), "l"(head + first + place) : "memory");
+            asm volatile("cp.async.wait_all;" ::: "memory");
+        } else {
+            for (u32 index = lane; index < end / sizeof(Element); index += LANES) ((Element*)held)[index] = ((const Element*)(head + first))[index];
+        }
+        __syncwarp();
+        const float* of_x = x + first / sizeof(Element) + lane;
+        const int n = n_turns(lane, end / sizeof(Element), LANES);
+#pragma unroll 8
+        for (int turn = 0; turn < n; turn++) sum += of_x[turn * LANES] * as_float(held[turn * LANES + lane]);
+        __syncwarp();
+    }
     return sum_lanes(sum);
 }
 

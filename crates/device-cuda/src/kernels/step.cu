@@ -10,22 +10,22 @@
 //
 // There is no barrier over the grid. A result is sent to a mailbox, where a pattern that no result has stands before, and whoever needs it
 // looks until it has come: one way through the cache instead of a fence, a counter and a load. Operation g (counted over all launches) sends to mailbox
-// g mod 4. When all blocks are known to have read a mailbox (each says in the next one that it has), a warp of its own sets it back, and says so to
+// g mod 8. When all blocks are known to have read a mailbox (each says in the next one that it has), a warp of its own sets it back, and says so to
 // its block before that sends again; so nobody sends to a mailbox that is not set back.
 
 #if __CUDA_ARCH__ >= 900
 
 // The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
-__device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOperation* operations) {
+__device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOperation* operations, Progress& progress) {
     const u32 lane = threadIdx.x & 31;
     const u32 n_each = ((a.n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(a.n_results, first + n_each);
     const auto mailbox = [&](u32 index) { return a.mail + (u64)((number + index) % MAILBOXES) * a.mailbox_words; };
-    hear(LOADED);
-    announce(SET_BACK);
     for (u32 index = 0; index < a.n_operations; index++) {
+        while (Progress::look_at(progress.n_read) < (index + 1) * STEP_WARPS) {}
         // Where the one before this one was, which has ended.
-        if (index + 3 < a.n_operations && lane < sizeof(StepOperation) / 16)
-            ((uint4*)(operations + (index + 3) % OPERATIONS_HELD))[lane] = __ldg((const uint4*)(a.operations + index + 3) + lane);
+        const u32 coming = index + OPERATIONS_HELD - 1;
+        if (coming < a.n_operations && lane < sizeof(StepOperation) / 16)
+            ((uint4*)(operations + coming % OPERATIONS_HELD))[lane] = __ldg((const uint4*)(a.operations + coming) + lane);
         if (index > 0) {
             const u32* have_read = mailbox(index - 1) + a.n_results;
             for (u32 block = lane; block < gridDim.x; block += 32)
@@ -42,13 +42,10 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
             for (u32 word = first + lane * 4; word < end; word += 128)
                 asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(old + word), "r"(NOT_COME) : "memory");
             if (lane == 0) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(old + a.n_results + blockIdx.x), "r"(NOT_COME) : "memory");
-            __threadfence();
         }
-        if (index + 1 < a.n_operations) {
-            // In this order: so the computing warps are never two operations ahead.
-            hear(LOADED);
-            announce(SET_BACK);
-        }
+        __threadfence();
+        __syncwarp();
+        if (lane == 0) asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"((u32)__cvta_generic_to_shared(&progress.n_kept)), "r"(index + 1) : "memory");
     }
 }
 
@@ -57,30 +54,35 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
     __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX];
     __shared__ StepOperation operations[OPERATIONS_HELD];
     __shared__ StepScratch scratch;
-    __shared__ float greatest_of_warps[WARPS * 16];
+    __shared__ Progress progress;
     const u32 room_of_ring = a.n_stages * a.stage_bytes;
     Ring ring{(u32)__cvta_generic_to_shared(shared), (u32)__cvta_generic_to_shared(full), (u32)__cvta_generic_to_shared(empty), 0, 0};
     const u32 n_pieces = sizeof(StepOperation) / 16;
     if (threadIdx.x == 0) {
         for (u32 slot = 0; slot < a.n_stages; slot++) {
             make_barrier(ring.full + slot * 8, 1);
-            make_barrier(ring.empty + slot * 8, 1);
+            make_barrier(ring.empty + slot * 8, a.stage_blocks);
         }
+        progress.n_read = progress.n_kept = 0;
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    for (u32 piece = threadIdx.x; piece < min(3u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
+    for (u32 piece = threadIdx.x; piece < min(OPERATIONS_HELD - 1u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
     __syncthreads();
     const u32 number = *a.n_sent;
     if (threadIdx.x >= STEP_THREADS + 32) return stream_weights(a, ring);
-    if (threadIdx.x >= STEP_THREADS) return keep_house(a, number, operations);
+    if (threadIdx.x >= STEP_THREADS) return keep_house(a, number, operations, progress);
+    u32 turn = 0;
 #pragma unroll 1
     for (u32 index = 0; index < a.n_operations; index++) {
+        while (Progress::look_at(progress.n_kept) + LAG < index + 1) {}
         const StepOperation& operation = operations[index % OPERATIONS_HELD];
-        const Mail mail(a, number + index, index + 1 == a.n_operations);
-        if (operation.kind == STEP_LINEAR) multiply_row(a, operation.linear, shared + room_of_ring, scratch, ring, mail);
-        else if (operation.attention.dim == 128) attend<128>(operation.attention, shared + a.attention_room, greatest_of_warps, mail, blockIdx.x - a.first_attention);
-        else attend<64>(operation.attention, shared + a.attention_room, greatest_of_warps, mail, blockIdx.x - a.first_attention);
-        barrier_of_step();
+        const Mail mail(a, number + index, index + 1 == a.n_operations, progress);
+        if (operation.kind == STEP_LINEAR) {
+            if (operation.linear.in_groups) multiply_row<true>(a, operation.linear, shared + room_of_ring, scratch, ring, mail, turn);
+            else multiply_row<false>(a, operation.linear, shared + room_of_ring, scratch, ring, mail, turn);
+        }
+        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, mail);
+        else attend<64>(a, operation.attention, shared + a.attention_room, mail);
     }
     // The last has not sent. All blocks have read theirs, since they have sent since.
     if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent = number + a.n_operations - 1;

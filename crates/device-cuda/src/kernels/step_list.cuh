@@ -3,11 +3,15 @@
 #define STEP_WARPS 10
 #define STEP_THREADS (STEP_WARPS * 32)
 #define STAGES_MAX 32
-#define MAILBOXES 4
-// Operations of the list that are in shared memory: the one that is worked on and those beside it.
-#define OPERATIONS_HELD 4
+// A power of two.
+#define MAILBOXES 8
+// How many operations the housekeeping warp may be behind the computing ones: whoever sends knows that all have set back the mailbox, if there are four
+// more mailboxes than that.
+#define LAG 4
+// Operations of the list that are in shared memory: the one before that which is worked on, and those behind.
+#define OPERATIONS_HELD 8
 // Fours of a row for each thread that are in registers at a time: all of a row with norms or one scale.
-#define FOURS 7
+#define FOURS 8
 
 // The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
 // row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.
@@ -31,7 +35,7 @@ struct StepLinear {
     u32 n_tiles_each;     // tiles that each block has
     u32 n_tiles_over;     // blocks that have one more
     u32 n_pieces;         // stages of a tile
-    u32 tiles_at_once;    // whose stages are freed together
+    u32 interleaves;      // warps have blocks of columns by turns
     float inverse_n_blocks;
     u32 unused;
 };
@@ -76,21 +80,29 @@ struct StepArgs {
     u32 first_attention;  // block that has the first heads: where they are few, heads have blocks of their own, whose code stays with them
     float inverse_stage_blocks;
     u32 attention_room;   // where in shared memory attention works: over the ring if its blocks have no products
+    u32 attention_tiles;  // tiles of keys and values that it has there at a time: a split, or half of one
+    u32 sums_bytes;       // of sums of products at the start of the scratch, twice
 };
 
 #if __CUDA_ARCH__ >= 900
 
 __device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0;" ::"n"(STEP_THREADS) : "memory"); }
 
-// What the housekeeping warp and the computing ones tell each other: the row has been read; a mailbox is set back, results may be sent.
-#define LOADED 3
-#define SET_BACK 4
-__device__ __forceinline__ void announce(int barrier) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(STEP_THREADS + 32) : "memory"); }
-__device__ __forceinline__ void hear(int barrier) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(STEP_THREADS + 32) : "memory"); }
+// What the housekeeping warp and the computing ones tell each other, in shared memory.
+struct Progress {
+    u32 n_read;  // rows that warps have read of the operations' before, all warps together
+    u32 n_kept;  // operations that the housekeeping warp is done with
 
-__device__ __forceinline__ uint4 look(const u32* mail) {
-    uint4 bits;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(mail) : "memory");
+    __device__ __forceinline__ static u32 look_at(const u32& number) {
+        u32 bits;
+        asm volatile("ld.relaxed.cta.shared.u32 %0, [%1];" : "=r"(bits) : "r"((u32)__cvta_generic_to_shared(&number)) : "memory");
+        return bits;
+    }
+};
+
+__device__ __forceinline__ float4 look(const u32* mail) {
+    float4 bits;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(bits.x), "=f"(bits.y), "=f"(bits.z), "=f"(bits.w) : "l"(mail) : "memory");
     return bits;
 }
 
@@ -100,21 +112,29 @@ __device__ __forceinline__ u32 look_at_word(const u32* mail) {
     return bits;
 }
 
-__device__ __forceinline__ bool has_come(uint4 bits) { return bits.x != NOT_COME && bits.y != NOT_COME && bits.z != NOT_COME && bits.w != NOT_COME; }
+__device__ __forceinline__ bool has_come(float four) { return __float_as_uint(four) != NOT_COME; }
+__device__ __forceinline__ bool has_come(float4 four) { return has_come(four.x) && has_come(four.y) && has_come(four.z) && has_come(four.w); }
 
 // The mailboxes of an operation. The last of a launch sends nothing: the first of the next has its number.
 struct Mail {
     const u32* in;
     float* out;  // or null
-    __device__ __forceinline__ Mail(const StepArgs& a, u32 number, bool is_last) {
+    Progress& progress;
+    __device__ __forceinline__ Mail(const StepArgs& a, u32 number, bool is_last, Progress& of_block) : progress(of_block) {
         in = a.mail + (u64)((number - 1) % MAILBOXES) * a.mailbox_words;
         out = is_last ? nullptr : (float*)(a.mail + (u64)(number % MAILBOXES) * a.mailbox_words);
+    }
+
+    // This warp needs nothing of `in` any more.
+    __device__ __forceinline__ void have_read() const {
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0) asm volatile("red.relaxed.cta.shared.add.u32 [%0], 1;" ::"r"((u32)__cvta_generic_to_shared(&progress.n_read)) : "memory");
     }
 };
 
 __device__ __forceinline__ void make_barrier(u32 barrier, u32 n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(n) : "memory"); }
 
-__device__ __forceinline__ void arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+__device__ __forceinline__ void arrive(u32 barrier, u32 n) { asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(n) : "memory"); }
 
 __device__ __forceinline__ void expect(u32 barrier, u32 n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(n_bytes) : "memory");
@@ -155,10 +175,9 @@ struct MyTiles {
 // The ring of stages in shared memory.
 struct Ring {
     u32 stages, full, empty, slot, parity;
-    // By at most once around.
     __device__ __forceinline__ void advance(u32 n, u32 n_stages) {
         slot += n;
-        if (slot >= n_stages) {
+        while (slot >= n_stages) {
             slot -= n_stages;
             parity ^= 1;
         }

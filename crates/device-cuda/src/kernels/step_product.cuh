@@ -5,146 +5,119 @@
 // What the computing warps share of a product, in dynamic shared memory.
 struct LinearRoom {
     i8* quantized;      // [n_blocks · 256]
-    float* squares;     // [16, n_blocks · 16 + 4], where there are norms (place_of_square)
+    float* weights;     // [n_blocks · 256], of a norm; each thread reads what it has fetched itself
     float* x_scales;    // [n_blocks · 2], where activations are in groups
     int* x_sums;        // likewise
     int* sums;          // [tiles, 16]; in groups floats, [tiles, 2 · n_blocks, 16]
 };
 
 // Small things in static shared memory.
-struct StepScratch {
+struct __align__(16) StepScratch {
+    float chunks[2][FOURS / 2 * STEP_WARPS];  // sums of squares, by norm
     float largest[STEP_WARPS];
     int sums[STEP_WARPS];
-    float factor;
 };
 
-// Where the square of link `link` of lane `lane` of a sum lies: links of a lane together, so that one load brings four.
-__device__ __forceinline__ u32 place_of_square(u32 lane, u32 link, u32 n_links) { return lane * (n_links + 4) + link; }
-
-__device__ __forceinline__ float add_fours(float sum, const float4 (&fours)[4]) {
-#pragma unroll
-    for (int four = 0; four < 4; four++) sum = (((sum + fours[four].x) + fours[four].y) + fours[four].z) + fours[four].w;
-    return sum;
-}
-
-// Σ of squares of a row in the order of numerics::sum_of_squares, by one warp; `n` links of each lane, a multiple of 16, zeros beyond the row.
-__device__ __forceinline__ float chain_of_squares(const float* squares, u32 n) {
-    const float4* of_lane = (const float4*)(squares + place_of_square(threadIdx.x & (LANES - 1), 0, n));
-    const u32 last = n / 4 - 4;
-    float sum = 0.0f;
-    float4 now[4], next[4];
-#pragma unroll
-    for (int four = 0; four < 4; four++) now[four] = of_lane[four];
-    // Two turns at a time, so that nothing is moved between registers.
-#pragma unroll 1
-    for (u32 first = 0; first <= last; first += 8) {
-#pragma unroll
-        for (int four = 0; four < 4; four++) next[four] = of_lane[min(first + 4, last) + four];
-        sum = add_fours(sum, now);
-        if (first == last) break;
-#pragma unroll
-        for (int four = 0; four < 4; four++) now[four] = of_lane[min(first + 8, last) + four];
-        sum = add_fours(sum, next);
-    }
-    return sum_lanes(sum);
-}
-
-// A warp's share of a product: an equal part of the blocks of 256 columns of several stages, neighbours as far as possible.
+// A warp's share of a product: some of the blocks of 256 columns of this block's tiles. Those are neighbours where all stages are in the ring together, and
+// otherwise STEP_WARPS apart, so that stages are freed in the order in which they come. Where a share begins is found before the row has come. A stage is free
+// when all its blocks are done.
 template <bool GROUPED>
 struct Multiplier {
     const StepArgs& a;
     const StepLinear& linear;
-    const LinearRoom& room;
     const MyTiles& tiles;
+    u32 n_blocks, step;
+    u32 n_left, tile, block, first_block, end_block;  // blocks left to this warp, where it is, and the piece of the tile that the stage has
+    Ring at;
 
-    __device__ __forceinline__ void run(Ring& ring) const {
-        u32 first = 0;
-        do {
-            const u32 end = min(tiles.n, first + linear.tiles_at_once), n_stages = (end - first) * linear.n_pieces;
-            u32 slot = ring.slot + threadIdx.x;
-            run_tiles(ring, first, end);
-            // After the last: results may be sent.
-            if (end < tiles.n) barrier_of_step();
-            else hear(SET_BACK);
-            if (slot >= a.n_stages) slot -= a.n_stages;
-            if (threadIdx.x < n_stages) arrive(ring.empty + slot * 8);
-            first = end;
-        } while (first < tiles.n);
+    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const MyTiles& mine, Ring& ring) : a(args), linear(of), tiles(mine), at(ring) {
+        n_blocks = linear.n_blocks;
+        const u32 warp = threadIdx.x / 32, n = tiles.n * n_blocks, n_pieces = linear.n_pieces;
+        const bool interleaves = linear.interleaves;
+        step = interleaves ? STEP_WARPS : 1;
+        const u32 unit = interleaves ? warp : warp * n / STEP_WARPS;
+        n_left = (interleaves ? n + STEP_WARPS - 1 - warp : (warp + 1) * n) / STEP_WARPS - (interleaves ? 0 : unit);
+        tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks);
+        block = unit - tile * n_blocks;
+        const u32 piece = (u32)(((float)block + 0.5f) * a.inverse_stage_blocks);
+        first_block = piece * a.stage_blocks;
+        end_block = min(n_blocks, first_block + a.stage_blocks);
+        at.advance(tile * n_pieces + piece, a.n_stages);
+        ring.advance(tiles.n * n_pieces, a.n_stages);
     }
 
-    __device__ __forceinline__ void run_tiles(Ring& ring, u32 first, u32 end) const {
-        const u32 warp = threadIdx.x / 32, n = (end - first) * linear.n_blocks, end_unit = (warp + 1) * n / STEP_WARPS;
-        u32 unit = warp * n / STEP_WARPS, tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks), block = unit - tile * linear.n_blocks;
-        u32 piece = (u32)(((float)block + 0.5f) * a.inverse_stage_blocks);
-        Ring at = ring;
-        at.advance(tile * linear.n_pieces + piece, a.n_stages);
-        while (unit < end_unit) {
-            const u32 first_block = piece * a.stage_blocks, end_block = min(linear.n_blocks, first_block + a.stage_blocks);
-            const u32 n_here = min(end_block - block, end_unit - unit), turn = block - first_block;
+    __device__ __forceinline__ void run(const LinearRoom& room) {
+        while (n_left > 0) {
+            const u32 n_ahead = end_block - block, n = min(n_left, step == 1 ? n_ahead : (n_ahead + STEP_WARPS - 1) / STEP_WARPS);
             await(at.full + at.slot * 8, at.parity);
-            run_blocks(at.stages + at.slot * a.stage_bytes, first + tile, first_block, turn, turn + n_here);
-            unit += n_here;
-            block = end_block;
-            piece++;
-            if (end_block == linear.n_blocks) {
-                block = piece = 0;
-                tile++;
+            run_blocks(room, at.stages + at.slot * a.stage_bytes, n);
+            const u32 last = block + (n - 1) * step, n_missing = last + 1 == end_block ? first_block + a.stage_blocks - end_block : 0;
+            __syncwarp();
+            if ((threadIdx.x & 31) == 0) arrive(at.empty + at.slot * 8, n + n_missing);
+            n_left -= n;
+            block = last + step;
+            while (n_left > 0 && block >= end_block) {
+                first_block = end_block;
+                if (end_block == n_blocks) {
+                    block -= n_blocks;
+                    first_block = 0;
+                    tile++;
+                }
+                end_block = min(n_blocks, first_block + a.stage_blocks);
+                at.advance(1, a.n_stages);
             }
-            at.advance(1, a.n_stages);
         }
-        ring.advance((end - first) * linear.n_pieces, a.n_stages);
     }
 
-    // Blocks `turn` to `end` of a stage, which begins at `first_block` of a tile.
-    __device__ __forceinline__ void run_blocks(u32 stage, u32 tile, u32 first_block, u32 turn, u32 end) const {
-        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4;
-        u32 x = (u32)__cvta_generic_to_shared(room.quantized) + (first_block + turn) * 256 + thread * 16;
-        u32 words = stage + line * a.row_bytes + turn * 64 + thread * 16;
+    // `n` blocks of the stage.
+    __device__ __forceinline__ void run_blocks(const LinearRoom& room, u32 stage, u32 n) const {
+        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4, inside = block - first_block;
+        u32 x = (u32)__cvta_generic_to_shared(room.quantized) + block * 256 + thread * 16;
+        u32 words = stage + line * a.row_bytes + inside * 64 + thread * 16;
         const u32 high = 8 * a.row_bytes;
         int sums[4][4] = {};
         // Of groups: a thread of four has a segment of a block and half of the rows. All eight tokens are the same, so each has all sums.
-        const u32 half = lane & 1, odd = lane / 2 & 1, row = line + half * 8, n_groups = linear.n_groups;
-        float* products = (float*)room.sums + (tile * linear.n_blocks * 2 + (first_block + turn) * 2 + odd) * 16 + row;
-        u32 segment = (first_block + turn) * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + (turn * 2 + odd) * 4;
+        const u32 half = lane & 1, odd = lane / 2 & 1, row = line + half * 8;
+        u32 segment = block * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + (inside * 2 + odd) * 4;
+        float* products = (float*)room.sums + (tile * n_blocks * 2 + segment) * 16 + row;
+        const bool has_scales = GROUPED && linear.n_groups > 1;
         float weight_scale = 0.0f;
-        if (GROUPED && n_groups <= 1) {
+        if (GROUPED && !has_scales) {
             const u32 of = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
-            weight_scale = __ldg(linear.scales + (n_groups == 0 ? 0 : of));
+            weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
         }
-        const float* x_scales = room.x_scales;
-        const int* x_sums = room.x_sums;
 #pragma unroll 2
-        for (; turn < end; turn++) {
+        for (int turn = 0; turn < (int)n; turn++) {
             const uint4 low_words = load_shared(words), high_words = load_shared(words + high);
             const uint4 x0 = load_shared(x), x1 = load_shared(x + 64), x2 = load_shared(x + 128), x3 = load_shared(x + 192);
             if constexpr (GROUPED) {
-                if (n_groups > 1) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(scales));
-                const float scale = weight_scale * x_scales[segment];
-                const int x_sum = x_sums[segment];
+                if (has_scales) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(scales));
+                const float scale = weight_scale * room.x_scales[segment];
+                const int x_sum = room.x_sums[segment];
                 int first[4][4] = {}, second[4][4] = {};
                 multiply_slots(first, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
                 multiply_slots(second, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
                 int sum = 0;
 #pragma unroll
                 for (int slot = 0; slot < 4; slot++) {
-                    const int low = odd ? second[slot][0] : first[slot][0], high = odd ? second[slot][2] : first[slot][2];
-                    sum += (half ? high : low) >> (2 * slot);
+                    const int of_low = odd ? second[slot][0] : first[slot][0], of_high = odd ? second[slot][2] : first[slot][2];
+                    sum += (half ? of_high : of_low) >> (2 * slot);
                 }
                 *products = (float)(sum - x_sum) * scale;
-                products += 32;
-                segment += 2;
-                scales += 8;
+                products += step * 32;
+                segment += step * 2;
+                scales += step * 8;
             } else {
                 multiply_slots(sums, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
                 multiply_slots(sums, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
             }
-            words += 64;
-            x += 256;
+            words += step * 64;
+            x += step * 256;
         }
         if (!GROUPED && thread == 0) {
-            int* of_tile = room.sums + tile * 16;
-            atomicAdd_block(of_tile + line, together(sums, 0));
-            atomicAdd_block(of_tile + line + 8, together(sums, 2));
+            int* of_tile = room.sums + tile * 16 + line;
+            atomicAdd_block(of_tile, together(sums, 0));
+            atomicAdd_block(of_tile + 8, together(sums, 2));
         }
     }
 
@@ -164,65 +137,95 @@ struct Multiplier {
     }
 };
 
-// Part of the row of a product as this thread has it: fours threadIdx.x, threadIdx.x + STEP_THREADS and so on, zeros beyond the row.
+// Part of the row of a product as this thread has it, zeros beyond the row: a warp has chunks of 256 columns, STEP_WARPS apart, and of each two
+// fours a thread (column_in_chunk).
 struct StepRow {
     float4 fours[FOURS];
+
+    __device__ __forceinline__ static u32 chunk_of(int turn) { return turn / 2 * STEP_WARPS + threadIdx.x / 32; }
+    __device__ __forceinline__ static u32 four_of(int turn) { return (chunk_of(turn) * CHUNK_COLUMNS + column_in_chunk()) / 4 + turn % 2 * 8; }
 
     __device__ __forceinline__ void load(const float* x, u32 k) {
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
             fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (four * 4 < k) fours[turn] = __ldcg((const float4*)x + four);
+            if (four_of(turn) * 4 < k) fours[turn] = __ldcg((const float4*)x + four_of(turn));
         }
     }
 
     // Results of the operation before, as they come.
     __device__ __forceinline__ void receive(const u32* mail, u32 k) {
-        bool all;
-        do {
-            all = true;
+        // Only what has not come is looked at again: all blocks look at the same place.
+        u32 missing = 0;
 #pragma unroll
-            for (int turn = 0; turn < FOURS; turn++) {
-                const u32 four = turn * STEP_THREADS + threadIdx.x;
-                uint4 bits = make_uint4(0, 0, 0, 0);
-                if (four * 4 < k) bits = look(mail + four * 4);
-                all &= has_come(bits);
-                fours[turn] = make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z), __uint_as_float(bits.w));
-            }
-        } while (!all);
+        for (int turn = 0; turn < FOURS; turn++) {
+            fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (four_of(turn) * 4 < k) missing |= 1 << turn;
+        }
+        while (missing != 0) {
+#pragma unroll
+            for (int turn = 0; turn < FOURS; turn++)
+                if (missing >> turn & 1) fours[turn] = look(mail + four_of(turn) * 4);
+#pragma unroll
+            for (int turn = 0; turn < FOURS; turn++)
+                if (has_come(fours[turn])) missing &= ~(1 << turn);
+        }
     }
 
-    // One RMSNorm of a whole row; `weights` are this thread's. While one warp sums, the others do `meanwhile`.
-    template <typename Meanwhile>
-    __device__ __forceinline__ void norm(const StepRow& weights, float epsilon, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, Meanwhile meanwhile) {
-        const u32 n_links = linear.n_blocks * 16;
+    // Sums of squares of this warp's chunks into `chunks`.
+    __device__ __forceinline__ void sum_squares(float* chunks, u32 n_chunks) const {
+        const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+        if (n_chunks <= STEP_WARPS) {
+            const float sum = squares_of_chunk(fours[0], fours[1]);
+            // Those that are not there are zero.
+            if (lane < FOURS / 2) chunks[lane * STEP_WARPS + warp] = lane == 0 ? sum : 0.0f;
+            return;
+        }
+        // The same for four chunks, each half and quarter of the warp going on with fewer of them.
+        static_assert(FOURS == 8, "four chunks a warp");
+        float sums[FOURS / 2];
+#pragma unroll
+        for (int chunk = 0; chunk < FOURS / 2; chunk++) sums[chunk] = squares_of_sixteen(fours[chunk * 2], fours[chunk * 2 + 1]);
+        const bool is_upper = lane & 16, is_odd = lane & 8;
+        float first = is_upper ? sums[2] : sums[0], second = is_upper ? sums[3] : sums[1];
+        first += __shfl_xor_sync(FULL_WARP, is_upper ? sums[0] : sums[2], 16);
+        second += __shfl_xor_sync(FULL_WARP, is_upper ? sums[1] : sums[3], 16);
+        float sum = is_odd ? second : first;
+        sum += __shfl_xor_sync(FULL_WARP, is_odd ? first : second, 8);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+        if ((lane & 7) == 0) chunks[lane / 8 * STEP_WARPS + warp] = sum;
+    }
+
+    // Starts to fetch this thread's norm weights.
+    __device__ __forceinline__ static void fetch_weights(const float* weights, u32 k, u32 n_blocks, const LinearRoom& room) {
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
-            const float4 x = fours[turn];
-            if (four < linear.n_blocks * 64) {
-                float* to = room.squares + place_of_square(four % 4 * 4, four / 4, n_links);
-                to[0] = x.x * x.x;
-                to[n_links + 4] = x.y * x.y;
-                to[2 * (n_links + 4)] = x.z * x.z;
-                to[3 * (n_links + 4)] = x.w * x.w;
-            }
+            if (chunk_of(turn) >= n_blocks) break;
+            const u32 four = four_of(turn), n_bytes = four * 4 < k ? 16 : 0, to = (u32)__cvta_generic_to_shared(room.weights) + four * 16;
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(weights + (n_bytes > 0 ? four * 4 : 0)), "r"(n_bytes) : "memory");
         }
+    }
+
+    // One RMSNorm of a whole row, whose weights are on their way.
+    __device__ __forceinline__ void norm(float epsilon, u32 k, u32 n_blocks, const LinearRoom& room, float* chunks) {
+        sum_squares(chunks, n_blocks);
         barrier_of_step();
-        if (threadIdx.x < 32) {
-            const float sum = chain_of_squares(room.squares, n_links);
-            if (threadIdx.x == 0) scratch.factor = 1.0f / sqrtf(sum / (float)linear.k + epsilon);
-        } else {
-            meanwhile();
+        // Those of the widths that are most common, then all others, which are zero beyond the row.
+        const int FEW = 3, ALL = FOURS / 2 * STEP_WARPS / 4;
+        float4 lanes = *(const float4*)chunks;
+#pragma unroll
+        for (int four = 1; four < FEW; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
+        if (n_blocks > FEW * 4) {
+#pragma unroll
+            for (int four = FEW; four < ALL; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
         }
-        barrier_of_step();
-        const float factor = scratch.factor;
+        const float factor = inverse_rms(sum_of_four(lanes), k, epsilon);
+        asm volatile("cp.async.wait_all;" ::: "memory");
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
-            const float4 x = fours[turn], w = weights.fours[turn];
+            if (chunk_of(turn) >= n_blocks) break;
+            const float4 x = fours[turn], w = ((const float4*)room.weights)[four_of(turn)];
             fours[turn] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
         }
     }
@@ -245,11 +248,11 @@ struct StepRow {
     }
 
     // One scale for a whole row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
-    __device__ __forceinline__ float quantise(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch) const {
+    __device__ __forceinline__ float quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch) const {
         float largest = 0.0f;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            if (turn / 2 * STEP_WARPS >= n_blocks) break;
             largest = fmaxf(largest, largest_of_four(fours[turn]));
         }
         // Magnitudes: their bits are in their order.
@@ -263,133 +266,181 @@ struct StepRow {
         int sum = 0;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = turn * STEP_THREADS + threadIdx.x;
-            if (turn * STEP_THREADS >= linear.n_blocks * 64) break;
+            if (turn / 2 * STEP_WARPS >= n_blocks) break;
             const u32 bits = quantise_four(fours[turn], inverse_scale, sum);
-            if (four < linear.n_blocks * 64) ((u32*)room.quantized)[four] = bits;
+            if (chunk_of(turn) < n_blocks) ((u32*)room.quantized)[four_of(turn)] = bits;
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
         if ((threadIdx.x & 31) == 0) scratch.sums[threadIdx.x / 32] = sum;
         return inverse_scale;
     }
 
-    // A scale for each 128 columns, which a warp has together; the part begins at four `first`.
-    __device__ __forceinline__ void quantise_groups(const StepLinear& linear, const LinearRoom& room, u32 first) const {
+    // A scale for each 128 columns, which half a warp has; the part begins at four `first`.
+    __device__ __forceinline__ void quantise_groups(u32 n_blocks, const LinearRoom& room, u32 first) const {
+        const bool is_upper = threadIdx.x & 16;
 #pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            const u32 four = first + turn * STEP_THREADS + threadIdx.x;
-            if (four - (threadIdx.x & 31) >= linear.n_blocks * 64) break;
-            const float largest = larger(1e-5f, __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest_of_four(fours[turn])))));
-            const float inverse_scale = inverse_absmax_scale(largest);
+        for (int turn = 0; turn < FOURS; turn += 2) {
+            const u32 chunk = first / 64 + chunk_of(turn);
+            if (chunk >= n_blocks) break;
+            const u32 magnitude = __float_as_uint(fmaxf(largest_of_four(fours[turn]), largest_of_four(fours[turn + 1])));
+            const u32 of_lower = __reduce_max_sync(FULL_WARP, is_upper ? 0 : magnitude), of_upper = __reduce_max_sync(FULL_WARP, is_upper ? magnitude : 0);
+            const float inverse_scale = inverse_absmax_scale(larger(1e-5f, __uint_as_float(is_upper ? of_upper : of_lower)));
             int sum = 0;
-            ((u32*)room.quantized)[four] = quantise_four(fours[turn], inverse_scale, sum);
-            sum = __reduce_add_sync(FULL_WARP, sum);
-            if ((threadIdx.x & 31) == 0) {
-                room.x_scales[four / 32] = 1.0f / inverse_scale;
-                room.x_sums[four / 32] = sum;
+            ((u32*)room.quantized)[first + four_of(turn)] = quantise_four(fours[turn], inverse_scale, sum);
+            ((u32*)room.quantized)[first + four_of(turn + 1)] = quantise_four(fours[turn + 1], inverse_scale, sum);
+            const int lower_sum = __reduce_add_sync(FULL_WARP, is_upper ? 0 : sum), upper_sum = __reduce_add_sync(FULL_WARP, is_upper ? sum : 0);
+            if ((threadIdx.x & 15) == 0) {
+                const u32 group = chunk * 2 + is_upper;
+                room.x_scales[group] = 1.0f / inverse_scale;
+                room.x_sums[group] = is_upper ? upper_sum : lower_sum;
             }
         }
     }
 };
 
-// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one. All but the first warp do `meanwhile` once.
-template <typename Meanwhile>
-__device__ __forceinline__ float prepare_row(const StepArgs& a, const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const u32* mail, Meanwhile meanwhile) {
-    // Norm weights do not depend on the operations before. Without norms nothing is loaded, but registers are defined: else the compiler must take them
-    // for values of the operation before.
-    StepRow weights, row;
-    weights.load(linear.norms.weights[0], linear.norms.n > 0 ? linear.k : 0);
+// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
+template <bool GROUPED>
+__device__ __forceinline__ float prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail) {
+    StepRow row;
+    const u32 k = linear.k, n_blocks = linear.n_blocks, n_norms = linear.norms.n;
+    const float epsilon = linear.norms.epsilons[0];
+    const bool receives = linear.receives;
     float inverse_scale = 0.0f;
     u32 first = 0;
     while (true) {
-        const u32 left = linear.k - first * 4;
-        if (linear.receives) row.receive(mail + first * 4, left);
+        const u32 left = k - first * 4;
+        if (receives) row.receive(mail.in + first * 4, left);
         else row.load(linear.x + first * 4, left);
         // Rows in parts have neither norms nor one scale.
         const u32 next = first + FOURS * STEP_THREADS;
-        const bool is_last = next >= linear.n_blocks * 64;
-        if (is_last) announce(LOADED);
+        const bool is_last = !GROUPED || next >= n_blocks * 64;
+        if (is_last) mail.have_read();
 #pragma unroll 1
-        for (u32 norm = 0; norm < linear.norms.n; norm++) {
-            if (norm > 0) weights.load(linear.norms.weights[1], linear.k);
-            row.norm(weights, norm == 0 ? linear.norms.epsilons[0] : linear.norms.epsilons[1], linear, room, scratch, [&] {
-                if (norm == 0) meanwhile();
-            });
+        for (u32 norm = 0; norm < n_norms; norm++) {
+            if (norm > 0) StepRow::fetch_weights(linear.norms.weights[1], k, n_blocks, room);
+            row.norm(norm == 0 ? epsilon : linear.norms.epsilons[1], k, n_blocks, room, scratch.chunks[norm]);
         }
-        if (linear.in_groups) row.quantise_groups(linear, room, first);
-        else inverse_scale = row.quantise(linear, room, scratch);
+        if constexpr (GROUPED) row.quantise_groups(n_blocks, room, first);
+        else inverse_scale = row.quantise(n_blocks, room, scratch);
         if (is_last) break;
         first = next;
     }
-    if (linear.norms.n == 0 && threadIdx.x >= 32) meanwhile();
-    barrier_of_step();
     return inverse_scale;
 }
 
-__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail) {
-    const u32 filled = linear.n_blocks * 256;
-    LinearRoom room;
-    room.quantized = (i8*)shared;
-    room.squares = (float*)(shared + filled);
-    room.x_scales = room.squares + (linear.norms.n > 0 ? filled + LANES * 4 : 0);
-    room.x_sums = (int*)(room.x_scales + (linear.in_groups ? filled / 128 : 0));
-    room.sums = room.x_sums + (linear.in_groups ? filled / 128 : 0);
-    const MyTiles tiles(a, linear);
-    if (tiles.n == 0) {
-        announce(LOADED);
-        return hear(SET_BACK);
+// How a sum of integers becomes a float: numerics::dequantise, with all that does not depend on the sum found before.
+struct Dequantiser {
+    float divisor, reciprocal;
+    bool is_easy;
+
+    __device__ __forceinline__ Dequantiser(float weight_inverse_scale, float x_inverse_scale) {
+        divisor = x_inverse_scale * weight_inverse_scale;
+        reciprocal = reciprocal_of_ordinary(divisor);
+        is_easy = is_ordinary(weight_inverse_scale) && is_ordinary(x_inverse_scale);
     }
-    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2;
+    __device__ __forceinline__ float of(int sum) const { return is_easy ? quotient_by((float)sum, divisor, reciprocal) : (float)sum / divisor; }
+};
+
+// Σ of products of `n` segments of a row, ascending, those of the next segments on their way while others are added up.
+__device__ __forceinline__ float sum_of_segments(const float* products, int n) {
+    const int AHEAD = 4;
+    float y = 0.0f, next[AHEAD];
+#pragma unroll
+    for (int part = 0; part < AHEAD; part++) next[part] = part < n ? products[part * 16] : 0.0f;
+#pragma unroll 2
+    for (int first = 0; first < n; first += AHEAD) {
+        float now[AHEAD];
+#pragma unroll
+        for (int part = 0; part < AHEAD; part++) {
+            now[part] = next[part];
+            const int segment = first + AHEAD + part;
+            next[part] = segment < n ? products[segment * 16] : 0.0f;
+        }
+        // Zeros behind the end change nothing.
+#pragma unroll
+        for (int part = 0; part < AHEAD; part++) y += now[part];
+    }
+    return y;
+}
+
+template <bool GROUPED>
+__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail, u32& turn) {
+    const MyTiles tiles(a, linear);
+    if (tiles.n == 0) return mail.have_read();
+    const u32 k = linear.k, n_blocks = linear.n_blocks, filled = n_blocks * 256;
+    LinearRoom room;
+    room.quantized = (i8*)shared + 2 * a.sums_bytes;
+    room.weights = (float*)(room.quantized + filled);
+    room.x_scales = room.weights + (linear.norms.n > 0 ? filled : 0);
+    room.x_sums = (int*)(room.x_scales + filled / 128);
+    // Sums of integers take turns: those of the product before are read while these are set to zero.
+    room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + turn * a.sums_bytes);
+    turn ^= 1;
     // What does not depend on the operation before.
-    // The first warp has enough to do.
-    const u32 my_index = threadIdx.x - 32, my_row = tiles.row(min(my_index, n_out - 1));
-    float weight_scale = 0.0f, up_scale = 0.0f, before = 0.0f;
+    if (linear.norms.n > 0) StepRow::fetch_weights(linear.norms.weights[0], k, n_blocks, room);
+    Multiplier<GROUPED> multiplier(a, linear, tiles, ring);
+    const bool is_gate = linear.is_gate, adds = linear.add;
+    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, activation = linear.activation, n_groups = linear.n_groups;
+    const float* scales = linear.scales;
+    const auto sums_of = [&](u32 index) { return room.sums + (index >> tiles.log_rows) * (GROUPED ? n_blocks * 2 * 16 : 16) + (index & ((1 << tiles.log_rows) - 1)); };
+    const u32 my_index = threadIdx.x, my_row = tiles.row(min(my_index, n_out - 1));
+    const int* my_sums = sums_of(my_index);
+    float* const out = linear.out;
+    float *const my_out = out + my_row, *const my_mail = mail.out == nullptr ? nullptr : mail.out + my_row;
+    float weight_scale = 1.0f, up_scale = 1.0f, before = 0.0f;
     if (my_index < n_out) {
-        if (!linear.in_groups) {
-            weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row));
-            if (linear.is_gate) up_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : my_row + half_n));
+        if (!GROUPED) {
+            weight_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row)));
+            if (is_gate) up_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row + half_n)));
         }
         // Written at least two operations ago.
-        if (linear.add) before = __ldcg(linear.out + my_row);
+        if (adds) before = __ldcg(my_out);
     }
-    if (!linear.in_groups)
+    if (!GROUPED)
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
-    const float inverse_scale = prepare_row(a, linear, room, scratch, mail.in, [&] {
-        if (my_index >= n_out || linear.in_groups) return;
-        weight_scale = weight_inverse_scale(weight_scale);
-        if (linear.is_gate) up_scale = weight_inverse_scale(up_scale);
-    });
-    // They end with the barrier after which results may be sent.
-    if (linear.in_groups) Multiplier<true>{a, linear, room, tiles}.run(ring);
-    else Multiplier<false>{a, linear, room, tiles}.run(ring);
-
+    const float inverse_scale = prepare_row<GROUPED>(linear, room, scratch, mail);
+    const Dequantiser dequantiser(weight_scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
+    barrier_of_step();
+    multiplier.run(room);
+    const u32 lane = threadIdx.x & 31;
     int x_sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < STEP_WARPS; warp++) x_sum += scratch.sums[warp];
-    const u32 n_segments = (linear.k + 127) / 128;
-    for (u32 index = my_index; index < n_out; index += STEP_THREADS - 32) {
-        const u32 out_row = tiles.row(index), tile = index >> tiles.log_rows, inside = index & ((1 << tiles.log_rows) - 1);
-        float y = 0.0f, up = 0.0f;
-        if (linear.in_groups) {
-            const float* products = (const float*)room.sums + tile * linear.n_blocks * 2 * 16 + inside;
-#pragma unroll 8
-            for (int segment = 0; segment < (int)n_segments; segment++) {
-                y += products[segment * 16];
-                if (linear.is_gate) up += products[segment * 16 + 8];
-            }
+    if (!GROUPED) x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[lane] : 0);
+    barrier_of_step();
+
+    // Up stands eight rows behind the gate.
+    if (my_index < n_out) {
+        float y, up = 0.0f;
+        if constexpr (GROUPED) {
+            y = sum_of_segments((const float*)my_sums, n_blocks * 2);
+            if (is_gate) up = sum_of_segments((const float*)my_sums + 8, n_blocks * 2);
         } else {
-            if (index != my_index) {
-                weight_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row)));
-                if (linear.is_gate) up_scale = weight_inverse_scale(__ldg(linear.scales + (linear.n_groups == 0 ? 0 : out_row + half_n)));
-            }
-            y = dequantise_inverse(room.sums[tile * 16 + inside] - x_sum, weight_scale, inverse_scale);
-            if (linear.is_gate) up = dequantise_inverse(room.sums[tile * 16 + 8 + inside] - x_sum, up_scale, inverse_scale);
+            y = dequantiser.of(my_sums[0] - x_sum);
+            if (is_gate) up = up_dequantiser.of(my_sums[8] - x_sum);
         }
-        if (linear.is_gate) y = gated(linear.activation, y, up);
-        if (linear.add) y = (index == my_index ? before : __ldcg(linear.out + out_row)) + y;
-        if (mail.out != nullptr) send(mail.out + out_row, y);
-        linear.out[out_row] = y;
+        if (is_gate) y = gated(activation, y, up);
+        if (adds) y = before + y;
+        if (my_mail != nullptr) send(my_mail, y);
+        *my_out = y;
     }
+#pragma unroll 1
+    for (u32 index = my_index + STEP_THREADS; index < n_out; index += STEP_THREADS) {
+        const u32 row = tiles.row(index);
+        const int* sums = sums_of(index);
+        float y, up = 0.0f;
+        if constexpr (GROUPED) {
+            y = sum_of_segments((const float*)sums, n_blocks * 2);
+            if (is_gate) up = sum_of_segments((const float*)sums + 8, n_blocks * 2);
+        } else {
+            y = dequantise(sums[0] - x_sum, __ldg(scales + (n_groups == 0 ? 0 : row)), inverse_scale);
+            if (is_gate) up = dequantise(sums[8] - x_sum, __ldg(scales + (n_groups == 0 ? 0 : row + half_n)), inverse_scale);
+        }
+        if (is_gate) y = gated(activation, y, up);
+        if (adds) y = __ldcg(out + row) + y;
+        if (mail.out != nullptr) send(mail.out + row, y);
+        out[row] = y;
+    }
+    // Products of groups are read until here.
+    if (GROUPED) barrier_of_step();
 }
 
 #endif
