@@ -105,20 +105,11 @@ fn fine_sums<const T: usize>(mut tokens: [&[[i8; BLOCK_COLUMNS]]; T], row: &[[u8
     for token in &mut tokens {
         *token = &token[..row.len()];
     }
-    let mask = _mm256_set1_epi8(3);
     let mut wide = [_mm256_setzero_si256(); T];
     for (chunk, blocks) in row.chunks(FINE_BLOCKS).enumerate() {
         let mut narrow = [_mm256_setzero_si256(); T];
         for (within, bytes) in blocks.iter().enumerate() {
-            let mut packed = load_u8(bytes);
-            for quarter in 0..BLOCK_COLUMNS / QUARTER_COLUMNS {
-                let codes = _mm256_and_si256(packed, mask);
-                packed = _mm256_srli_epi16::<2>(packed);
-                let x = load_quarters(tokens, chunk * FINE_BLOCKS + within, quarter);
-                for (narrow, x) in narrow.iter_mut().zip(x) {
-                    *narrow = _mm256_add_epi16(*narrow, _mm256_maddubs_epi16(codes, x));
-                }
-            }
+            add_fine_block(&mut narrow, load_u8(bytes), tokens, chunk * FINE_BLOCKS + within);
         }
         for (wide, narrow) in wide.iter_mut().zip(narrow) {
             *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
@@ -131,6 +122,19 @@ fn fine_sums<const T: usize>(mut tokens: [&[[i8; BLOCK_COLUMNS]]; T], row: &[[u8
         *sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)));
     }
     sums
+}
+
+/// sums += codes · activations, for one block of a row of the fine plane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_fine_block<const T: usize>(sums: &mut [__m256i; T], mut packed: __m256i, tokens: [&[[i8; BLOCK_COLUMNS]]; T], block: usize) {
+    for quarter in 0..BLOCK_COLUMNS / QUARTER_COLUMNS {
+        let codes = _mm256_and_si256(packed, _mm256_set1_epi8(3));
+        packed = _mm256_srli_epi16::<2>(packed);
+        for (sum, x) in sums.iter_mut().zip(load_quarters(tokens, block, quarter)) {
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, x));
+        }
+    }
 }
 
 /// Tokens that share codes of the fine plane: with four codes and four sums there is room for no more.

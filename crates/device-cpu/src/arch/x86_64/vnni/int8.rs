@@ -305,28 +305,38 @@ fn panels<V: DotRows, const TILES: usize, const MANY: usize>(
     (out, scratch): (&mut ColumnsMut<'_>, &mut Scratch),
 ) {
     let columns = out.range();
-    let chunk_blocks = weights.n_blocks().div_ceil(weights.n_blocks().div_ceil(PANEL_BLOCKS));
     let end = columns.end.div_ceil(TILE_ROWS);
-    let (panel_bytes, sums) = (scratch.panel.as_chunks_mut().0, scratch.sums.as_chunks_mut::<TILE_ROWS>().0);
-    for first_of_strip in (columns.start / TILE_ROWS..end).step_by(PANEL_STRIP_TILES) {
-        let strip = first_of_strip..end.min(first_of_strip + PANEL_STRIP_TILES);
-        let outputs = first_of_strip * TILE_ROWS - columns.start..columns.end.min(strip.end * TILE_ROWS) - columns.start;
+    for first in (columns.start / TILE_ROWS..end).step_by(PANEL_STRIP_TILES) {
+        let strip = first..end.min(first + PANEL_STRIP_TILES);
+        let outputs = first * TILE_ROWS - columns.start..columns.end.min(strip.end * TILE_ROWS) - columns.start;
         for first_tile in strip.clone().step_by(TILES) {
-            for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
-                let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
-                let is_last = first_tile + TILES >= strip.end && blocks.end == weights.n_blocks();
-                let panel = unpacked::<V, TILES>(v, weights, (first_tile, end, blocks), panel_bytes);
-                let ask = |token: usize| {
-                    if is_last {
-                        out.row_mut(token)[outputs.clone()].chunks(LINE_FLOATS).for_each(|line| v.prefetch_line(line));
-                    }
-                };
-                sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), &mut sums[first_tile - first_of_strip..], ask);
-            }
+            // The lines of outputs are asked for while the last panel is multiplied.
+            let asked = if first_tile + TILES >= strip.end { outputs.clone() } else { 0..0 };
+            let ask = |token: usize| out.row_mut(token)[asked.clone()].chunks(LINE_FLOATS).for_each(|line| v.prefetch_line(line));
+            sum_tiles::<V, TILES, MANY>(v, x, (weights, tokens.clone(), first_tile..end), (scratch, first_tile - first), ask);
         }
+        let sums = scratch.sums.as_chunks::<TILE_ROWS>().0;
         for (token, sums) in tokens.clone().zip(sums.chunks_exact(PANEL_STRIP_TILES)) {
             store_tiles((store, x.scales[token]), (weights, strip.clone()), sums, &mut out.row_mut(token)[outputs.clone()]);
         }
+    }
+}
+
+/// Sums of the first `TILES` of some tiles for a block of tokens, from `sums[.., in_strip]` on.
+#[inline(always)]
+fn sum_tiles<V: DotRows, const TILES: usize, const MANY: usize>(
+    v: V,
+    x: Int8Rows<'_>,
+    (weights, tokens, tiles): (&Tiles, Range<usize>, Range<usize>),
+    (scratch, in_strip): (&mut Scratch, usize),
+    mut ask: impl FnMut(usize),
+) {
+    let chunk_blocks = weights.n_blocks().div_ceil(weights.n_blocks().div_ceil(PANEL_BLOCKS));
+    let (panel_bytes, sums) = (scratch.panel.as_chunks_mut().0, scratch.sums.as_chunks_mut().0);
+    for first_block in (0..weights.n_blocks()).step_by(chunk_blocks) {
+        let blocks = first_block..weights.n_blocks().min(first_block + chunk_blocks);
+        let panel = unpacked::<V, TILES>(v, weights, (tiles.start, tiles.end, blocks), panel_bytes);
+        sum_panel::<V, TILES, MANY>(v, x, (tokens.clone(), &panel), &mut sums[in_strip..], &mut ask);
     }
 }
 
