@@ -110,10 +110,7 @@ impl Served {
 
     /// Sends a request and reads all of the answer.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.expect("infallible");
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.expect("a body").to_bytes();
-        Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).expect("text") }
+        answer(&self.router, request).await
     }
 
     /// Posts with a key.
@@ -126,6 +123,14 @@ impl Served {
         let request = Request::get(url).header("authorization", format!("Bearer {key}"));
         self.send(request.body(Body::empty()).expect("a request")).await
     }
+}
+
+/// What a router answers.
+pub(crate) async fn answer(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.expect("infallible");
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.expect("a body").to_bytes();
+    Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).expect("text") }
 }
 
 /// A request with a key.
