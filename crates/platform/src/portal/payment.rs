@@ -174,7 +174,8 @@ pub(super) async fn pay(State(portal): State<Portal>, visit: Visit, Path((_, inv
         Ok(Some(Charge::Processing { .. })) => "paying",
         Ok(Some(Charge::TooSmall { .. })) => "carried",
         Ok(Some(Charge::Failed { reason, .. })) => {
-            let fault = Fault { status: StatusCode::PAYMENT_REQUIRED, text: format!("The payment failed: {reason}.") };
+            let fault =
+                Fault { status: StatusCode::PAYMENT_REQUIRED, text: format!("The payment failed: {}.", reason.trim_end_matches('.')) };
             return payment_page(&portal, &visit, Some(fault)).await;
         }
         Err(error) => return payment_page(&portal, &visit, Some(error.fault()?)).await,
