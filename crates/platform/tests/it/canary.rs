@@ -220,7 +220,7 @@ fn area_under_curve(fast: &[Duration], slow: &[Duration]) -> f64 {
 fn time_to_a_first_token_does_not_tell_what_another_account_has_asked() {
     // A machine that is busy with something else hides in its times what there is to see: then only what the cache had is looked at.
     let n_pairs = if is_long() { 10_000_u64 } else { 100 };
-    let pace = SimulatedPace { per_token: Duration::from_micros(30), ..SimulatedPace::default() };
+    let pace = SimulatedPace { per_token: Duration::from_micros(60), ..SimulatedPace::default() };
     on_sqlite(pace, async |served| {
         let keys = accounts(&served).await;
         let prompt = |what: &str, n: u64| format!("{what} {n} {}", "x".repeat(130));
