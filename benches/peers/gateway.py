@@ -152,7 +152,9 @@ class World:
         while time.monotonic() < deadline:
             if any(child.poll() is not None for child in self.children):
                 break
-            if models := answers(port, "/v1/models", key):
+            # A model is listed once it can serve.
+            models = answers(port, "/v1/models", key)
+            if models and models["data"]:
                 return models["data"][0]["id"]
             time.sleep(0.2)
         raise SystemExit(f"{name} does not answer: {(self.folder / f'{name}.log').read_text()[-2000:]}")

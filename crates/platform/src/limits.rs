@@ -27,7 +27,7 @@ pub const PROJECTION_BYTES_MAX: usize = 1 << 20;
 pub const COMMIT_EVERY: Duration = Duration::from_millis(2);
 /// How long the database may be away before requests are refused; those that were admitted wait for it.
 pub const STORE_AWAY_MAX: Duration = Duration::from_secs(5);
-/// How long a request waits for what it produced to be durable before it is given up.
+/// How long a request waits for what it produced to be durable before it is given up; one that has come to its end is waited for.
 pub const DURABLE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a request holds what it set aside without a sign of life.
 pub const LEASE: Duration = Duration::from_secs(600);

@@ -1,6 +1,6 @@
 //! `cargo xtask endure`: the tests of what a server must bear, for as long and as strictly as they are meant: minutes of overload, a
-//! hundred thousand clients that leave, a database that is away for half a minute, millions of tokens that are almost right. `cargo xtask
-//! test` runs the same tests, short.
+//! hundred thousand clients that leave, a database that is away for half a minute, a million requests of accounts that must not hear of each
+//! other, millions of tokens that are almost right. `cargo xtask test` runs the same tests, short.
 
 use anyhow::Result;
 use clap::Args;
@@ -24,6 +24,7 @@ const TESTS: &[(&str, &[&str], &str)] = &[
     ("bitnet-server", &["--test", "it"], "endurance::"),
     ("bitnet-cli", &["--test", "it"], "platform::server_killed"),
     ("bitnet-platform", &["--test", "it"], "away::"),
+    ("bitnet-platform", &["--test", "it"], "canary::"),
     ("bitnet-platform", &["--lib"], "identity::mutants::"),
 ];
 

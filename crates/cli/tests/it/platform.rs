@@ -131,6 +131,26 @@ fn operator_gets_from_nothing_to_a_metered_answer() {
     assert!(again.status == Some(1) && again.stderr.contains("not empty"), "{again:?}");
 }
 
+/// What a collector of syslog gets over TCP: each message behind its length.
+fn sent_to_a_collector(home: &Path) -> Vec<String> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let collector = std::thread::spawn(move || {
+        let mut text = String::new();
+        listener.accept().expect("somebody comes").0.read_to_string(&mut text).expect("text");
+        let (mut messages, mut rest) = (Vec::new(), text.as_str());
+        while let Some((length, behind)) = rest.split_once(' ') {
+            let (message, more) = behind.split_at(length.parse().expect("a length"));
+            messages.push(message.to_string());
+            rest = more;
+        }
+        messages
+    });
+    let sent = operator(home, &["audit", "export", "--format", "syslog", "--after", "2", "--to", &address]);
+    assert!(sent.status == Some(0) && sent.stderr.contains("--after 4 goes on there"), "{sent:?}");
+    collector.join().expect("it ends")
+}
+
 #[test]
 fn audit_log_of_commands_is_whole_until_somebody_edits_it() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -145,6 +165,9 @@ fn audit_log_of_commands_is_whole_until_somebody_edits_it() {
     let records: Vec<Value> = exported.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(records[2]["action"], "credit.granted");
     assert_eq!(records[2]["after"]["amount_micros"], 12_500_000);
+    let messages = printed(home, &["audit", "export", "--format", "syslog", "--after", "2"]);
+    assert!(messages.starts_with("<109>1 20") && messages.contains(" - credit.granted [bitnet@32473 seq=\"3\""), "{messages}");
+    assert_eq!(sent_to_a_collector(home), messages.lines().collect::<Vec<_>>());
     // The database of before is put back: its copies of signed states are elsewhere.
     for suffix in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(home.join(format!("bitnet.db{suffix}")));

@@ -81,6 +81,45 @@ pub struct AuditRecord {
     pub hash: [u8; 32],
 }
 
+/// Which records are looked for. Empty lists leave nothing out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditSearch {
+    /// Of one account.
+    pub account: Option<AccountId>,
+    /// Not before.
+    pub from: Timestamp,
+    /// Before.
+    pub until: Timestamp,
+    /// What was done.
+    pub actions: Vec<String>,
+    /// By whom.
+    pub actors: Vec<String>,
+    /// To what.
+    pub targets: Vec<String>,
+    /// Behind this record.
+    pub after_seq: u64,
+    /// Before this one.
+    pub before_seq: u64,
+    /// So many at most.
+    pub n_max: i64,
+}
+
+impl Default for AuditSearch {
+    fn default() -> Self {
+        Self {
+            account: None,
+            from: Timestamp(i64::MIN),
+            until: Timestamp(i64::MAX),
+            actions: Vec::new(),
+            actors: Vec::new(),
+            targets: Vec::new(),
+            after_seq: 0,
+            before_seq: u64::MAX,
+            n_max: N_AUDIT_RECORDS_PER_PAGE,
+        }
+    }
+}
+
 /// Before a record, in what is hashed.
 const RECORD_DOMAIN: u8 = 0;
 /// The hash before the first record.
@@ -97,6 +136,37 @@ impl AuditRecord {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
         *hasher.finalize().as_bytes()
+    }
+
+    /// As a message of syslog by RFC 5424: facility 13 (log audit), severity 5 (notice). What changed is its text.
+    pub fn to_syslog(&self) -> String {
+        let value = |text: &str| {
+            let mut escaped = String::with_capacity(text.len());
+            for character in text.chars() {
+                if matches!(character, '"' | '\\' | ']') {
+                    escaped.push('\\');
+                }
+                escaped.push(character);
+            }
+            escaped
+        };
+        let (seq, hash) = (self.seq.to_string(), hex(&self.hash));
+        let pairs = [
+            ("seq", seq.as_str()),
+            ("actor", &self.actor),
+            ("account", &self.account),
+            ("target", &self.target),
+            ("address", &self.address),
+            ("request", &self.request_id),
+            ("hash", &hash),
+        ];
+        let data: String = pairs.iter().map(|(name, text)| format!(" {name}=\"{}\"", value(text))).collect();
+        let id: String = self.action.chars().filter(char::is_ascii_graphic).take(32).collect();
+        let state = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
+        // One record is one line, whatever is in it: JSON has no line ends of its own.
+        let text = json!({ "before": state(&self.before), "after": state(&self.after) });
+        let data: String = data.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
+        format!("<109>1 {} - bitnet - {} [bitnet@32473{data}] {text}", self.at.to_rfc3339(), if id.is_empty() { "-" } else { &id })
     }
 
     /// As a line of an export.
@@ -188,6 +258,28 @@ impl Store {
                 .bind(as_i64(before))
                 .bind(N_AUDIT_RECORDS_PER_PAGE),
         };
+        let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading the audit log"))?;
+        rows.iter().map(read).collect()
+    }
+
+    /// Records that are looked for, the latest first; where it is said behind which one, those next to it, in order.
+    pub async fn find_audit_records(&self, search: &AuditSearch) -> Result<Vec<AuditRecord>, PlatformError> {
+        let mut text =
+            "SELECT * FROM audit_record WHERE seq > $1 AND seq < $2 AND at >= $3 AND at < $4 AND ($5 = '' OR account_id = $5)".to_string();
+        let mut n_bound = 6;
+        let lists = [("action", &search.actions), ("actor", &search.actors), ("target", &search.targets)];
+        for (column, values) in lists.iter().filter(|(_, values)| !values.is_empty()) {
+            let places: Vec<String> = (n_bound + 1..).map(|place| format!("${place}")).take(values.len()).collect();
+            n_bound += values.len();
+            text.push_str(&format!(" AND {column} IN ({})", places.join(", ")));
+        }
+        let is_forward = search.after_seq > 0 && search.before_seq == u64::MAX;
+        text.push_str(if is_forward { " ORDER BY seq LIMIT $6" } else { " ORDER BY seq DESC LIMIT $6" });
+        let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(as_i64(search.after_seq)).bind(as_i64(search.before_seq));
+        let query = query.bind(search.from.0).bind(search.until.0);
+        let query = query.bind(search.account.map_or_else(String::new, |id| id.to_string())).bind(search.n_max);
+        let values = lists.iter().flat_map(|(_, values)| values.iter());
+        let query = values.fold(query, |query, value| query.bind(value.clone()));
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading the audit log"))?;
         rows.iter().map(read).collect()
     }

@@ -74,6 +74,8 @@ impl NewItem {
 
 const OPEN_MONTHS: &str = "SELECT a.id AS id, a.created_at AS created_at, CAST(COALESCE(MAX(c.period), 0) AS BIGINT) AS last FROM account a LEFT JOIN closed_period c ON c.account_id = a.id GROUP BY a.id, a.created_at ORDER BY a.created_at, a.id";
 const DOING: &str = "closing a month";
+/// What stands alone on an invoice that is collected from a card; Stripe charges half a dollar at least.
+const CHARGED_ALONE_MIN: Micros = Micros(500_000);
 
 fn failed() -> impl FnOnce(sqlx::Error) -> PlatformError {
     PlatformError::database(DOING)
@@ -139,7 +141,7 @@ impl Store {
         if is_closed(&mut write.transaction, (account, period)).await? {
             return Ok(None);
         }
-        let is_empty = lines.iter().all(|line| line.amount == Micros::ZERO);
+        let is_empty = is_nothing(&lines, &profile);
         let invoice = if is_empty {
             None
         } else {
@@ -281,11 +283,19 @@ async fn closing_cover(connection: &mut AnyConnection, (account, period): (Accou
 /// Those that wait on an invoice no more are those that its lines name: what another transaction adds meanwhile waits on.
 async fn take_items(write: &mut Write<'_>, id: InvoiceId, lines: &[InvoiceLine]) -> Result<(), PlatformError> {
     for line in lines {
-        let (LineKind::Item { item } | LineKind::Overpaid { item }) = &line.kind else { continue };
+        let (LineKind::Item { item } | LineKind::Overpaid { item } | LineKind::Brought { item }) = &line.kind else { continue };
         let taken = sqlx::query("UPDATE invoice_item SET invoice_id = $1 WHERE id = $2").bind(id.to_string()).bind(item.clone());
         taken.execute(&mut *write.transaction).await.map_err(failed())?;
     }
     Ok(())
+}
+
+/// Whether there is nothing to invoice. What was too little to be charged, and has nothing else beside it, waits for another month.
+fn is_nothing(lines: &[InvoiceLine], profile: &Profile) -> bool {
+    let amounts = || lines.iter().filter(|line| line.amount != Micros::ZERO);
+    let total: Micros = amounts().map(|line| line.amount).sum();
+    let only_brought = amounts().all(|line| matches!(line.kind, LineKind::Brought { .. }));
+    only_brought && (total == Micros::ZERO || profile.is_automatic && total < CHARGED_ALONE_MIN)
 }
 
 /// The month after the last that is closed, or the account's first.

@@ -115,7 +115,8 @@ impl Store {
         let rows = query.fetch_all(&mut *write.transaction).await.map_err(PlatformError::database("reading an invoice"))?;
         let lines: Vec<InvoiceLine> = rows.iter().map(read_line).collect::<Result<_, _>>()?;
         // What was paid before has no part in the taxes; the last note of an invoice has what those before it left of each.
-        let is_paid = |line: &&InvoiceLine| matches!(line.kind, LineKind::Overpaid { .. } | LineKind::OverpaidCarried);
+        let is_paid =
+            |line: &&InvoiceLine| matches!(line.kind, LineKind::Overpaid { .. } | LineKind::Brought { .. } | LineKind::OverpaidCarried);
         let taxed = total.minus(lines.iter().filter(is_paid).map(|line| line.amount).sum());
         let share = |line: &InvoiceLine| {
             let upto = |credited: Micros| ratio(line.amount, (i128::from(credited.0), i128::from(taxed.0.max(1))), MICROS_PER_CENT);

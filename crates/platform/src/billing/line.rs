@@ -76,6 +76,11 @@ pub enum LineKind {
     },
     /// What of that is left to the next invoice.
     OverpaidCarried,
+    /// What an earlier invoice has left to be paid, tax and all.
+    Brought {
+        /// Which.
+        item: String,
+    },
     /// To whole cents.
     Rounding,
     /// A tax.

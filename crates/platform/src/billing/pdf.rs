@@ -1,6 +1,6 @@
 //! An issued invoice as a PDF file, on the fourteen fonts that every reader has, so that none is embedded: they have the letters of
-//! Western Europe, and what is not among them is written as a question mark (the page has all letters). The same invoice makes the
-//! same bytes.
+//! Western Europe, and others are spelled with these as `deunicode` does, which the file says (the page has all letters). The same
+//! invoice makes the same bytes.
 
 use pdf_writer::{Content, Finish, Name, Pdf, Rect, Ref, Str};
 
@@ -24,22 +24,60 @@ const WIDTHS: [u16; 95] = [
     556, 333, 500, 278, 556, 500, 722, 500, 500, 500, 334, 260, 334, 584,
 ];
 
-/// In the encoding of the fonts.
+/// What the encoding of the fonts (Windows 1252) has between 0x80 and 0x9f.
+const BETWEEN: [(char, u8); 27] = [
+    ('€', 0x80),
+    ('‚', 0x82),
+    ('ƒ', 0x83),
+    ('„', 0x84),
+    ('…', 0x85),
+    ('†', 0x86),
+    ('‡', 0x87),
+    ('ˆ', 0x88),
+    ('‰', 0x89),
+    ('Š', 0x8a),
+    ('‹', 0x8b),
+    ('Œ', 0x8c),
+    ('Ž', 0x8e),
+    ('‘', 0x91),
+    ('’', 0x92),
+    ('“', 0x93),
+    ('”', 0x94),
+    ('•', 0x95),
+    ('–', 0x96),
+    ('—', 0x97),
+    ('˜', 0x98),
+    ('™', 0x99),
+    ('š', 0x9a),
+    ('›', 0x9b),
+    ('œ', 0x9c),
+    ('ž', 0x9e),
+    ('Ÿ', 0x9f),
+];
+
+fn byte_of(character: char) -> Option<u8> {
+    match character {
+        ' '..='~' | '\u{a0}'..='\u{ff}' => u8::try_from(u32::from(character)).ok(),
+        _ => BETWEEN.iter().find(|(other, _)| *other == character).map(|(_, byte)| *byte),
+    }
+}
+
+/// In the encoding of the fonts. What is not in there is spelled with what is; what has no spelling is a question mark.
 fn encoded(text: &str) -> Vec<u8> {
-    let byte = |c: char| match c {
-        ' '..='~' => c as u8,
-        '\u{a0}'..='\u{ff}' => u8::try_from(u32::from(c)).unwrap_or(b'?'),
-        '€' => 0x80,
-        '…' => 0x85,
-        '‘' => 0x91,
-        '’' => 0x92,
-        '“' => 0x93,
-        '”' => 0x94,
-        '–' => 0x96,
-        '—' => 0x97,
-        _ => b'?',
-    };
-    text.chars().map(byte).collect()
+    let mut bytes = Vec::with_capacity(text.len());
+    for character in text.chars() {
+        match byte_of(character) {
+            Some(byte) => bytes.push(byte),
+            None if character.is_control() => bytes.push(b' '),
+            None => bytes.extend(deunicode::deunicode_char(character).unwrap_or("?").bytes()),
+        }
+    }
+    bytes
+}
+
+/// Whether all of a text is in the encoding.
+fn is_whole(text: &str) -> bool {
+    text.chars().all(|character| byte_of(character).is_some() || character.is_control())
 }
 
 fn width(text: &str, size: f32) -> f32 {
@@ -156,7 +194,19 @@ impl Invoice {
         }
         pages.down(LEADING);
         self.table(&mut pages, currency);
+        if !self.is_whole() {
+            pages.room(2.0 * LEADING);
+            pages.down(2.0 * LEADING);
+            pages.text(MARGIN, "Spelled with Latin letters here; the page of this invoice has the letters themselves.", (b"R", 7.5));
+        }
         pages.finish(&title)
+    }
+
+    fn is_whole(&self) -> bool {
+        let parties = self.issued.iter().flat_map(|issued| [&issued.parties.issuer, &issued.parties.customer]);
+        let mut texts = parties.flat_map(|party| [&party.name, &party.address, &party.tax_id]);
+        let lines = self.lines.iter().all(|line| is_whole(&line.text));
+        lines && is_whole(&self.account_name) && texts.all(|text| is_whole(text))
     }
 
     fn table(&self, pages: &mut Pages, currency: &str) {
@@ -226,6 +276,17 @@ mod tests {
         assert!(file.starts_with(b"%PDF-") && text.trim_end().ends_with("%%EOF"));
         assert!(text.matches("/Type /Page\n").count() >= 5, "{}", text.matches("/Type /Page").count());
         assert_eq!(file, invoice.to_pdf("usd"), "the same bytes");
+    }
+
+    #[test]
+    fn letters_that_the_fonts_have_not_are_spelled_with_others() {
+        assert_eq!(encoded("Žižka & Œuvre, 5 €"), b"\x8ei\x9eka & \x8cuvre, 5 \x80");
+        for (text, spelled) in [("Łódź", "L\u{f3}dz"), ("Αθήνα", "Athena"), ("Чехов", "Chekhov"), ("a\u{0}b", "a b")] {
+            let bytes: Vec<u8> = spelled.chars().map(|character| byte_of(character).expect("Latin")).collect();
+            assert_eq!(encoded(text), bytes, "{text}");
+        }
+        assert!(!encoded("株式会社").contains(&b'?') && is_whole("Zoë™") && !is_whole("Ελλάς"));
+        assert_eq!(encoded("\u{10fffd}"), b"?", "nobody can spell that");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! same out, whoever asks, however often. Integers all the way, and each line says where it was rounded.
 //!
 //! Order: fees; usage, then usage of earlier months that came late; what credit paid; parts off; a commitment's shortfall; items that
-//! had waited; to whole cents; taxes; what was paid too much before, whose tax is in it. An invoice is not negative: what would be is
+//! had waited; to whole cents; taxes; what earlier invoices were paid too much or left open, whose tax is in it. An invoice is not negative: what would be is
 //! carried to the next one, before tax or with it, as it is here.
 
 use std::collections::BTreeMap;
@@ -210,7 +210,8 @@ impl Statement {
         periods.dedup();
         let of_period = |period: Period| {
             let included = included.get(&period).map(|(n_requests, n_operations)| {
-                let text = format!("{n_operations} operations that the plan includes{}", self.late_words(period));
+                let operations = if *n_operations == 1 { "operation" } else { "operations" };
+                let text = format!("{n_operations} {operations} that the plan includes{}", self.late_words(period));
                 let kind = LineKind::Included { n_operations: *n_operations };
                 let line = line(&self.line_id(period, "included"), text, kind, (Rounding::Exact, Micros::ZERO));
                 InvoiceLine { n_requests: *n_requests, ..line }
@@ -283,9 +284,11 @@ fn commitment_line(promised: Micros, spent: Micros) -> Option<InvoiceLine> {
 }
 
 fn item_line(item: &WaitingItem) -> InvoiceLine {
+    let named = item.id.clone();
     let (kind, of) = match item.is_gross {
-        true => (LineKind::Overpaid { item: item.id.clone() }, "overpaid"),
-        false => (LineKind::Item { item: item.id.clone() }, "item"),
+        true if item.amount > Micros::ZERO => (LineKind::Brought { item: named }, "brought"),
+        true => (LineKind::Overpaid { item: named }, "overpaid"),
+        false => (LineKind::Item { item: named }, "item"),
     };
     line(&format!("{of}:{}", item.id), item.text.clone(), kind, (Rounding::Exact, item.amount))
 }

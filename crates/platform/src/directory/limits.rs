@@ -11,7 +11,7 @@ use crate::ledger::Overage;
 use crate::ledger::scope::ScopeLimits;
 use crate::money::Micros;
 use crate::store::catalog::scope_limits;
-use crate::store::{Store, get_parsed};
+use crate::store::{Store, get, get_parsed};
 
 impl Store {
     /// Calls an account something else.
@@ -76,5 +76,20 @@ impl Store {
             Deed { action: "project.limits_changed", account: Some(account), target: id.to_string(), before, after: limits_json(&limits) };
         self.audit(&mut write, by, deed).await?;
         write.commit("bounding a project").await
+    }
+    /// Gives a project another name.
+    pub async fn rename_project(&self, (account, id): (AccountId, ProjectId), name: &str, by: &By) -> Result<(), PlatformError> {
+        check_label(name)?;
+        let mut write = self.begin().await?;
+        let failed = || PlatformError::database("renaming a project");
+        let query = sqlx::query("SELECT name FROM project WHERE id = $1 AND account_id = $2");
+        let row = query.bind(id.to_string()).bind(account.to_string()).fetch_optional(&mut *write.transaction).await.map_err(failed())?;
+        let before: String = get(&row.ok_or(PlatformError::NotFound { what: "project" })?, "name")?;
+        let update = sqlx::query("UPDATE project SET name = $1 WHERE id = $2").bind(name.to_string()).bind(id.to_string());
+        update.execute(&mut *write.transaction).await.map_err(failed())?;
+        let (before, after) = (json!({ "name": before }), json!({ "name": name }));
+        let deed = Deed { action: "project.renamed", account: Some(account), target: id.to_string(), before, after };
+        self.audit(&mut write, by, deed).await?;
+        write.commit("renaming a project").await
     }
 }

@@ -103,6 +103,7 @@ impl Directory {
             access: KeyAccess::Inference,
             scope: KeyScope { models: None, routes: Some(routes) },
             limits: Default::default(),
+            created_at: now,
             expires_at: Some(now.plus(LENT_KEY_AGE_MAX)),
             revoked_at: None,
             hash,

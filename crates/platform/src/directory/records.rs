@@ -17,7 +17,7 @@ use crate::ledger::{AccountStatus, Overage};
 use crate::limits::{LABEL_BYTES_MAX, N_KEY_SCOPES_MAX, RATE_PER_MINUTE_MAX};
 use crate::money::Micros;
 use crate::store::catalog::scope_limits;
-use crate::store::{Store, Write, as_i64, get, get_optional_time, get_parsed};
+use crate::store::{Store, Write, as_i64, get, get_optional_time, get_parsed, get_time};
 use crate::time::Timestamp;
 use crate::webhooks::Happened;
 
@@ -112,6 +112,8 @@ pub struct ApiKey {
     pub scope: KeyScope,
     /// What bounds it.
     pub limits: ScopeLimits,
+    /// Since when there is one.
+    pub created_at: Timestamp,
     /// From when on it is nothing.
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
@@ -449,6 +451,7 @@ fn read_key(row: &AnyRow) -> Result<ApiKey, PlatformError> {
         access: if get::<String>(row, "access")? == "admin" { KeyAccess::Admin } else { KeyAccess::Inference },
         scope: KeyScope { models: list("models")?, routes: list("routes")? },
         limits: scope_limits(row)?,
+        created_at: get_time(row, "created_at")?,
         expires_at: get_optional_time(row, "expires_at")?,
         revoked_at: get_optional_time(row, "revoked_at")?,
         hash: hash.into(),

@@ -53,6 +53,8 @@ pub struct Invitation {
     pub role: Role,
     /// Until when.
     pub expires_at: Timestamp,
+    /// When it was sent.
+    pub created_at: Timestamp,
 }
 
 fn read_invitation(row: &AnyRow) -> Result<Invitation, PlatformError> {
@@ -61,6 +63,7 @@ fn read_invitation(row: &AnyRow) -> Result<Invitation, PlatformError> {
         account: get_parsed(row, "account_id")?,
         email: get(row, "email")?,
         role: get_parsed(row, "role")?,
+        created_at: get_time(row, "created_at")?,
         expires_at: get_time(row, "expires_at")?,
     })
 }

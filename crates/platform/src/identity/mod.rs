@@ -435,7 +435,7 @@ impl Identity {
         check_password(&password, &owner.email)?;
         let password_hash = self.passwords.hash(password).await?;
         self.store.reset_password(&hash, password_hash, &whence.by).await?;
-        Ok(())
+        self.tell_of_reset(&owner).await
     }
 
     async fn check_own_password(&self, person: &Person, password: String, whence: &Whence) -> Result<(), PlatformError> {

@@ -136,6 +136,25 @@ impl Identity {
     }
 
     /// What a browser needs to have a passkey sign; whose, nobody has said yet.
+    /// Mails that a password was set by a link, and what else opens the account: passkeys are no password, and stay.
+    pub(super) async fn tell_of_reset(&self, person: &Person) -> Result<(), PlatformError> {
+        let passkeys = self.store.passkeys(person.id).await?;
+        let names: String = passkeys.iter().map(|passkey| format!("- {}\n", passkey.name)).collect();
+        let left = match names.as_str() {
+            "" => "No passkey opens it.".to_string(),
+            names => format!("These passkeys still open it; remove those that you do not know:\n\n{names}"),
+        };
+        let text = format!(
+            "Hello,\n\na new password was set for your account, by a link that was sent to this address. All sessions have ended. {left}\n\n{}/profile\n",
+            self.public_url
+        );
+        let mail = Mail { to: person.email.clone(), subject: "bitnet: Your password was set anew".into(), text };
+        if let Err(error) = self.mailer.send(mail) {
+            tracing::warn!(%error, "a mail was left out");
+        }
+        Ok(())
+    }
+
     pub(crate) async fn begin_passkey_sign_in(&self, whence: &Whence) -> Result<Value, PlatformError> {
         let party = self.party()?;
         self.throttle.count(format!("passkey place {}", whence.place()), BY_ADDRESS, whence.by.at)?;

@@ -185,6 +185,13 @@ impl LedgerService {
         Ok(position)
     }
 
+    /// See [`Ledger::cut`].
+    pub fn cut(&self, id: HoldId, shown: Produced, now: Timestamp) -> Result<Position, NotOpen> {
+        let position = self.ledger().cut(id, shown, now)?;
+        self.work.notify_one();
+        Ok(position)
+    }
+
     /// See [`Ledger::grant`].
     pub fn grant(&self, grant: Grant) -> Position {
         let position = self.ledger().grant(grant);

@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::ledger::event::{Draw, Entry, GATEWAY, HoldId, OpenRequest, Outcome, Record, UsageEvent};
+use crate::ledger::event::{Draw, Entry, GATEWAY, HoldId, OpenRequest, Outcome, Produced, Record, UsageEvent};
 use crate::ledger::outbox::Position;
 use crate::ledger::scope::{Held, ScopeId};
 use crate::ledger::{Hold, Ledger, charge};
@@ -42,12 +42,24 @@ impl Ledger {
     /// Gives back what a request held: nothing was computed. What had been recorded for it stays used.
     pub fn void(&mut self, id: HoldId, now: Timestamp) -> Result<Position, NotOpen> {
         let hold = self.take(id).ok_or(NotOpen)?;
+        Ok(self.end_early(hold, now))
+    }
+
+    /// Ends a request that was refused since what it produced could not be made durable in time. It is booked with what its client was
+    /// shown, whatever was recorded since then; with nothing, it is no request at all.
+    pub fn cut(&mut self, id: HoldId, shown: Produced, now: Timestamp) -> Result<Position, NotOpen> {
+        let mut hold = self.take(id).ok_or(NotOpen)?;
+        hold.request.produced = shown;
+        Ok(self.end_early(hold, now))
+    }
+
+    fn end_early(&mut self, hold: Hold, now: Timestamp) -> Position {
         let recorded = recorded(&hold.request);
         self.give_back(&hold, recorded.tokens.total());
         if hold.request.produced.n_output == 0 {
-            return Ok(self.close(&hold));
+            return self.close(&hold);
         }
-        Ok(self.book(hold, (recorded, Outcome::Failed), now))
+        self.book(hold, (recorded, Outcome::Failed), now)
     }
 
     fn take(&mut self, id: HoldId) -> Option<Hold> {

@@ -114,7 +114,8 @@ pub(super) async fn pay(State(platform): State<Platform>, by: Administrator, Pat
         None => ("paid", String::new()),
         Some(Charge::Succeeded { .. }) => ("paid", String::new()),
         Some(Charge::Processing { .. }) => ("processing", String::new()),
-        Some(Charge::Failed { reason, .. } | Charge::TooSmall { reason }) => ("failed", reason),
+        Some(Charge::TooSmall { reason }) => ("carried", reason),
+        Some(Charge::Failed { reason, .. }) => ("failed", reason),
     };
     Ok(Json(json!({ "object": "organization.payment", "invoice": id.to_string(), "status": status, "reason": reason })))
 }

@@ -8,13 +8,14 @@ use serde_json::json;
 use sqlx::any::AnyRow;
 
 use crate::audit::{By, Deed};
+use crate::billing::close::NewItem;
 use crate::billing::statement::MICROS_PER_CENT;
 use crate::directory::note_change;
 use crate::error::PlatformError;
 use crate::ids::{AccountId, InvoiceId, PaymentId};
 use crate::limits::N_COLLECTED_PER_RUN;
 use crate::money::Micros;
-use crate::payment::{Charge, Payments, STRIPE};
+use crate::payment::{CARRIED, Charge, Payments, STRIPE};
 use crate::store::{Store, Write, get, get_count, get_money, get_parsed, get_time};
 use crate::time::Timestamp;
 use crate::webhooks::Happened;
@@ -25,8 +26,6 @@ pub const ATTEMPT_PAUSES: [Duration; 3] =
     [Duration::from_secs(3 * DAY.as_secs()), Duration::from_secs(5 * DAY.as_secs()), Duration::from_secs(7 * DAY.as_secs())];
 /// When what was not answered is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// When it is tried again to charge what was too little to be charged.
-const TOO_SMALL_PAUSE: Duration = Duration::from_secs(30 * DAY.as_secs());
 
 const DUE: &str = "SELECT d.invoice_id FROM dunning d JOIN invoice i ON i.id = d.invoice_id WHERE d.next_attempt_at <= $1 AND i.status = 'open' ORDER BY d.next_attempt_at LIMIT $2";
 const DOING: &str = "collecting an invoice";
@@ -104,7 +103,7 @@ impl Payments {
         }
         let charge = self.charge(&attempt).await?;
         match &charge {
-            Charge::TooSmall { reason } => self.store.postpone_attempt(&attempt, reason, by).await?,
+            Charge::TooSmall { .. } => self.store.carry_forward(&attempt, by).await?,
             charge => self.store.end_attempt(attempt.payment, charge, by).await?,
         }
         Ok(Some(charge))
@@ -169,12 +168,25 @@ impl Store {
         write.commit(DOING).await
     }
 
-    /// Leaves an invoice for later that is less than is charged at all: nobody has failed to pay it.
-    async fn postpone_attempt(&self, attempt: &Attempt, reason: &str, by: &By) -> Result<(), PlatformError> {
-        self.withdraw_attempt(attempt.payment, reason, by).await?;
+    /// Puts what is less than is charged at all on the next invoice, which settles this one: nobody has failed to pay it.
+    async fn carry_forward(&self, attempt: &Attempt, by: &By) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
-        let later = sqlx::query("UPDATE dunning SET next_attempt_at = $1 WHERE invoice_id = $2").bind(by.at.plus(TOO_SMALL_PAUSE).0);
-        later.bind(attempt.invoice.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
+        let (invoice, total) = self.locked_invoice(&mut write, attempt.invoice).await?;
+        let Some(issued) = &invoice.issued else { return Err(PlatformError::NotFound { what: "invoice" }) };
+        let update =
+            sqlx::query("UPDATE payment SET provider = $1, status = 'succeeded', updated_at = $2 WHERE id = $3 AND status = 'pending'");
+        let update = update.bind(CARRIED).bind(by.at.0).bind(attempt.payment.to_string());
+        if update.execute(&mut *write.transaction).await.map_err(failed())?.rows_affected() == 0 {
+            return Ok(());
+        }
+        let text = format!("{}, which was too little to be charged by itself", issued.number);
+        let item = NewItem::new(format!("too_little:{}", attempt.payment), text, attempt.amount).with_its_tax();
+        self.add_item(&mut write, invoice.account, item, by.at).await?;
+        let settled = (issued.credited, issued.paid.plus(attempt.amount));
+        self.set_paid(&mut write, (&invoice, total), settled, (&attempt.payment.to_string(), by.at)).await?;
+        let (before, after) = (json!({ "paid_micros": issued.paid.0 }), json!({ "carried_micros": attempt.amount.0 }));
+        let deed = Deed { action: "invoice.carried", account: Some(invoice.account), target: issued.id.to_string(), before, after };
+        self.audit(&mut write, by, deed).await?;
         write.commit(DOING).await
     }
 

@@ -123,7 +123,8 @@ impl Payments {
             "setup_intent.succeeded" => {
                 let (customer, method) = (object["customer"].as_str(), object["payment_method"].as_str());
                 let (Some(customer), Some(method)) = (customer, method) else { return Ok(()) };
-                ignore_unknown(self.store.note_payment_method((STRIPE, customer), method, &by).await)
+                let card = self.stripe.card(method).await?;
+                ignore_unknown(self.store.note_payment_method((STRIPE, customer), (method, &card), &by).await)
             }
             // What went back in all of a charge, whoever sent it.
             "charge.refunded" => {

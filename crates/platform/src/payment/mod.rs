@@ -22,10 +22,12 @@ use crate::time::{Clock, Timestamp};
 pub use dunning::{ATTEMPT_PAUSES, Attempt};
 pub use hook::{HookError, HookSecret};
 pub use refund::RefundRow;
-pub use stripe::{Charge, RefundEnd, Refunded, Stripe, StripeError};
+pub use stripe::{Card, Charge, RefundEnd, Refunded, Stripe, StripeError};
 
 /// What payments are made through.
 pub const STRIPE: &str = "stripe";
+/// What stands there for an invoice whose amount the next one has.
+pub const CARRIED: &str = "carried";
 
 /// Collects invoices.
 #[derive(Clone)]
@@ -78,22 +80,30 @@ impl Payments {
             return Err(PlatformError::Invalid { field: "payment_method", reason });
         }
         let customer = self.customer(account).await?;
-        self.stripe.attach(&customer, method).await?;
-        self.store.note_payment_method((STRIPE, &customer), method, by).await
+        let card = self.stripe.attach(&customer, method).await?;
+        self.store.note_payment_method((STRIPE, &customer), (method, &card), by).await
     }
 }
 
 impl Store {
     /// Notes what a customer pays with, and that its invoices are collected by it at once.
-    pub(crate) async fn note_payment_method(&self, (provider, customer): (&str, &str), method: &str, by: &By) -> Result<(), PlatformError> {
+    pub(crate) async fn note_payment_method(
+        &self,
+        (provider, customer): (&str, &str),
+        (method, card): (&str, &Card),
+        by: &By,
+    ) -> Result<(), PlatformError> {
         let mut write = self.begin().await?;
         let failed = || PlatformError::database("noting how an account pays");
         let query = sqlx::query("SELECT account_id FROM payment_customer WHERE provider = $1 AND customer = $2");
         let query = query.bind(provider.to_string()).bind(customer.to_string());
         let row = query.fetch_optional(&mut *write.transaction).await.map_err(failed())?;
         let account: AccountId = get_parsed(&row.ok_or(PlatformError::NotFound { what: "customer" })?, "account_id")?;
-        let update = sqlx::query("UPDATE payment_customer SET payment_method = $1 WHERE account_id = $2");
-        update.bind(method.to_string()).bind(account.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
+        let update = sqlx::query(
+            "UPDATE payment_customer SET payment_method = $1, card_brand = $2, card_last_digits = $3, card_expires = $4 WHERE account_id = $5",
+        );
+        let update = update.bind(method.to_string()).bind(card.brand.clone()).bind(card.last_digits.clone()).bind(card.expires.clone());
+        update.bind(account.to_string()).execute(&mut *write.transaction).await.map_err(failed())?;
         let due = sqlx::query(
             "UPDATE dunning SET next_attempt_at = $1 WHERE account_id = $2 AND invoice_id IN (SELECT i.id FROM invoice i WHERE i.account_id = $2 AND i.status = 'open')",
         );

@@ -108,6 +108,17 @@ pub struct Refunded {
     pub end: RefundEnd,
 }
 
+/// What a card's holder knows it by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Card {
+    /// Such as `visa`; empty for what is no card.
+    pub brand: String,
+    /// Of its number.
+    pub last_digits: String,
+    /// Month and year, as it is printed on it.
+    pub expires: String,
+}
+
 /// Calls Stripe.
 #[derive(Clone)]
 pub struct Stripe {
@@ -186,9 +197,14 @@ impl Stripe {
     }
 
     /// Lets a customer pay with a card.
-    pub async fn attach(&self, customer: &str, method: &str) -> Result<(), StripeError> {
+    pub async fn attach(&self, customer: &str, method: &str) -> Result<Card, StripeError> {
         let path = format!("/v1/payment_methods/{method}/attach");
-        self.call(Method::POST, &path, &[("customer", customer)], None).await.map(|_| ())
+        self.call(Method::POST, &path, &[("customer", customer)], None).await.map(|method| read_card(&method))
+    }
+
+    /// The card that a payment method is.
+    pub async fn card(&self, method: &str) -> Result<Card, StripeError> {
+        self.call(Method::GET, &format!("/v1/payment_methods/{}", escaped(method)), &[], None).await.map(|method| read_card(&method))
     }
 
     /// Charges a customer's card for an invoice; `cents` of a currency.
@@ -261,6 +277,17 @@ fn text(value: &Value, field: &str) -> Result<String, StripeError> {
     text.ok_or_else(|| StripeError::Answer { reason: format!("it has no {field}") })
 }
 
+/// The card of a payment method; what it does not say is empty.
+fn read_card(method: &Value) -> Card {
+    let card = &method["card"];
+    let text = |field: &str| card[field].as_str().unwrap_or_default().chars().take(32).collect::<String>();
+    let expires = match (card["exp_month"].as_u64(), card["exp_year"].as_u64()) {
+        (Some(month @ 1..=12), Some(year @ 2000..=9999)) => format!("{month:02}/{year}"),
+        _ => String::new(),
+    };
+    Card { brand: text("brand"), last_digits: text("last4"), expires }
+}
+
 /// What a refund says, also in an event.
 pub(super) fn read_refund(refund: &Value) -> Result<Refunded, StripeError> {
     Ok(Refunded { reference: text(refund, "id")?, end: RefundEnd::of(&text(refund, "status")?) })
@@ -300,6 +327,16 @@ mod tests {
     #[test]
     fn form_escapes_what_would_end_a_field() {
         assert_eq!(form(&[("metadata[a]", "x&y=ä z"), ("b", "1")]), "metadata%5Ba%5D=x%26y%3D%C3%A4%20z&b=1");
+    }
+
+    #[test]
+    fn card_is_known_by_what_is_printed_on_it() {
+        let read = |text: &str| read_card(&serde_json::from_str(text).expect("JSON"));
+        let visa = Card { brand: "visa".into(), last_digits: "4242".into(), expires: "04/2050".into() };
+        assert_eq!(read(r#"{"card":{"brand":"visa","last4":"4242","exp_month":4,"exp_year":2050}}"#), visa);
+        for none in [r#"{"type":"sepa_debit"}"#, r#"{"card":null}"#, r#"{"card":{"exp_month":"4","exp_year":-1}}"#] {
+            assert_eq!(read(none), Card::default(), "{none}");
+        }
     }
 
     #[test]

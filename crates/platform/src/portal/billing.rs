@@ -108,16 +108,16 @@ struct InvoicesPage<'a> {
 }
 
 /// An invoice or credit note that was issued.
-struct IssuedView {
-    id: String,
-    kind: &'static str,
-    number: String,
-    month: String,
-    total: Micros,
-    state: &'static str,
+pub(super) struct IssuedView {
+    pub(super) id: String,
+    pub(super) kind: &'static str,
+    pub(super) number: String,
+    pub(super) month: String,
+    pub(super) total: Micros,
+    pub(super) state: &'static str,
 }
 
-fn issued_view((invoice, total): (Invoice, Micros)) -> Option<IssuedView> {
+pub(super) fn issued_view((invoice, total): (Invoice, Micros)) -> Option<IssuedView> {
     let month = invoice.period.to_string();
     let issued = invoice.issued?;
     Some(IssuedView {

@@ -13,6 +13,7 @@ mod guides;
 mod keys;
 mod members;
 mod operator;
+mod operator_invoices;
 mod page;
 mod passkeys;
 mod payment;
@@ -144,7 +145,7 @@ impl Portal {
         Ok((Self(Arc::new(Inner { platform, app, identity, policy, config, forms_key, openapi: bitnet_server::openapi() })), post))
     }
 
-    fn platform(&self) -> &Platform {
+    pub(crate) fn platform(&self) -> &Platform {
         &self.0.platform
     }
 
@@ -152,7 +153,7 @@ impl Portal {
         &self.0.app
     }
 
-    fn identity(&self) -> &Arc<Identity> {
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.0.identity
     }
 
@@ -225,7 +226,7 @@ impl Portal {
 
     /// The routes that it answers.
     pub fn routes(&self) -> Router<App> {
-        self.table().finish().0.with_state(self.clone())
+        self.table().finish().0.with_state(self.clone()).merge(crate::organization::invitation_routes(self.clone()))
     }
 
     fn table(&self) -> guard::Routes {
@@ -332,6 +333,10 @@ impl Portal {
             .post("/operator/accounts/{id}/credit", Access::Operator, operator::give_credit)
             .post("/operator/accounts/{id}/spending", Access::Operator, operator::set_spending)
             .post("/operator/accounts/{id}/status", Access::Operator, operator::set_status)
+            .get("/operator/accounts/{id}/invoices/{invoice}", Access::Operator, operator_invoices::page)
+            .post("/operator/accounts/{id}/invoices/{invoice}/paid", Access::Operator, operator_invoices::paid)
+            .post("/operator/accounts/{id}/invoices/{invoice}/credit", Access::Operator, operator_invoices::credit)
+            .post("/operator/accounts/{id}/invoices/{invoice}/refund", Access::Operator, operator_invoices::refund)
             .get("/operator/people", Access::Operator, operator::people)
             .post("/operator/people/{person}", Access::Operator, operator::set_operator)
             .get("/operator/audit", Access::Operator, audit_log::all)

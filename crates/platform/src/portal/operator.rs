@@ -16,7 +16,7 @@ use crate::limits::N_CONSOLE_ROWS_PER_PAGE;
 use crate::money::Micros;
 use crate::portal::Portal;
 use crate::portal::account::{ModelView, model_views};
-use crate::portal::billing::{PlanView, plan_views};
+use crate::portal::billing::{IssuedView, PlanView, issued_view, plan_views};
 use crate::portal::guard::Visit;
 use crate::portal::keys::optional;
 use crate::portal::page::{Fault, PortalError, Shell, id_of, redirect, show, show_as};
@@ -113,6 +113,7 @@ struct AccountPage<'a> {
     plans: Vec<PlanView>,
     members: Vec<Member>,
     n_keys: u64,
+    issued: Vec<IssuedView>,
 }
 
 async fn account_page(portal: &Portal, visit: &Visit, (id, fault): (AccountId, Option<Fault>)) -> Answer {
@@ -125,7 +126,8 @@ async fn account_page(portal: &Portal, visit: &Visit, (id, fault): (AccountId, O
     let (status, text) = fault.map_or((StatusCode::OK, None), |fault| (fault.status, Some(fault.text)));
     let shell = Shell::new(visit, account.name.clone(), "operator-accounts")?.with_fault(text);
     let members = store.members(id).await?;
-    show_as(status, &AccountPage { shell, account, balance, plans, members, n_keys })
+    let issued = store.invoices(Some(id)).await?.into_iter().filter_map(issued_view).collect();
+    show_as(status, &AccountPage { shell, account, balance, plans, members, n_keys, issued })
 }
 
 /// One account.

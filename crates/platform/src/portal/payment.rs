@@ -7,11 +7,12 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use sqlx::any::AnyRow;
 
 use crate::error::PlatformError;
 use crate::ids::{AccountId, InvoiceId};
 use crate::money::Micros;
-use crate::payment::{Charge, Payments};
+use crate::payment::{Card, Charge, Payments};
 use crate::portal::guard::Visit;
 use crate::portal::page::{Fault, PortalError, Shell, id_of, redirect, show_as};
 use crate::portal::{CardForm, Portal};
@@ -41,7 +42,7 @@ impl Store {
     async fn open_invoices(&self, account: AccountId, now: Timestamp) -> Result<Vec<OpenInvoice>, PlatformError> {
         let query = sqlx::query(OPEN).bind(account.to_string());
         let rows = query.fetch_all(self.pool()).await.map_err(PlatformError::database("reading invoices"))?;
-        let read = |row: &sqlx::any::AnyRow| {
+        let read = |row: &AnyRow| {
             let due_at = get_time(row, "due_at")?;
             Ok(OpenInvoice {
                 id: get_parsed(row, "id")?,
@@ -58,11 +59,32 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// What the payment provider calls an account's card; nothing without one.
-    async fn card_of(&self, account: AccountId) -> Result<Option<String>, PlatformError> {
-        let query = sqlx::query("SELECT payment_method FROM payment_customer WHERE account_id = $1").bind(account.to_string());
-        let row = query.fetch_optional(self.pool()).await.map_err(PlatformError::database("reading how an account pays"))?;
-        Ok(row.map(|row| get::<String>(&row, "payment_method")).transpose()?.filter(|method| !method.is_empty()))
+    /// An account's card; nothing without one.
+    async fn card_of(&self, account: AccountId) -> Result<Option<Card>, PlatformError> {
+        let text = "SELECT card_brand, card_last_digits, card_expires FROM payment_customer WHERE account_id = $1 AND payment_method <> ''";
+        let row = sqlx::query(text).bind(account.to_string()).fetch_optional(self.pool()).await;
+        let row = row.map_err(PlatformError::database("reading how an account pays"))?;
+        let read = |row: AnyRow| {
+            let (brand, last_digits, expires) = (get(&row, "card_brand")?, get(&row, "card_last_digits")?, get(&row, "card_expires")?);
+            Ok(Card { brand, last_digits, expires })
+        };
+        row.map(read).transpose()
+    }
+}
+
+impl Card {
+    /// As people write it.
+    fn brand_in_words(&self) -> &str {
+        match self.brand.as_str() {
+            "visa" => "Visa",
+            "mastercard" => "Mastercard",
+            "amex" => "American Express",
+            "discover" => "Discover",
+            "diners" => "Diners Club",
+            "jcb" => "JCB",
+            "unionpay" => "UnionPay",
+            _ => "Card",
+        }
     }
 }
 
@@ -72,7 +94,7 @@ struct PaymentPage<'a> {
     shell: Shell<'a>,
     account: AccountId,
     takes_cards: bool,
-    card: Option<String>,
+    card: Option<Card>,
     form: Option<&'a CardForm>,
     invoices: Vec<OpenInvoice>,
 }
@@ -97,13 +119,13 @@ pub(super) async fn page(State(portal): State<Portal>, visit: Visit) -> Answer {
     payment_page(&portal, &visit, None).await
 }
 
-fn payments(portal: &Portal) -> Result<&Payments, PortalError> {
+pub(super) fn payments(portal: &Portal) -> Result<&Payments, PortalError> {
     let reason = || "this installation takes no cards: invoices are paid as they say".to_string();
     portal.platform().payments().ok_or_else(|| PortalError(PlatformError::Invalid { field: "payment_method", reason: reason() }))
 }
 
 /// What Stripe refuses is said as it says it; anything else stays an error.
-fn said(error: PlatformError) -> PortalError {
+pub(super) fn said(error: PlatformError) -> PortalError {
     PortalError(match error {
         PlatformError::Payment { source } if source.is_of_input() => {
             PlatformError::Invalid { field: "payment_method", reason: source.to_string() }
@@ -150,8 +172,10 @@ pub(super) async fn pay(State(portal): State<Portal>, visit: Visit, Path((_, inv
     let word = match paid.await {
         Ok(None | Some(Charge::Succeeded { .. })) => "paid",
         Ok(Some(Charge::Processing { .. })) => "paying",
-        Ok(Some(Charge::Failed { reason, .. } | Charge::TooSmall { reason })) => {
-            let fault = Fault { status: StatusCode::PAYMENT_REQUIRED, text: format!("The payment failed: {reason}.") };
+        Ok(Some(Charge::TooSmall { .. })) => "carried",
+        Ok(Some(Charge::Failed { reason, .. })) => {
+            let fault =
+                Fault { status: StatusCode::PAYMENT_REQUIRED, text: format!("The payment failed: {}.", reason.trim_end_matches('.')) };
             return payment_page(&portal, &visit, Some(fault)).await;
         }
         Err(error) => return payment_page(&portal, &visit, Some(error.fault()?)).await,

@@ -45,6 +45,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration(20, "identity", both!("0020_identity.sql")),
     migration(21, "notices", both!("0021_notices.sql")),
     migration(22, "passkeys", both!("0022_passkeys.sql")),
+    migration(23, "cards", both!("0023_cards.sql")),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_migration (version BIGINT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, applied_at BIGINT NOT NULL)";

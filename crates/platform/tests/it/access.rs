@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use bitnet_engine::SimulatedPace;
 use bitnet_platform::directory::{KeyAccess, KeyScope};
 use bitnet_platform::ledger::Overage;
 use bitnet_platform::money::Micros;
@@ -14,7 +13,6 @@ use bitnet_platform::portal::{Access, Reach};
 use bitnet_platform::time::Timestamp;
 use sqlx::AnyPool;
 
-use super::served::Served;
 use super::store::on_both;
 use super::visitor::{Page, Site, Visitor};
 
@@ -232,7 +230,8 @@ fn server_routes() -> BTreeSet<(String, String)> {
 #[test]
 fn every_route_for_programs_lets_in_the_keys_that_its_row_says() {
     on_both(|_, url| async move {
-        let served = Served::start(&url, SimulatedPace::default()).await;
+        let site = Site::start(&url, Reach::Machine).await;
+        let served = &site.served;
         let account = served.account("enterprise", (Overage::Refuse, Micros::ZERO)).await;
         let (revoked, revoked_text) = served.key(account, |_| {}).await;
         served.platform.store().revoke_api_key(account, revoked, &super::store::by(Timestamp::now())).await.expect("revoked");
@@ -261,7 +260,7 @@ fn every_route_for_programs_lets_in_the_keys_that_its_row_says() {
                 if !key.is_empty() {
                     request = request.header("authorization", format!("Bearer {key}"));
                 }
-                let answer = served.send(request.body(Body::from("{}")).expect("a request")).await;
+                let answer = site.send(request.body(Body::from("{}")).expect("a request")).await;
                 got.push(match answer.status.as_u16() {
                     401 => "who",
                     403 => "no",
@@ -274,6 +273,6 @@ fn every_route_for_programs_lets_in_the_keys_that_its_row_says() {
             }
         }
         assert!(wrong.is_empty(), "columns are {KEYS:?}; these differ from access_keys.txt, and were:\n{}", wrong.join("\n"));
-        served.end().await;
+        site.end().await;
     });
 }

@@ -11,7 +11,7 @@ use axum::{Form, Json, Router};
 use bitnet_platform::billing::{InvoiceStatus, Profile};
 use bitnet_platform::ids::{AccountId, InvoiceId};
 use bitnet_platform::payment::{HookSecret, Payments, Stripe};
-use bitnet_platform::store::Store;
+use bitnet_platform::store::{MIGRATIONS, Store};
 use bitnet_platform::time::Timestamp;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
@@ -49,7 +49,8 @@ impl FakeStripe {
         let stripe = Self::default();
         let router = Router::new()
             .route("/v1/customers", post(customer))
-            .route("/v1/payment_methods/{id}/attach", post(async |Path(id): Path<String>| Json(json!({ "id": id }))))
+            .route("/v1/payment_methods/{id}/attach", post(async |Path(id): Path<String>| Json(card(&id))))
+            .route("/v1/payment_methods/{id}", get(async |Path(id): Path<String>| Json(card(&id))))
             .route("/v1/setup_intents", post(async || Json(json!({ "id": "seti_1", "client_secret": "seti_1_secret_2" }))))
             .route("/v1/payment_intents", get(list).post(charge))
             .route("/v1/refunds", get(list_refunds).post(refund))
@@ -63,6 +64,10 @@ impl FakeStripe {
     pub(crate) fn inside(&self) -> std::sync::MutexGuard<'_, Inside> {
         self.0.lock().unwrap()
     }
+}
+
+fn card(id: &str) -> Value {
+    json!({ "id": id, "card": { "brand": "visa", "last4": "4242", "exp_month": 4, "exp_year": 2050 } })
 }
 
 async fn customer(State(stripe): State<FakeStripe>) -> Json<Value> {
@@ -142,8 +147,11 @@ async fn charge(State(stripe): State<FakeStripe>, headers: HeaderMap, Form(form)
     Json(intent).into_response()
 }
 
-pub(crate) fn payments(store: &Arc<Store>, url: &str) -> Payments {
-    Payments::new(store.clone(), Stripe::new(url, "sk_test_1").expect("a client"), HookSecret::new("whsec_1"))
+/// A Stripe, and what collects through it into a fresh store.
+pub(crate) async fn with_stripe(store: &Arc<Store>) -> (FakeStripe, Payments) {
+    store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
+    let (stripe, url) = FakeStripe::start().await;
+    (stripe, Payments::new(store.clone(), Stripe::new(&url, "sk_test_1").expect("a client"), HookSecret::new("whsec_1")))
 }
 
 /// An account that is collected automatically, with a card, and its invoice for January.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::store::on_both;
-use super::visitor::{PASSWORD, Page, Site, Visitor};
+use super::visitor::{PASSWORD, Page, Site, Visitor, link_in};
 
 const ORIGIN: &str = "http://localhost:8080";
 /// Somebody is there, and was verified.
@@ -123,6 +123,14 @@ fn passkey_is_added_signs_in_and_is_removed() {
             format!("/profile/passkeys/passkey_{}/remove", &profile.body.split("/profile/passkeys/passkey_").nth(1).expect("one")[..32]);
         let eve = site.person("eve@passkey.example").await;
         assert_eq!(eve.send_form(&path, &[]).await.status, StatusCode::NOT_FOUND, "somebody else's");
+        // A new password by mail ends sessions and leaves passkeys; their owner is told which.
+        eve.post("/forgot", &[("email", "ann@passkey.example")]).await;
+        let link = link_in(&site.mail_to("ann@passkey.example", 3).await, "/reset/");
+        assert_eq!(eve.post(&link, &[("password", PASSWORD)]).await.location(), "/log-in?said=reset");
+        let told = site.mail_to("ann@passkey.example", 4).await;
+        assert!(told.subject.contains("set anew") && told.text.contains("still open it"), "{}", told.text);
+        assert_eq!(ann.get("/profile").await.location(), "/log-in?next=/profile", "sessions have ended");
+        assert_eq!(sign_in(&ann, &device, RIGHT).await.location(), "/accounts");
         assert_eq!(ann.send_form(&path, &[]).await.location(), "/profile?said=passkey-gone");
         assert_eq!(sign_in(&site.visitor(), &device, RIGHT).await.status, StatusCode::UNAUTHORIZED, "gone");
         site.end().await;

@@ -3,17 +3,17 @@
 
 use std::time::Duration;
 
-use bitnet_platform::billing::InvoiceStatus;
+use bitnet_platform::billing::{InvoiceLine, InvoiceStatus, LineKind, Profile};
 use bitnet_platform::ledger::AccountStatus;
 use bitnet_platform::payment::{Charge, HookError};
-use bitnet_platform::store::{MIGRATIONS, Store};
+use bitnet_platform::store::Store;
 use bitnet_platform::time::Timestamp;
 use bitnet_platform::{PlatformError, money::Micros};
 use serde_json::json;
 
-use super::fake_stripe::{FakeStripe, event, invoiced, payments, signed, status, tell};
+use super::fake_stripe::{event, invoiced, signed, status, tell, with_stripe};
 use super::invoices::day;
-use super::store::{NOW, by, on_both};
+use super::store::{by, on_both};
 
 async fn status_of(store: &Store, account: bitnet_platform::ids::AccountId, now: Timestamp) -> AccountStatus {
     store.account(account, now).await.expect("it is there").status
@@ -27,9 +27,7 @@ async fn assert_balanced(store: &Store) {
 #[test]
 fn charge_whose_answer_is_lost_is_made_once() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (_, invoice) = invoiced(&store, &payments).await;
         stripe.inside().loses_answer = true;
         assert!(payments.collect_due(day(31)).await.is_err(), "nobody knows what became of it");
@@ -66,9 +64,7 @@ fn charge_whose_answer_is_lost_is_made_once() {
 #[test]
 fn account_that_does_not_pay_is_restricted_and_let_in_again_when_it_does() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = invoiced(&store, &payments).await;
         stripe.inside().declines = true;
         let of = |now: Timestamp| {
@@ -111,9 +107,7 @@ fn account_that_does_not_pay_is_restricted_and_let_in_again_when_it_does() {
 #[test]
 fn attempt_that_was_not_made_charges_what_is_owed_by_then() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (_, invoice) = invoiced(&store, &payments).await;
         stripe.inside().refuses = Some((500, ""));
         assert!(payments.collect_due(day(31)).await.is_err(), "Stripe is away");
@@ -137,9 +131,7 @@ fn attempt_that_was_not_made_charges_what_is_owed_by_then() {
 #[test]
 fn money_that_comes_when_nothing_is_owed_is_taken_off_the_next_invoice() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = invoiced(&store, &payments).await;
         stripe.inside().loses_answer = true;
         assert!(payments.collect_due(day(31)).await.is_err());
@@ -157,9 +149,7 @@ fn money_that_comes_when_nothing_is_owed_is_taken_off_the_next_invoice() {
 #[test]
 fn refusal_that_is_nobodys_failure_to_pay_uses_up_no_attempt() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = invoiced(&store, &payments).await;
         for (n, refusal) in [(401, ""), (403, ""), (400, "parameter_invalid_integer")].into_iter().enumerate() {
             stripe.inside().refuses = Some(refusal);
@@ -169,13 +159,6 @@ fn refusal_that_is_nobodys_failure_to_pay_uses_up_no_attempt() {
             }
         }
         assert_eq!(status_of(&store, account, day(50)).await, AccountStatus::Active, "it has not failed to pay");
-        stripe.inside().refuses = Some((400, "amount_too_small"));
-        payments.collect_due(day(50)).await.expect("tried");
-        assert_eq!(payments.collect_due(day(79)).await.expect("nothing is due"), 0, "it waits");
-        assert_eq!(
-            (status_of(&store, account, day(79)).await, status(&store, invoice).await.0),
-            (AccountStatus::Active, InvoiceStatus::Open)
-        );
         // A card that declines still has all of its attempts.
         stripe.inside().refuses = None;
         stripe.inside().declines = true;
@@ -189,11 +172,48 @@ fn refusal_that_is_nobodys_failure_to_pay_uses_up_no_attempt() {
 }
 
 #[test]
+fn amount_too_little_to_be_charged_is_on_the_next_invoice() {
+    on_both(|store, _| async move {
+        let (stripe, payments) = with_stripe(&store).await;
+        let (account, invoice) = invoiced(&store, &payments).await;
+        store.credit_invoice(invoice, (Micros(98_700_000), "goodwill"), &by(day(31))).await.expect("credited");
+        stripe.inside().refuses = Some((400, "amount_too_small"));
+        let charged = payments.collect(invoice, &by(day(31))).await.expect("tried");
+        assert!(matches!(charged, Some(Charge::TooSmall { .. })), "{charged:?}");
+        assert_eq!(status(&store, invoice).await, (InvoiceStatus::Paid, 300_000), "the next invoice has it");
+        assert_eq!(payments.collect(invoice, &by(day(32))).await.expect("nothing is left"), None);
+        assert_balanced(&store).await;
+        let closed = store.close_periods(None, &by(day(62))).await.expect("closed");
+        let next = store.invoice(closed[0].invoice.expect("an invoice"), None).await.expect("it is there");
+        let brought: Vec<&InvoiceLine> = next.lines.iter().filter(|line| matches!(line.kind, LineKind::Brought { .. })).collect();
+        assert_eq!((brought.len(), brought[0].amount, next.total()), (1, Micros(300_000), Micros(99_300_000)), "{next:?}");
+        assert!(brought[0].text.contains("too little to be charged"), "{}", brought[0].text);
+        stripe.inside().refuses = None;
+        assert_eq!(payments.collect_due(day(62)).await.expect("collected"), 1);
+        assert_eq!(stripe.inside().asked["amount"], "9930");
+        assert_eq!(stripe.inside().n_charges, 1);
+        assert_balanced(&store).await;
+
+        // With nothing beside it, it makes no invoice of its own.
+        store.set_plan(account, "payg", &by(day(63))).await.expect("changed");
+        let march = store.close_periods(None, &by(day(93))).await.expect("closed")[0].invoice.expect("an invoice");
+        let left = store.invoice(march, None).await.expect("it is there").total().minus(Micros(200_000));
+        store.credit_invoice(march, (left, "goodwill"), &by(day(93))).await.expect("credited");
+        stripe.inside().refuses = Some((400, "amount_too_small"));
+        payments.collect_due(day(93)).await.expect("tried");
+        assert_eq!(store.close_periods(None, &by(day(123))).await.expect("closed")[0].invoice, None, "it waits");
+        let profile = store.billing_profile(account).await.expect("a profile");
+        store.set_billing_profile(account, &Profile { is_automatic: false, ..profile }, &by(day(123))).await.expect("set");
+        let may = store.close_periods(None, &by(day(154))).await.expect("closed")[0].invoice.expect("an invoice");
+        assert_eq!(store.invoice(may, None).await.expect("it is there").total(), Micros(200_000), "by hand, it is paid as any other");
+        assert_balanced(&store).await;
+    });
+}
+
+#[test]
 fn invoice_that_cannot_be_collected_keeps_no_other_waiting() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, first) = invoiced(&store, &payments).await;
         let (_, second) = invoiced(&store, &payments).await;
         payments.set_payment_method(account, "pm_bad", &by(day(30))).await.expect("set");
@@ -210,9 +230,7 @@ fn invoice_that_cannot_be_collected_keeps_no_other_waiting() {
 #[test]
 fn event_that_comes_late_counts_an_attempt_once() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         invoiced(&store, &payments).await;
         stripe.inside().declines = true;
         assert_eq!(payments.collect_due(day(31)).await.expect("tried"), 1);
@@ -235,9 +253,7 @@ fn event_that_comes_late_counts_an_attempt_once() {
 #[test]
 fn suspension_by_an_operator_outlives_what_is_paid_or_given_up() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = invoiced(&store, &payments).await;
         stripe.inside().declines = true;
         for n in [31, 34, 39, 46] {

@@ -48,7 +48,7 @@ fn first_visitor_of_the_machine_gets_from_signing_up_to_a_draft_invoice() {
             serde_json::from_str(&ann.get(&format!("/accounts/{account}/usage.json?days=7")).await.body).expect("JSON");
         assert_eq!(data["requests"].as_array().expect("a list").last(), Some(&json!(1)));
         let invoice = ann.get(&format!("/accounts/{account}/invoices")).await;
-        assert!(invoice.body.contains("1 operations that the plan includes"), "{}", invoice.body);
+        assert!(invoice.body.contains("1 operation that the plan includes"), "{}", invoice.body);
         let console = ann.send_form("/operator/reconcile", &[]).await;
         assert!(console.body.contains("They do: 1 event cost"), "{}", console.body);
         site.end().await;

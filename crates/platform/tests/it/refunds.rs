@@ -7,13 +7,13 @@ use bitnet_platform::ids::{AccountId, InvoiceId};
 use bitnet_platform::ledger::Overage;
 use bitnet_platform::money::Micros;
 use bitnet_platform::payment::{HookSecret, Payments, Stripe};
-use bitnet_platform::store::{MIGRATIONS, Store};
+use bitnet_platform::store::Store;
 use serde_json::{Value, json};
 
-use super::fake_stripe::{FakeStripe, invoiced, payments, status, tell};
+use super::fake_stripe::{FakeStripe, invoiced, status, tell, with_stripe};
 use super::invoices::day;
 use super::served::{Served, post};
-use super::store::{NOW, by, on_both};
+use super::store::{by, on_both};
 
 /// An invoice of 99 that was paid by card.
 async fn paid(store: &Store, payments: &Payments) -> (AccountId, InvoiceId) {
@@ -41,9 +41,7 @@ async fn next_total(store: &Store, account: AccountId) -> Micros {
 #[test]
 fn refund_goes_back_to_the_card_once_with_a_credit_note() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = paid(&store, &payments).await;
         let back = |units, reason, n| {
             let (payments, by) = (payments.clone(), by(day(n)));
@@ -84,9 +82,7 @@ fn refund_goes_back_to_the_card_once_with_a_credit_note() {
 #[test]
 fn refund_that_stripe_refuses_or_that_comes_back_is_none() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = paid(&store, &payments).await;
         stripe.inside().refuses = Some((400, "charge_disputed"));
         assert!(payments.refund(invoice, (Micros::units(10), "x"), &by(day(32))).await.is_err());
@@ -109,9 +105,7 @@ fn refund_that_stripe_refuses_or_that_comes_back_is_none() {
 #[test]
 fn refund_of_what_was_paid_too_much_has_no_note() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (_stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (_stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = paid(&store, &payments).await;
         store.credit_invoice(invoice, (Micros::units(20), "goodwill"), &by(day(32))).await.expect("credited");
         let done = payments.refund(invoice, (Micros::units(25), "wanted back"), &by(day(33))).await.expect("sent back");
@@ -126,9 +120,7 @@ fn refund_of_what_was_paid_too_much_has_no_note() {
 #[test]
 fn money_that_went_back_elsewhere_is_heard_of() {
     on_both(|store, _| async move {
-        store.migrate(MIGRATIONS, NOW).await.expect("it migrates");
-        let (_stripe, url) = FakeStripe::start().await;
-        let payments = payments(&store, &url);
+        let (_stripe, payments) = with_stripe(&store).await;
         let (account, invoice) = paid(&store, &payments).await;
         for (id, cents) in [("evt_1", 1000), ("evt_2", 2500), ("evt_3", 1000)] {
             tell(&payments, (id, "charge.refunded"), &json!({ "payment_intent": "pi_1", "amount_refunded": cents }), day(32)).await;

@@ -35,7 +35,10 @@ const TEMPLATE: &str =
 fn model(name: &str, pace: SimulatedPace) -> ServedModel {
     let config = ModelConfig { n_vocab: N_VOCAB, context_length: 2048, ..small_config() };
     let limits = BatchLimits { n_tokens_max: 512, n_vocab: N_VOCAB, context_length: 2048, n_blocks: 1024 };
-    let runner = Box::new(SimulatedRunner::new(config, limits).with_pace(pace).with_fault(TokenId(BREAKS.into()), Fault::Lost));
+    let runner = SimulatedRunner::new(config, limits).with_pace(pace);
+    // The second model bears everything.
+    let runner = if name == "other" { runner } else { runner.with_fault(TokenId(BREAKS.into()), Fault::Lost) };
+    let runner = Box::new(runner);
     let tokenizer = Arc::new(bytes_and_end().expect("a valid tokenizer"));
     let engine_model = EngineModel { runner, draft: None, tokenizer: Some(tokenizer.clone()), eos: vec![TokenId(256)] };
     let engine = EngineHandle::start(engine_model, EngineOptions::default()).expect("an engine");
@@ -110,10 +113,7 @@ impl Served {
 
     /// Sends a request and reads all of the answer.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.expect("infallible");
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.expect("a body").to_bytes();
-        Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).expect("text") }
+        answer(&self.router, request).await
     }
 
     /// Posts with a key.
@@ -126,6 +126,14 @@ impl Served {
         let request = Request::get(url).header("authorization", format!("Bearer {key}"));
         self.send(request.body(Body::empty()).expect("a request")).await
     }
+}
+
+/// What a router answers.
+pub(crate) async fn answer(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.expect("infallible");
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.expect("a body").to_bytes();
+    Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).expect("text") }
 }
 
 /// A request with a key.

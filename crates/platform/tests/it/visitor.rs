@@ -13,7 +13,7 @@ use bitnet_platform::{InstallationSecret, Platform};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 
-use super::served::Served;
+use super::served::{Answer, Served, answer};
 
 /// Mails of all tests; each looks for its own addresses.
 static MAILS: Mutex<Vec<Mail>> = Mutex::new(Vec::new());
@@ -61,6 +61,11 @@ impl Site {
     pub(crate) async fn end(self) {
         self.sending.abort();
         self.served.end().await;
+    }
+
+    /// Sends a program's request.
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        answer(&self.router, request).await
     }
 
     /// A browser without any cookie, on this machine.

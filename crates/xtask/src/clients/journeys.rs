@@ -109,6 +109,7 @@ pub(super) const JOURNEYS: &[Journey] = &[
         keeps: Keeps::Nothing,
         script: Script::Python("payment_journey.py"),
     },
+    Journey { name: "payment in Chromium (localstripe)", needs: PORTAL, keeps: Keeps::Nothing, script: Script::Node("payment.mjs") },
     Journey { name: "schemathesis", needs: &[Component::Python], keeps: Keeps::Nothing, script: Script::Python("schemathesis_journey.py") },
     Journey {
         name: "promtool",

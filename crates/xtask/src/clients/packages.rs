@@ -88,7 +88,7 @@ fn node(sources: &Path, build: &Path) -> Result<Option<PathBuf>> {
         command::run(Command::new("npm").args(["install", "--no-audit", "--no-fund"]).current_dir(build))
     })?;
     // Imports are looked for above a script, so scripts run from beside the packages.
-    for script in ["journeys.mjs", "journey.mjs", "page.mjs", "portal.mjs"] {
+    for script in ["journeys.mjs", "journey.mjs", "page.mjs", "payment.mjs", "portal.mjs"] {
         fs::copy(sources.join(script), build.join(script)).with_context(|| format!("cannot copy {script}"))?;
     }
     Ok(Some(node))

@@ -289,7 +289,23 @@ impl Life {
             self.seen.note("overshot");
         }
         let what = *self.dice.pick(&["settled", "settled", "disconnected", "failed"]);
+        if live.waiting.is_some() && self.dice.one_in(4) {
+            return self.cut(live);
+        }
         self.end_request(live, what);
+    }
+
+    /// What was recorded does not become durable in time: its client is refused, and pays for what it was shown.
+    fn cut(&mut self, live: Live) {
+        let durable = *self.service.durable().borrow();
+        let delivered = if live.waiting.is_some_and(|position| position <= durable) { live.recorded } else { live.delivered };
+        let outlived_lease = self.is_released(&live);
+        let n_cached = if delivered > 0 { live.n_cached } else { 0 };
+        let position = self.service.cut(live.id, Produced { n_cached, n_output: delivered }, self.now()).expect("it is in flight");
+        assert!(self.service.cut(live.id, Produced::default(), self.now()).is_err(), "a request ends once");
+        self.seen.note(if delivered > 0 { "cut" } else { "cut before anything was shown" });
+        let settled = Some((delivered > 0).then_some(delivered));
+        self.over.push(Over { live: Live { delivered, ..live }, settled, is_durable: false, position, outlived_lease });
     }
 
     fn end_request(&mut self, live: Live, what: &'static str) {

@@ -15,6 +15,8 @@ const ALL: &[&str] = &[
     "voided",
     "disconnected",
     "failed",
+    "cut",
+    "cut before anything was shown",
     "interrupted",
     "accepted",
     "duplicate",
