@@ -103,9 +103,10 @@ const journeys = {
   async otherSnippetsWork() {
     const shown = async id => { await page.locator(`#${id}`).evaluate(pre => { pre.closest('details').open = true; }); return text(`#${id}`); };
     writeFileSync(join(folder, 'first.mjs'), await shown('javascript'));
-    assert.ok(execFileSync('node', [join(folder, 'first.mjs')], { encoding: 'utf8' }).trim().length > 10);
+    // A program that fails ends this one; what it prints is drawn by the model, and may be a word or nothing.
+    assert.match(execFileSync('node', [join(folder, 'first.mjs')], { encoding: 'utf8' }), /\n$/);
     writeFileSync(join(folder, 'first.py'), await shown('python'));
-    assert.ok(execFileSync(python, [join(folder, 'first.py')], { encoding: 'utf8' }).trim().length > 10);
+    assert.match(execFileSync(python, [join(folder, 'first.py')], { encoding: 'utf8' }), /\n$/);
     assert.match(await shown('rust'), /ureq::post\("http/);
   },
   async requestsAreInUsageAndInTheDraftInvoice() {
