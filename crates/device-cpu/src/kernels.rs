@@ -316,8 +316,9 @@ pub(crate) trait Kernels: Send + Sync {
         fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
         tokens: &[&[[i8; BLOCK_COLUMNS]]],
         sums: &mut [[i32; TILE_ROWS]],
+        scratch: &mut Scratch,
     ) {
-        self.base().plane_sums(tile, fine, tokens, sums);
+        self.base().plane_sums(tile, fine, tokens, sums, scratch);
     }
 
     /// Hints that these bytes are needed soon.
@@ -375,17 +376,18 @@ mod tests {
 
     #[test]
     fn sums_of_planes_are_those_of_portable_code() {
-        const BLOCKS: usize = 5;
+        const BLOCKS: usize = 13;
         let (coarse, fine) = (bytes(BLOCKS * 2 * COARSE_BYTES, 1), bytes(BLOCKS * TILE_ROWS * FINE_BYTES, 2));
         let mut rows = fine.as_chunks::<FINE_BYTES>().0.chunks_exact(BLOCKS);
         let fine: [&[[u8; FINE_BYTES]]; TILE_ROWS] = std::array::from_fn(|_| rows.next().expect("four rows"));
         let activations: Vec<i8> = bytes(PLANE_TOKENS * BLOCKS * BLOCK_COLUMNS, 3).into_iter().map(|byte| byte as i8).collect();
         let activations: Vec<&[[i8; BLOCK_COLUMNS]]> = activations.as_chunks().0.chunks_exact(BLOCKS).collect();
-        let sums = |kernels: &dyn Kernels, n_tokens: usize| {
+        let mut scratch = Scratch::new().expect("memory");
+        let mut sums = |kernels: &dyn Kernels, n_tokens: usize| {
             let (mut of_coarse, mut of_both) = ([[0; TILE_ROWS]; PLANE_TOKENS], [[0; TILE_ROWS]; PLANE_TOKENS]);
             let n_coarse = n_tokens.min(SCREEN_TOKENS);
             kernels.coarse_sums(coarse.as_chunks().0, &activations[..n_coarse], &mut of_coarse[..n_coarse]);
-            kernels.plane_sums(coarse.as_chunks().0, fine, &activations[..n_tokens], &mut of_both[..n_tokens]);
+            kernels.plane_sums(coarse.as_chunks().0, fine, &activations[..n_tokens], &mut of_both[..n_tokens], &mut scratch);
             (of_coarse, of_both, fine.map(|row| kernels.fine_sum(row, activations[n_tokens - 1])))
         };
         for isa in IsaChoice::NAMED {

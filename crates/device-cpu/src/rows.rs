@@ -105,6 +105,13 @@ impl DenseTable {
         rows.clone().step_by(step).map(move |first| first..rows.end.min(first + step))
     }
 
+    /// A row as stored, if the table is in memory.
+    #[inline]
+    pub(crate) fn resident_row(&self, row: usize) -> Option<&[u8]> {
+        let row_bytes = self.source.row_bytes();
+        self.source.resident().map(|bytes| &bytes[row * row_bytes..][..row_bytes])
+    }
+
     /// A block of rows, in `buffer` unless they are in memory; `buffer` is a thread's [`Scratch::rows`].
     #[inline]
     pub(crate) fn read<'a>(&'a self, rows: Range<usize>, buffer: &'a mut [u8]) -> Result<DenseRows<'a>, DeviceError> {

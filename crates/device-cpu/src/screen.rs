@@ -339,7 +339,7 @@ impl Screen {
     }
 
     /// What planes say of one thread's rows for all tokens, into their logits.
-    fn read(&self, planes: Planes, columns: &mut ColumnsMut<'_>, kernels: &dyn Kernels) {
+    fn read(&self, planes: Planes, columns: &mut ColumnsMut<'_>, kernels: &dyn Kernels, scratch: &mut Scratch) {
         let range = columns.range();
         let mut sums = [[0i32; TILE_ROWS]; PLANE_TOKENS];
         let group_size = planes.group_size(columns.n_rows());
@@ -353,7 +353,7 @@ impl Screen {
             for tile in range.start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
                 match planes {
                     Planes::Coarse => kernels.coarse_sums(self.tile(tile), activations, sums),
-                    Planes::Both => kernels.plane_sums(self.tile(tile), self.fine_rows(tile), activations, sums),
+                    Planes::Both => kernels.plane_sums(self.tile(tile), self.fine_rows(tile), activations, sums, scratch),
                 }
                 let rows = tile * TILE_ROWS..range.end.min((tile + 1) * TILE_ROWS);
                 for (token, sums) in (first..).zip(&*sums) {
@@ -413,7 +413,7 @@ impl Screening<'_> {
         let target = ColumnTarget { values: out.values_mut(), width: n, columns: 0..n, granule: TILE_ROWS };
         let planes = screen.planes(hidden.n_rows(), self.kernels);
         screen.last_planes = planes;
-        pool.run_columns(scratch, target, |_, columns| screen.read(planes, columns, self.kernels));
+        pool.run_columns(scratch, target, |scratch, columns| screen.read(planes, columns, self.kernels, scratch));
         let limit = |wanted: &BestLogits| BestLogits { n: wanted.n.clamp(1, n), ..*wanted };
         let wanted = || wanted.iter().flatten().map(limit).enumerate();
         let (mut best, mut survivors) = (std::mem::take(&mut screen.best), std::mem::take(&mut screen.survivors));
@@ -561,12 +561,17 @@ impl Screening<'_> {
         let parts = Parts::new(rest.len(), pool.n_threads(), |range| rest.split_off_mut(..range.len()).expect("they sum up"));
         pool.run_parts(scratch, parts, |scratch, candidates| {
             scratch.with_rows(|buffer, scratch| {
-                candidates.iter_mut().try_for_each(|candidate| {
+                for index in 0..candidates.len() {
+                    // Rows are far apart: the next one comes while this one is multiplied.
+                    if let Some(ahead) = candidates.get(index + 1).and_then(|next| self.head.resident_row(next.row as usize)) {
+                        self.kernels.prefetch(ahead);
+                    }
+                    let candidate = &mut candidates[index];
                     let row = candidate.row as usize;
                     let stored = self.head.read(row..row + 1, buffer)?;
                     candidate.logit = self.kernels.dot_row(self.x.row(candidate.token as usize), &stored, row, scratch);
-                    Ok(())
-                })
+                }
+                Ok(())
             });
         });
         first_failure(scratch)

@@ -82,6 +82,7 @@ impl Kernels for Scalar {
         fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
         tokens: &[&[[i8; BLOCK_COLUMNS]]],
         sums: &mut [[i32; TILE_ROWS]],
+        _scratch: &mut Scratch,
     ) {
         portable::plane_sums(tile, fine, tokens, sums);
     }

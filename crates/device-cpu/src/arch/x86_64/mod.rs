@@ -119,9 +119,10 @@ impl Kernels for Avx2 {
         fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
         tokens: &[&[[i8; BLOCK_COLUMNS]]],
         sums: &mut [[i32; TILE_ROWS]],
+        scratch: &mut Scratch,
     ) {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { screen::plane_sums((tile, fine), tokens, sums) }
+        unsafe { screen::plane_sums((tile, fine), tokens, sums, scratch) }
     }
 
     fn prefetch(&self, bytes: &[u8]) {

@@ -64,6 +64,7 @@ impl Kernels for Avx512Vnni {
         fine: [&[[u8; FINE_BYTES]]; TILE_ROWS],
         tokens: &[&[[i8; BLOCK_COLUMNS]]],
         sums: &mut [[i32; TILE_ROWS]],
+        _scratch: &mut Scratch,
     ) {
         // SAFETY: an Avx512Vnni exists only where the features were detected.
         unsafe { screen::plane_sums(*self, (tile, fine), tokens, sums) }

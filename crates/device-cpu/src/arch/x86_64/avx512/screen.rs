@@ -83,14 +83,16 @@ fn plane_sums_of<const T: usize>(
     sums: &mut [[i32; TILE_ROWS]],
 ) {
     let blocks = tile.as_chunks::<2>().0;
-    let (fine, tokens) = (fine.map(|row| &row[..blocks.len()]), tokens.map(|token| &token[..blocks.len()]));
+    let (fine, tokens) = (within(fine, blocks.len()), within(tokens, blocks.len()));
     let mut products = [v.zero(); T];
     for (index, units) in blocks.iter().enumerate() {
         v.prefetch_behind(&units[0]);
         v.prefetch_behind(&units[1]);
-        fine.iter().for_each(|row| prefetch_line_behind(&row[index]));
+        for row in fine {
+            prefetch_line_behind(&row[index]);
+        }
         let [mut low, mut high] = [v.load(&units[0]), v.load(&units[1])];
-        let mut two_bits = fine_rows(fine.map(|row| &row[index]));
+        let mut two_bits = fine_rows(fine, index);
         for quarter in 0..BLOCK_COLUMNS / QUARTER_COLUMNS {
             let coarse = if quarter < 2 { &mut low } else { &mut high };
             // A lower code of a byte goes two bits up, an upper one two bits down.
@@ -106,12 +108,24 @@ fn plane_sums_of<const T: usize>(
     }
 }
 
-/// One unit of the fine plane of each row.
+/// The first `n` of each row. (A closure's calls are not always inlined here.)
+#[inline]
+fn within<const N: usize, T>(mut rows: [&[T]; N], n: usize) -> [&[T]; N] {
+    for row in &mut rows {
+        *row = &row[..n];
+    }
+    rows
+}
+
+/// Unit `index` of the fine plane of each row.
 #[inline]
 #[target_feature(enable = "avx2,avx512f")]
-fn fine_rows([a, b, c, d]: [&[u8; FINE_BYTES]; TILE_ROWS]) -> [__m512i; 2] {
-    let pair = |low, high| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load_u8(low)), load_u8(high));
-    [pair(a, b), pair(c, d)]
+fn fine_rows(fine: [&[[u8; FINE_BYTES]]; TILE_ROWS], index: usize) -> [__m512i; 2] {
+    let mut units = [_mm512_setzero_si512(); 2];
+    for (unit, [low, high]) in units.iter_mut().zip(fine.as_chunks::<2>().0) {
+        *unit = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load_u8(&low[index])), load_u8(&high[index]));
+    }
+    units
 }
 
 /// 16-bit words shifted up by two bits.
