@@ -235,11 +235,12 @@ fn time_to_a_first_token_does_not_tell_what_another_account_has_asked() {
         let mut times: [Vec<Duration>; 4] = Default::default();
         for n in 0..n_pairs {
             first_token(&served, &keys[0], &prompt("said by the first account", n)).await;
+            // Of one length, which a time tells, too.
             let probes = [
                 (1, "said by the first account", 0),
-                (1, "said by nobody", 1),
+                (1, "said by nobody whatsoever", 1),
                 (0, "said by the first account", 2),
-                (0, "said by no one", 3),
+                (0, "said by no one whatsoever", 3),
             ];
             // In turns, so that nothing is always the later one.
             for index in 0..4 {
