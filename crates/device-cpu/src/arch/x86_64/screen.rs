@@ -129,7 +129,7 @@ pub(super) fn fine_sum(row: &[[u8; FINE_BYTES]], activations: &[[i8; BLOCK_COLUM
 
 /// Codes 0..=63 of a block of four rows: quarter, row, column.
 type JoinedBlock = [[[u8; QUARTER_COLUMNS]; TILE_ROWS]; QUARTERS];
-/// Blocks whose planes are joined at a time, into 5 KiB: what is joined is asked for a tile ahead, and more would be asked for at once than processors keep in mind.
+/// Blocks whose planes are joined at a time, into 5 KiB. Joining asks for what comes later, and of more at once processors would lose track.
 const JOINED_BLOCKS: usize = 10;
 const _: () = assert!(JOINED_BLOCKS * size_of::<JoinedBlock>() <= PANEL_BYTES);
 /// Tokens that share joined codes in registers.
@@ -146,6 +146,9 @@ pub(super) fn plane_sums(
     sums: &mut [[i32; TILE_ROWS]],
     scratch: &mut Scratch,
 ) {
+    if let ([token], [sums]) = (tokens, &mut *sums) {
+        return plane_sums_of_one((tile, fine), token, sums);
+    }
     let buffer: &mut [JoinedBlock] = scratch.panel.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0;
     let units = tile.as_chunks::<2>().0;
     let n_joined = units.len().div_ceil(units.len().div_ceil(JOINED_BLOCKS));
@@ -168,26 +171,59 @@ pub(super) fn plane_sums(
     }
 }
 
-/// Codes of one block from both planes: those of the coarse one, four times, and those of the fine one.
+/// Codes of a block of four rows from both planes.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn join(units: &[[u8; COARSE_BYTES]; 2], fine: [&[[u8; FINE_BYTES]]; TILE_ROWS], block: usize, joined: &mut JoinedBlock) {
-    let (upper, lower) = (_mm256_set1_epi8(0b11_1100), _mm256_set1_epi8(0b11));
     prefetch_behind(&units[0]);
     prefetch_behind(&units[1]);
     for (row, fine) in fine.into_iter().enumerate() {
         prefetch_line_behind(&fine[block]);
-        let mut two_bits = load_u8(&fine[block]);
-        for (half, unit) in units.iter().enumerate() {
-            let four_bits = load_u8(&unit.as_chunks().0[row]);
-            // A lower code of a byte goes two bits up, an upper one two bits down.
-            for (within, four_bits) in [_mm256_slli_epi16::<2>(four_bits), _mm256_srli_epi16::<2>(four_bits)].into_iter().enumerate() {
-                let codes = _mm256_or_si256(_mm256_and_si256(four_bits, upper), _mm256_and_si256(two_bits, lower));
-                store_u8(&mut joined[2 * half + within][row], codes);
-                two_bits = _mm256_srli_epi16::<2>(two_bits);
-            }
+        for (joined, codes) in joined.iter_mut().zip(join_row(units, row, &fine[block])) {
+            store_u8(&mut joined[row], codes);
         }
     }
+}
+
+/// The four quarters of a block of one row: codes of the coarse plane, four times, and those of the fine one.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn join_row(units: &[[u8; COARSE_BYTES]; 2], row: usize, fine: &[u8; FINE_BYTES]) -> [__m256i; QUARTERS] {
+    let (upper, lower) = (_mm256_set1_epi8(0b11_1100), _mm256_set1_epi8(0b11));
+    let (first, second, mut two_bits) = (load_u8(&units[0].as_chunks().0[row]), load_u8(&units[1].as_chunks().0[row]), load_u8(fine));
+    // A lower code of a byte goes two bits up, an upper one two bits down.
+    let mut codes =
+        [_mm256_slli_epi16::<2>(first), _mm256_srli_epi16::<2>(first), _mm256_slli_epi16::<2>(second), _mm256_srli_epi16::<2>(second)];
+    for four_bits in &mut codes {
+        *four_bits = _mm256_or_si256(_mm256_and_si256(*four_bits, upper), _mm256_and_si256(two_bits, lower));
+        two_bits = _mm256_srli_epi16::<2>(two_bits);
+    }
+    codes
+}
+
+/// `plane_sums` of one token, whose codes stay in registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn plane_sums_of_one(
+    (tile, fine): (&[[u8; COARSE_BYTES]], [&[[u8; FINE_BYTES]]; TILE_ROWS]),
+    token: &[[i8; BLOCK_COLUMNS]],
+    sums: &mut [i32; TILE_ROWS],
+) {
+    let ones = _mm256_set1_epi16(1);
+    let mut wide = [_mm256_setzero_si256(); TILE_ROWS];
+    for (block, (units, activations)) in tile.as_chunks::<2>().0.iter().zip(token).enumerate() {
+        prefetch_behind(&units[0]);
+        prefetch_behind(&units[1]);
+        let x = activations.as_chunks::<QUARTER_COLUMNS>().0;
+        for (row, wide) in wide.iter_mut().enumerate() {
+            prefetch_line_behind(&fine[row][block]);
+            let codes = join_row(units, row, &fine[row][block]);
+            let first = _mm256_add_epi16(_mm256_maddubs_epi16(codes[0], load_i8(&x[0])), _mm256_maddubs_epi16(codes[1], load_i8(&x[1])));
+            let second = _mm256_add_epi16(_mm256_maddubs_epi16(codes[2], load_i8(&x[2])), _mm256_maddubs_epi16(codes[3], load_i8(&x[3])));
+            *wide = _mm256_add_epi32(*wide, _mm256_add_epi32(_mm256_madd_epi16(first, ones), _mm256_madd_epi16(second, ones)));
+        }
+    }
+    store_sums(sums, sum_rows(wide));
 }
 
 /// Adds Σ code·q of some joined blocks.
