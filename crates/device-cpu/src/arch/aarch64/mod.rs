@@ -108,6 +108,10 @@ impl Kernels for Neon {
         eight::logits(*self, x, table, out, scratch);
     }
 
+    fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, _scratch: &mut Scratch) -> f32 {
+        eight::dot_row(*self, x, head, row)
+    }
+
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
         sixteen::attention(*self, step, out, scratch);
     }

@@ -69,6 +69,16 @@ pub(in crate::arch) fn logits<I: Eight>(isa: I, x: F32Rows<'_>, table: &DenseRow
     }
 }
 
+/// One exact logit, of a row whose neighbours are not wanted.
+#[inline(always)]
+pub(in crate::arch) fn dot_row<I: Eight>(isa: I, x: &[f32], table: &DenseRows<'_>, row: usize) -> f32 {
+    match table.dtype {
+        DenseType::F32 => stream_dense::<I, F32, false>(isa, x, table.row(row)),
+        DenseType::F16 => stream_dense::<I, F16, false>(isa, x, table.row(row)),
+        DenseType::Bf16 => stream_dense::<I, BF16, false>(isa, x, table.row(row)),
+    }
+}
+
 fn token_blocks(n_tokens: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n_tokens).step_by(FLOAT_PANEL_TOKENS).map(move |first| first..n_tokens.min(first + FLOAT_PANEL_TOKENS))
 }
@@ -269,7 +279,7 @@ fn dense<I: Eight, const KIND: u8>(isa: I, x: F32Rows<'_>, table: &DenseRows<'_>
         if tokens.len() == 1 {
             let logits = out.row_mut(tokens.start);
             for (row, logit) in columns.clone().zip(logits) {
-                *logit = stream_dense::<I, KIND>(isa, x.row(tokens.start), table.row(row));
+                *logit = stream_dense::<I, KIND, true>(isa, x.row(tokens.start), table.row(row));
             }
             continue;
         }
@@ -282,9 +292,9 @@ fn dense<I: Eight, const KIND: u8>(isa: I, x: F32Rows<'_>, table: &DenseRows<'_>
     }
 }
 
-/// One output of one token: one row is one linear stream.
+/// One output of one token: one row is one linear stream, which goes on with the next row if that is wanted, too.
 #[inline(always)]
-fn stream_dense<I: Eight, const KIND: u8>(isa: I, x: &[f32], row: &[u8]) -> f32 {
+fn stream_dense<I: Eight, const KIND: u8, const GOES_ON: bool>(isa: I, x: &[f32], row: &[u8]) -> f32 {
     let half = WIDTH * size_bytes(KIND);
     let (chunks, mut sums) = (row.chunks_exact(2 * half), [isa.splat(0.0); 2]);
     let rest = chunks.remainder();
@@ -295,7 +305,9 @@ fn stream_dense<I: Eight, const KIND: u8>(isa: I, x: &[f32], row: &[u8]) -> f32 
         }
     };
     for (chunk, x) in chunks.zip(&mut x) {
-        isa.prefetch_behind(chunk);
+        if GOES_ON {
+            isa.prefetch_behind(chunk);
+        }
         add(&mut sums, [widen::<I, KIND>(isa, &chunk[..half]), widen::<I, KIND>(isa, &chunk[half..])], x);
     }
     if let Some(x) = x.next() {

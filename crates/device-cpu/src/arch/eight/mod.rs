@@ -7,7 +7,7 @@
 
 mod float;
 
-pub(super) use float::{linear, logits};
+pub(super) use float::{dot_row, linear, logits};
 
 use crate::tile::TILE_ROWS;
 

@@ -21,6 +21,12 @@ pub(super) fn logits(x: F32Rows<'_>, table: &DenseRows<'_>, out: &mut ColumnsMut
     eight::logits(Avx2(()), x, table, out, scratch);
 }
 
+/// One row of it.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn dot_row(x: &[f32], table: &DenseRows<'_>, row: usize) -> f32 {
+    eight::dot_row(Avx2(()), x, table, row)
+}
+
 /// Attention over the paged cache.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn attention(step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

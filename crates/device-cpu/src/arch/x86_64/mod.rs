@@ -130,9 +130,9 @@ impl Kernels for Avx2 {
         unsafe { vector::prefetch(bytes) }
     }
 
-    fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
+    fn dot_row(&self, x: &[f32], head: &DenseRows<'_>, row: usize, _scratch: &mut Scratch) -> f32 {
         // SAFETY: an Avx2 exists only where the features were detected.
-        unsafe { screen::dot_row(x, head, row, scratch) }
+        unsafe { float::dot_row(x, head, row) }
     }
 
     fn attention(&self, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {

@@ -7,7 +7,6 @@ use std::ops::Range;
 use super::vector::*;
 use crate::arch::portable;
 use crate::kernels::{PANEL_BYTES, Scratch};
-use crate::rows::DenseRows;
 use crate::screen::{COARSE_BYTES, FINE_BYTES, RowBound, ScreenRowMut};
 use crate::tile::{BLOCK_COLUMNS, QUARTER_COLUMNS, TILE_ROWS};
 
@@ -24,12 +23,6 @@ const _: () = assert!(FINE_BLOCKS * 4 * 2 * 3 * 127 <= i16::MAX as usize);
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>) -> RowBound {
     portable::screen_row(row, out, codes)
-}
-
-/// `portable::dot_row`.
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn dot_row(x: &[f32], head: &DenseRows<'_>, row: usize, scratch: &mut Scratch) -> f32 {
-    portable::dot_row(x, head, row, scratch)
 }
 
 /// Σ code·q of four rows of the coarse plane, for each token.
