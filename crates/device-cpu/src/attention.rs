@@ -16,6 +16,7 @@ use bitnet_ternary::quantise;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::ahead::LINE_BYTES;
 use crate::arch::{Memory, OutOfMemory, Plain};
 use crate::device::CpuVector;
 use crate::hidden::CpuHidden;
@@ -359,9 +360,10 @@ pub(crate) fn attention(
     let longest = step.step.positions.iter().max().map_or(0, |position| position + 1);
     assert!(longest <= step.cache.n_positions_max(), "positions lie in the cache");
     let n_scores = ATTENTION_TOKENS * step.heads_per_kv_head() * (step.cache.n_positions_max() + SCORES_SPARE);
+    let n_padded = ATTENTION_TOKENS * step.heads_per_kv_head() * dim.next_multiple_of(LANES) + LINE_BYTES / size_of::<f32>();
     for scratch in scratch.iter_mut() {
         scratch.scores.resize(scratch.scores.len().max(n_scores), 0.0);
-        scratch.queries.resize(scratch.queries.len().max(ATTENTION_TOKENS * step.heads_per_kv_head() * dim), 0.0);
+        scratch.padded_heads.resize(scratch.padded_heads.len().max(n_padded), 0.0);
         scratch.row.resize(scratch.row.len().max(dim), 0.0);
     }
     out.set_rows(step.qkv.n_rows());

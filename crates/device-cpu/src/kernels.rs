@@ -188,8 +188,8 @@ pub(crate) struct Scratch {
     pub(crate) candidates: Candidates,
     /// Attention scores of `ATTENTION_TOKENS` tokens of the query heads that share a key head.
     pub(crate) scores: Vec<f32>,
-    /// Queries of the same tokens and heads, in the order of the cache's keys.
-    pub(crate) queries: Vec<f32>,
+    /// Queries of the same tokens and heads, in the order of the cache's keys, then their outputs; heads filled up to whole rows.
+    pub(crate) padded_heads: Vec<f32>,
     /// Unpacked codes, `PANEL_BYTES`: `[PANEL_TILES, quarters, TILE_ROWS, QUARTER_COLUMNS]`.
     pub(crate) panel: Memory<u8>,
     /// Sums of a panel, `PANEL_SUMS`: `[tokens, PANEL_TILES, TILE_ROWS]`, with eight lanes each (AVX2), or as AMX stores them.
@@ -209,7 +209,7 @@ impl Scratch {
             failure: None,
             candidates: Candidates::default(),
             scores: Vec::new(),
-            queries: Vec::new(),
+            padded_heads: Vec::new(),
             panel: Memory::zeroed(PANEL_BYTES)?,
             sums: Memory::zeroed(PANEL_SUMS)?,
             float_panel: Memory::zeroed(TILE_ROWS * FLOAT_PANEL_COLUMNS)?,

@@ -75,6 +75,7 @@ fn attention_of_every_shape_equals_reference() {
         shape(4, 4, 64, true),
         shape(6, 2, 16, false),
         shape(3, 1, 6, true),
+        shape(5, 5, 100, true),
         shape(8, 1, 96, false),
         shape(2, 2, 2, false),
     ];

@@ -4,7 +4,7 @@
 //! A tile of scores is a block's sixteen keys side by side × up to four query heads of one token (two where there are registers for
 //! them), summed column by column in the order of `numerics::dot` (the cache's keys lie in that order), so no register is ever added up
 //! across its lanes. Outputs are summed position by position, each column by itself, as `numerics::accumulate_block` does. Heads that are
-//! not whole rows are left to `portable`. Idea: FlashAttention's reuse of blocks (arXiv 2205.14135) without its rescaling, which would change the order
+//! not whole rows are filled up with zeros, as the cache has them. Idea: FlashAttention's reuse of blocks (arXiv 2205.14135) without its rescaling, which would change the order
 //! of summation.
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use bitnet_model::numerics::{self, LANES};
 
 use super::{LoadRow, Sixteen};
 use crate::ahead::LINE_BYTES;
-use crate::arch::{portable, prefetch_line};
+use crate::arch::prefetch_line;
 use crate::attention::{AttentionStep, KvBlock, KvRow, KvRows, KvStore, LANE_ORDER};
 use crate::kernels::{ATTENTION_TOKENS, SCORES_SPARE, Scratch};
 use crate::pool::ColumnsMut;
@@ -60,9 +60,6 @@ fn prefetch<R>(block: &KvBlock<'_, R>) {
 /// Attention of all tokens for one thread's query heads.
 #[inline(always)]
 pub(in crate::arch) fn attention<I: Sixteen>(isa: I, step: &AttentionStep<'_>, out: &mut ColumnsMut<'_>, scratch: &mut Scratch) {
-    if !step.head_dim().is_multiple_of(LANES) {
-        return portable::attention(step, out, scratch);
-    }
     match step.cache.rows() {
         KvRows::F32(store) => attention_over(isa, (step, store), out, scratch),
         KvRows::F16(store) => attention_over(isa, (step, store), out, scratch),
@@ -111,11 +108,15 @@ fn attend<I: Sixteen, R: LoadRow>(
     (scratch, out): (&mut Scratch, &mut ColumnsMut<'_>),
 ) {
     let (dim, n_heads) = (step.head_dim(), unit.heads.len());
+    let padded = dim.next_multiple_of(LANES);
     let n_blocks = unit.n_blocks(step);
     let stride = n_blocks * BLOCK_TOKENS + SCORES_SPARE;
     let token_stride = n_heads * stride;
-    let (scores, queries) = (&mut scratch.scores[..unit.tokens.len() * token_stride], &mut scratch.queries[..]);
-    for (token, ordered) in unit.tokens.clone().zip(queries.chunks_exact_mut(n_heads * dim)) {
+    let scores = &mut scratch.scores[..unit.tokens.len() * token_stride];
+    // Outputs go in and out by rows, which then lie in one cache line each.
+    let aligned = scratch.padded_heads.as_ptr().align_offset(LINE_BYTES);
+    let padded_heads = &mut scratch.padded_heads[aligned..][..unit.tokens.len() * n_heads * padded];
+    for (token, ordered) in unit.tokens.clone().zip(padded_heads.chunks_exact_mut(n_heads * padded)) {
         order_queries(step.queries(token, unit.heads.clone()), dim, ordered);
     }
     for block in 0..n_blocks {
@@ -123,30 +124,34 @@ fn attend<I: Sixteen, R: LoadRow>(
             prefetch(&unit.values((step, store), block));
         }
         let keys = unit.keys((step, store), block);
-        score_tokens(isa, (step, unit, block), (&queries[..unit.tokens.len() * n_heads * dim], &keys), (scores, stride));
+        score_tokens(isa, (step, unit, block), (padded_heads, &keys), (scores, stride));
     }
-    let first_column = unit.heads.start * dim - out.range().start;
+    // The queries are not wanted any more: their place is the outputs'.
+    let outputs = padded_heads;
+    outputs.fill(0.0);
     for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact_mut(token_stride)) {
         for scores in scores.chunks_exact_mut(stride) {
             scores[stride - 1] = softmax_numerators(isa, &mut scores[..step.n_positions(token)]);
         }
-        out.row_mut(token)[first_column..first_column + n_heads * dim].fill(0.0);
     }
     let mut next_keys = ask_for.into_iter().flat_map(|next| (0..next.n_blocks(step)).map(|block| next.keys((step, store), block)));
     for block in 0..n_blocks {
         next_keys.next().iter().for_each(prefetch);
         let values = unit.values((step, store), block);
-        for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
+        let of_tokens = scores.chunks_exact(token_stride).zip(outputs.chunks_exact_mut(n_heads * padded));
+        for (token, (scores, outputs)) in unit.tokens.clone().zip(of_tokens) {
             let first = block * BLOCK_TOKENS;
             let positions = first..step.n_positions(token).clamp(first, first + BLOCK_TOKENS);
-            let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
-            accumulate_block(isa, (scores, stride, positions), &values, out);
+            accumulate_block(isa, (scores, stride, positions), &values, outputs);
         }
     }
-    for (token, scores) in unit.tokens.clone().zip(scores.chunks_exact(token_stride)) {
+    let first_column = unit.heads.start * dim - out.range().start;
+    let of_tokens = scores.chunks_exact(token_stride).zip(outputs.chunks_exact(n_heads * padded));
+    for (token, (scores, outputs)) in unit.tokens.clone().zip(of_tokens) {
         let out = &mut out.row_mut(token)[first_column..first_column + n_heads * dim];
-        for (out, scores) in out.chunks_exact_mut(dim).zip(scores.chunks_exact(stride)) {
-            out.iter_mut().for_each(|value| *value *= scores[stride - 1]);
+        let heads = outputs.chunks_exact(padded).zip(scores.chunks_exact(stride));
+        for (out, (output, scores)) in out.chunks_exact_mut(dim).zip(heads) {
+            out.iter_mut().zip(output).for_each(|(out, value)| *out = value * scores[stride - 1]);
         }
     }
 }
@@ -163,31 +168,30 @@ fn tile_heads(n_left: usize) -> usize {
     if n_left >= 4 { 4 } else { n_left.min(2) }
 }
 
-/// Queries `[heads, dim]` tile by tile as `[dim, heads of the tile]`, columns in the order of the cache's keys.
+/// Queries `[heads, dim]` tile by tile as `[dim padded, heads of the tile]`, columns in the order of the cache's keys.
 #[inline(always)]
 fn order_queries(queries: &[f32], dim: usize, ordered: &mut [f32]) {
     let (mut queries, mut ordered) = (queries, ordered);
     while !queries.is_empty() {
         let n_heads = tile_heads(queries.len() / dim);
         let (tile, rest) = queries.split_at(n_heads * dim);
-        let (ordered_tile, ordered_rest) = ordered.split_at_mut(n_heads * dim);
+        let (ordered_tile, ordered_rest) = ordered.split_at_mut(n_heads * dim.next_multiple_of(LANES));
         match n_heads {
-            4 => order_tile::<4>(tile, ordered_tile.as_chunks_mut().0),
-            2 => order_tile::<2>(tile, ordered_tile.as_chunks_mut().0),
-            _ => order_tile::<1>(tile, ordered_tile.as_chunks_mut().0),
+            4 => order_tile::<4>(tile, dim, ordered_tile.as_chunks_mut().0),
+            2 => order_tile::<2>(tile, dim, ordered_tile.as_chunks_mut().0),
+            _ => order_tile::<1>(tile, dim, ordered_tile.as_chunks_mut().0),
         }
         (queries, ordered) = (rest, ordered_rest);
     }
 }
 
 #[inline(always)]
-fn order_tile<const Q: usize>(queries: &[f32], ordered: &mut [[f32; Q]]) {
+fn order_tile<const Q: usize>(queries: &[f32], dim: usize, ordered: &mut [[f32; Q]]) {
     let n_chunks = ordered.len() / LANES;
-    let (queries, _) = queries.as_chunks::<LANES>();
     for (ordered, lane) in ordered.chunks_exact_mut(n_chunks).zip(LANE_ORDER) {
         for (chunk, ordered) in ordered.iter_mut().enumerate() {
-            for (head, query) in ordered.iter_mut().enumerate() {
-                *query = queries[head * n_chunks + chunk][lane];
+            for (query, head) in ordered.iter_mut().zip(queries.chunks_exact(dim)) {
+                *query = head.get(chunk * LANES + lane).copied().unwrap_or(0.0);
             }
         }
     }
@@ -202,6 +206,7 @@ fn score_tokens<I: Sixteen, R: LoadRow>(
     (scores, stride): (&mut [f32], usize),
 ) {
     let first = block * BLOCK_TOKENS;
+    let scale = isa.splat(1.0 / (step.head_dim() as f32).sqrt());
     let at_once = if I::HAS_ROOM { 2 } else { 1 };
     let (token_queries, token_scores) = (queries.len() / unit.tokens.len(), scores.len() / unit.tokens.len());
     let groups = queries.chunks(at_once * token_queries).zip(scores.chunks_mut(at_once * token_scores));
@@ -212,8 +217,8 @@ fn score_tokens<I: Sixteen, R: LoadRow>(
             continue;
         }
         match n_tokens {
-            2 => score_block::<I, R, 2>(isa, queries, keys, (scores, stride, first)),
-            _ => score_block::<I, R, 1>(isa, queries, keys, (scores, stride, first)),
+            2 => score_block::<I, R, 2>((isa, scale), queries, keys, (scores, stride, first)),
+            _ => score_block::<I, R, 1>((isa, scale), queries, keys, (scores, stride, first)),
         }
     }
 }
@@ -222,7 +227,7 @@ fn score_tokens<I: Sixteen, R: LoadRow>(
 /// never read). Queries are `[T, tiles of heads]`.
 #[inline(always)]
 fn score_block<I: Sixteen, R: LoadRow, const T: usize>(
-    isa: I,
+    by_scale: (I, I::Row),
     queries: &[f32],
     keys: &KvBlock<'_, R>,
     (scores, stride, first): (&mut [f32], usize, usize),
@@ -235,9 +240,9 @@ fn score_block<I: Sixteen, R: LoadRow, const T: usize>(
         let tile = |token: usize| &queries[token * token_queries..][head * dim..(head + of_tile) * dim];
         let to = |token: usize| token * token_scores + head * stride + first;
         match of_tile {
-            4 => score_heads::<I, R, 4, T>(isa, tile, keys, (scores, stride, to)),
-            2 => score_heads::<I, R, 2, T>(isa, tile, keys, (scores, stride, to)),
-            _ => score_heads::<I, R, 1, T>(isa, tile, keys, (scores, stride, to)),
+            4 => score_heads::<I, R, 4, T>(by_scale, tile, keys, (scores, stride, to)),
+            2 => score_heads::<I, R, 2, T>(by_scale, tile, keys, (scores, stride, to)),
+            _ => score_heads::<I, R, 1, T>(by_scale, tile, keys, (scores, stride, to)),
         }
         head += of_tile;
     }
@@ -246,12 +251,11 @@ fn score_block<I: Sixteen, R: LoadRow, const T: usize>(
 /// Scores of one tile of Q heads of each token: its queries, and where its first head's scores are written.
 #[inline(always)]
 fn score_heads<'a, I: Sixteen, R: LoadRow, const Q: usize, const T: usize>(
-    isa: I,
+    (isa, scale): (I, I::Row),
     queries: impl Fn(usize) -> &'a [f32],
     keys: &KvBlock<'_, R>,
     (scores, stride, to): (&mut [f32], usize, impl Fn(usize) -> usize),
 ) {
-    let scale = isa.splat(1.0 / (keys.rows.len() as f32).sqrt());
     let products = score_tile::<I, R, Q, T>(isa, std::array::from_fn(|token| queries(token).as_chunks().0), keys);
     for (token, products) in products.into_iter().enumerate() {
         for (head, products) in products.into_iter().enumerate() {

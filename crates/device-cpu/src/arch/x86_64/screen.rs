@@ -225,19 +225,29 @@ fn plane_sums_of_one(
 fn add_joined<const T: usize>(joined: &[JoinedBlock], tokens: [&[[i8; BLOCK_COLUMNS]]; T], sums: &mut [[i32; TILE_ROWS]]) {
     let mut wide = [[_mm256_setzero_si256(); TILE_ROWS]; T];
     for (block, codes) in joined.iter().enumerate() {
-        for (half, [low_codes, high_codes]) in codes.as_chunks::<2>().0.iter().enumerate() {
-            let (low, high) = (load_quarters(tokens, block, 2 * half), load_quarters(tokens, block, 2 * half + 1));
-            for (row, (low_codes, high_codes)) in low_codes.iter().zip(high_codes).enumerate() {
-                let (low_codes, high_codes) = (load_u8(low_codes), load_u8(high_codes));
-                for (token, wide) in wide.iter_mut().enumerate() {
-                    let (low, high) = (_mm256_maddubs_epi16(low_codes, low[token]), _mm256_maddubs_epi16(high_codes, high[token]));
-                    let products = _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1));
-                    wide[row] = _mm256_add_epi32(wide[row], products);
-                }
-            }
+        for (half, codes) in codes.as_chunks::<2>().0.iter().enumerate() {
+            add_half(&mut wide, codes, load_quarters(tokens, block, 2 * half), load_quarters(tokens, block, 2 * half + 1));
         }
     }
     add_sums(wide, sums);
+}
+
+/// sums += codes · (low | high), for two quarters of four rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_half<const T: usize>(
+    sums: &mut [[__m256i; TILE_ROWS]; T],
+    [low_codes, high_codes]: &[[[u8; QUARTER_COLUMNS]; TILE_ROWS]; 2],
+    low: [__m256i; T],
+    high: [__m256i; T],
+) {
+    for (row, (low_codes, high_codes)) in low_codes.iter().zip(high_codes).enumerate() {
+        let (low_codes, high_codes) = (load_u8(low_codes), load_u8(high_codes));
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low_codes, low[token]), _mm256_maddubs_epi16(high_codes, high[token]));
+            sums[row] = _mm256_add_epi32(sums[row], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+    }
 }
 
 /// Adds up registers.
