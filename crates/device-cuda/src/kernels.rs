@@ -46,9 +46,12 @@ const FILES: [(&str, &str); 23] = [
         "step.cu",
         concat!(
             include_str!("kernels/attention_mma.cuh"),
+            include_str!("kernels/best.cuh"),
+            include_str!("kernels/screen.cuh"),
             include_str!("kernels/step_list.cuh"),
             include_str!("kernels/step_product.cuh"),
             include_str!("kernels/step_attention.cuh"),
+            include_str!("kernels/step_head.cuh"),
             include_str!("kernels/step.cu"),
         ),
     ),

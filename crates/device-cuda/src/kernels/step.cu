@@ -60,10 +60,11 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
     const u32 n_pieces = sizeof(StepOperation) / 16;
     if (threadIdx.x == 0) {
         for (u32 slot = 0; slot < a.n_stages; slot++) {
-            make_barrier(ring.full + slot * 8, 1);
-            make_barrier(ring.empty + slot * 8, a.stage_blocks);
+            make_barrier(ring.full + slot * 8, a.scale_bytes > 0 ? 33 : 1);
+            make_barrier(ring.empty + slot * 8, STAGE_PARTS);
         }
         progress.n_read = progress.n_kept = 0;
+        for (u32 warp = STEP_WARPS; warp < sizeof(scratch.largest) / sizeof(float); warp++) scratch.largest[warp] = 0.0f;
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     for (u32 piece = threadIdx.x; piece < min(OPERATIONS_HELD - 1u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
@@ -81,6 +82,9 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
             if (operation.linear.in_groups) multiply_row<true>(a, operation.linear, shared + room_of_ring, scratch, ring, mail, turn);
             else multiply_row<false>(a, operation.linear, shared + room_of_ring, scratch, ring, mail, turn);
         }
+        else if (operation.kind == STEP_SCREEN) screen_head(a, operation.head, shared + room_of_ring, scratch, ring, mail);
+        else if (operation.kind == STEP_BEST) best_of_head(a, operation.head, shared + room_of_ring, scratch, mail);
+        else if (!attends(a, operation.attention)) mail.have_read();
         else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, mail);
         else attend<64>(a, operation.attention, shared + a.attention_room, mail);
     }

@@ -200,7 +200,8 @@ struct StepSplits {
 #pragma unroll
         for (int index = 0; index < SPLIT_TILES; index++) {
             const float4 strips = greatest[index];
-            const float next = index < n ? larger(larger(larger(larger(before, strips.x), strips.y), strips.z), strips.w) : before;
+            // None of them is NaN.
+            const float of_tile = fmaxf(fmaxf(strips.x, strips.y), fmaxf(strips.z, strips.w)), next = index < n ? fmaxf(before, of_tile) : before;
             factors[index] = next == NEGATIVE_INFINITY ? 1.0f : exp2_fast(before - next);
             largest[index] = before = next;
         }
@@ -221,30 +222,45 @@ struct StepSplits {
         }
         barrier_of_step();
         if (warp >= VALUE_WARPS) return;
+        // What is read of two tiles comes first, so that products wait for each other only. What is not there is not used.
 #pragma unroll
-        for (int index = 0; index < SPLIT_TILES; index++) {
-            if (index >= n) break;
-            u32 weights[TILE / 16][4];
+        for (int pair = 0; pair < SPLIT_TILES; pair += 2) {
+            if (pair >= n) break;
+            u32 weights[2][TILE / 16][2], values[2][TILE / 16][4];
 #pragma unroll
-            for (int step = 0; step < TILE / 16; step += 2) {
-                u32 matrices[4];
-                load_matrices(matrices, room.weights(index) + piece_of<TILE>(lane & 7, step * 2 + lane / 8));
+            for (int index = 0; index < 2; index++) {
+                const u32 there = min((u32)(pair + index), n - 1);
 #pragma unroll
-                for (int next = 0; next < 2; next++) {
-                    weights[step + next][0] = matrices[next * 2];
-                    weights[step + next][2] = matrices[next * 2 + 1];
-                    weights[step + next][1] = weights[step + next][3] = 0;
+                for (int step = 0; step < TILE / 16; step += 2) {
+                    u32 matrices[4];
+                    load_matrices(matrices, room.weights(there) + piece_of<TILE>(lane & 7, step * 2 + lane / 8));
+#pragma unroll
+                    for (int part = 0; part < 4; part++) weights[index][step + part / 2][part % 2] = matrices[part];
+                }
+#pragma unroll
+                for (int step = 0; step < TILE / 16; step++)
+                    load_transposed(values[index][step], room.values(there) + piece_of<DIM>(step * 16 + (lane & 15), warp * (COLUMNS / 8) + lane / 16));
+            }
+#pragma unroll
+            for (int index = 0; index < 2; index++) {
+                if (pair + index >= n) break;
+                const float factor = factors[pair + index];
+                split.largest[0] = largest[pair + index];
+                split.sums[0] *= factor;
+                split.sums[1] *= factor;
+#pragma unroll
+                for (int eight = 0; eight < COLUMNS / 8; eight++) {
+                    split.values[eight][0] *= factor;
+                    split.values[eight][1] *= factor;
+                }
+#pragma unroll
+                for (int step = 0; step < TILE / 16; step++) {
+                    const u32 of_step[4] = {weights[index][step][0], 0, weights[index][step][1], 0}, ones = 0x3c003c00u;
+                    multiply_halves(split.values[0], of_step, values[index][step][0], values[index][step][1]);
+                    multiply_halves(split.values[1], of_step, values[index][step][2], values[index][step][3]);
+                    multiply_halves(split.sums, of_step, ones, ones);
                 }
             }
-            split.sums[0] *= factors[index];
-            split.sums[1] *= factors[index];
-#pragma unroll
-            for (int eight = 0; eight < COLUMNS / 8; eight++) {
-                split.values[eight][0] *= factors[index];
-                split.values[eight][1] *= factors[index];
-            }
-            split.largest[0] = largest[index];
-            split.template add_tile<DIM>(weights, room.values(index), warp * COLUMNS);
         }
     }
 
@@ -298,7 +314,7 @@ struct StepSplits {
         if (mail != nullptr && warp < VALUE_WARPS && row >> a.log_sharing == 0) {
             float* to = mail + (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
 #pragma unroll
-            for (int index = 0; index < COLUMNS / 4; index++) send(to + index / 2 * 8 + index % 2, total.values[index / 2][index % 2] * factor);
+            for (int eight = 0; eight < COLUMNS / 8; eight++) send(to + eight * 8, make_float2(total.values[eight][0] * factor, total.values[eight][1] * factor));
         }
         store_rows(total, out, DIM, factor);
     }
@@ -338,18 +354,20 @@ struct StepSplits {
     }
 };
 
+// Whether this block has heads: there are as many blocks as items at least.
+__device__ __forceinline__ bool attends(const StepArgs& step, const StepAttention& a) {
+    return blockIdx.x - step.first_attention < (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
+}
+
+// A function of its own, as are those of the head: so that the registers of products are not those of all.
 template <int DIM>
-__device__ __forceinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, const Mail& mail) {
-    const u32 item = blockIdx.x - step.first_attention, sharing = 1 << a.of.log_sharing, n_items = (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
+__device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, const Mail mail) {
+    const u32 item = blockIdx.x - step.first_attention, sharing = 1 << a.of.log_sharing;
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     const bool takes_all = a.of.n_splits == 1;
-    // There are as many blocks as items at least.
     const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
-    if (item >= n_items || split >= n_present) {
-        mail.have_read();
-        return;
-    }
+    if (split >= n_present) return mail.have_read();
     const u32 first_tile = split * SPLIT_TILES, end_tile = takes_all ? n_tiles : min(n_tiles, first_tile + SPLIT_TILES), slot = *a.slots;
     const AttentionRoom<DIM> room(shared, step.attention_tiles);
     const StepSplits<DIM> splits{a.of, room, a.of.blocks + a.of.table_starts[token], first_head / heads_of_kv, n_positions};
@@ -360,12 +378,13 @@ __device__ __forceinline__ void attend(const StepArgs& step, const StepAttention
     mail.have_read();
     asm volatile("cp.async.wait_all;" ::: "memory");
     barrier_of_step();
-    if (end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append(slot);
     Partial<StepSplits<DIM>::COLUMNS> total;
     splits.run(total, first_tile, end_tile);
     float* out = a.of.out + (u64)first_head * DIM;
     if (takes_all || n_present == 1) splits.store_all(total, out, mail.out, first_head);
     else splits.share(total, out, mail.out, first_head, split, n_present);
+    // Nobody waits for these.
+    if (end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append(slot);
     barrier_of_step();
 }
 

@@ -3,6 +3,8 @@
 #define STEP_WARPS 10
 #define STEP_THREADS (STEP_WARPS * 32)
 #define STAGES_MAX 32
+// Parts by which a stage is freed: at least its blocks, and as many for each warp.
+#define STAGE_PARTS (16 * STEP_WARPS)
 // A power of two.
 #define MAILBOXES 8
 // How many operations the housekeeping warp may be behind the computing ones: whoever sends knows that all have set back the mailbox, if there are four
@@ -35,7 +37,7 @@ struct StepLinear {
     u32 n_tiles_each;     // tiles that each block has
     u32 n_tiles_over;     // blocks that have one more
     u32 n_pieces;         // stages of a tile
-    u32 interleaves;      // warps have blocks of columns by turns
+    u32 interleaves;      // not all stages are in the ring together: warps have blocks of columns by turns
     float inverse_n_blocks;
     u32 unused;
 };
@@ -51,8 +53,31 @@ struct StepAttention {
     u32 dim;
 };
 
+// Of a token whose logits nobody looks at: the screen of the head's rows, and the best of those that may win.
+struct StepHead {
+    Norms norms;             // the final norm
+    const i8* quantized;     // [n, screen_stride]: int8 copy of the rows (screen.cu)
+    const float* scales;     // [n]
+    const float* row_norms;  // [n, 2]
+    const void* rows;        // [n, row_bytes]
+    u64* best;               // [2], as for argmax
+    u64* found;              // [3]: what blocks have found so far, zero between launches
+    u32 n;
+    u32 k;
+    u32 n_blocks;            // blocks of 256 columns
+    u32 screen_stride;
+    u32 row_bytes;
+    u32 dtype;               // 0 f32, 1 f16, 2 bf16
+    float rounding;
+    u32 rows_of_stage;
+    u32 n_stages;            // of all rows
+    u32 exact_rows;          // that are multiplied exactly at a time, two a warp
+};
+
 #define STEP_LINEAR 0
 #define STEP_ATTENTION 1
+#define STEP_SCREEN 2
+#define STEP_BEST 3
 
 struct __align__(16) StepOperation {
     u32 kind;
@@ -60,6 +85,7 @@ struct __align__(16) StepOperation {
     union {
         StepLinear linear;
         StepAttention attention;
+        StepHead head;
         u64 words[22];
     };
 };
@@ -99,6 +125,14 @@ struct Progress {
         return bits;
     }
 };
+
+// A result for others who look whether it has come: nothing equals what stands there before.
+#define NOT_COME 0xffffffffu
+__device__ __forceinline__ float sent(float value) { return __float_as_uint(value) == NOT_COME ? __uint_as_float(0x7fffffffu) : value; }
+__device__ __forceinline__ void send(float* to, float value) { asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(sent(value)) : "memory"); }
+__device__ __forceinline__ void send(float* to, float2 values) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(sent(values.x)), "f"(sent(values.y)) : "memory");
+}
 
 __device__ __forceinline__ float4 look(const u32* mail) {
     float4 bits;
@@ -184,7 +218,21 @@ struct Ring {
     }
 };
 
-// The streaming warp.
+// Of `n_bytes` from `from` to shared memory, pieces of 16 that this lane has.
+__device__ __forceinline__ void fetch_piece(u32 to, const void* from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory"); }
+
+// Arrives when all pieces that this thread has asked for are there.
+__device__ __forceinline__ void arrive_with_pieces(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory"); }
+
+// Where weights are what is waited for, whole rows lie as they do in memory, so that one copy fetches all; otherwise rows begin in different banks.
+__device__ __forceinline__ bool is_copied_whole(const StepLinear& linear) { return linear.n_pieces == 1 && linear.interleaves; }
+// How far apart rows of a stage are.
+__device__ __forceinline__ u32 row_bytes_of(const StepArgs& a, const StepLinear& linear) { return is_copied_whole(linear) ? linear.n_blocks * 64 : a.row_bytes; }
+
+__device__ __forceinline__ void stream_rows(const StepArgs& a, const StepHead& head, Ring& ring, u64 policy);
+
+// The streaming warp. A copy costs it some 26 cycles, since each lane's goes by itself: so weights go by as few copies as can be, and scales, which are few bytes
+// of many rows, by pieces.
 __device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
     const u32 lane = threadIdx.x & 31, line = lane & 15;
     u64 policy;
@@ -192,22 +240,29 @@ __device__ __forceinline__ void stream_weights(const StepArgs& a, Ring ring) {
     ring.parity = 1;
     for (u32 index = 0; index < a.n_operations; index++) {
         const StepOperation& operation = a.operations[index];
+        if (operation.kind == STEP_SCREEN) stream_rows(a, operation.head, ring, policy);
         if (operation.kind != STEP_LINEAR) continue;
         const StepLinear& linear = operation.linear;
-        const u32 n_blocks = linear.n_blocks, n_groups = linear.n_groups;
+        const u32 n_blocks = linear.n_blocks, n_groups = linear.n_groups, half_n = linear.n / 2, row_bytes = row_bytes_of(a, linear);
+        const u8* words = linear.words;
+        const float* scales = linear.scales;
         const MyTiles tiles(a, linear);
-        const bool has_scales = n_groups > 1;
+        const bool has_scales = n_groups > 1, is_gate = linear.is_gate, is_whole = is_copied_whole(linear);
+        const u32 n_rows_of_copy = !is_whole ? 1 : is_gate ? 8 : 16;
         for (u32 tile = 0; tile < tiles.n; tile++) {
-            const u32 row = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? (line & 7) + line / 8 * (linear.n / 2) : line);
+            const u32 row = tiles.row(tile << tiles.log_rows) + (is_gate ? (line & 7) + line / 8 * half_n : line);
             for (u32 block = 0; block < n_blocks; block += a.stage_blocks) {
                 const u32 n = min(a.stage_blocks, n_blocks - block), to = ring.stages + ring.slot * a.stage_bytes, full = ring.full + ring.slot * 8;
                 await(ring.empty + ring.slot * 8, ring.parity);
-                if (lane == 0) expect(full, 16 * n * 64 + (has_scales ? 16 * n * 8 : 0));
+                if (lane == 0) expect(full, 16 * n * 64);
                 __syncwarp();
-                if (lane < 16) {
-                    fetch(to + line * a.row_bytes, linear.words + ((u64)row * n_blocks + block) * 64, n * 64, full, policy);
-                } else if (has_scales) {
-                    fetch(to + 16 * a.row_bytes + line * a.scale_bytes, linear.scales + (u64)row * n_groups + block * 2, n * 8, full, policy);
+                if (lane < 16 && line % n_rows_of_copy == 0)
+                    fetch(to + line * row_bytes, words + ((u64)row * n_blocks + block) * 64, n_rows_of_copy * n * 64, full, policy);
+                if (a.scale_bytes > 0) {
+                    const u32 to_scales = to + 16 * a.row_bytes + line * a.scale_bytes;
+                    const char* from = (const char*)(scales + (u64)row * n_groups + block * 2);
+                    for (u32 piece = lane / 16; has_scales && piece < n / 2; piece += 2) fetch_piece(to_scales + piece * 16, from + piece * 16);
+                    arrive_with_pieces(full);
                 }
                 ring.advance(1, a.n_stages);
             }

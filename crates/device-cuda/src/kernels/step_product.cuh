@@ -4,92 +4,134 @@
 
 // What the computing warps share of a product, in dynamic shared memory.
 struct LinearRoom {
-    i8* quantized;      // [n_blocks · 256]
+    i8* quantized;      // [n_blocks · 256], as place_of_word lays it
     float* weights;     // [n_blocks · 256], of a norm; each thread reads what it has fetched itself
     float* x_scales;    // [n_blocks · 2], where activations are in groups
     int* x_sums;        // likewise
     int* sums;          // [tiles, 16]; in groups floats, [tiles, 2 · n_blocks, 16]
 };
 
+// Where word `word` of a block of 256 activations lies: a thread of four multiplies words that are 16 apart and those beside them together, so they are
+// neighbours.
+__device__ __forceinline__ u32 place_of_word(u32 word) {
+    const u32 quarter = word / 16, thread = word / 4 % 4, slot = word % 4;
+    return ((quarter / 2 * 2 + slot / 2) * 4 + thread) * 4 + slot % 2 * 2 + quarter % 2;
+}
+
 // Small things in static shared memory.
 struct __align__(16) StepScratch {
-    float chunks[2][FOURS / 2 * STEP_WARPS];  // sums of squares, by norm
-    float largest[STEP_WARPS];
+    // Of the head.
+    u64 keys[STEP_WARPS];
+    float2 pairs[STEP_WARPS];
+    u32 n_kept;
+    __align__(16) float chunks[2][FOURS / 2 * STEP_WARPS];  // sums of squares, by norm
+    __align__(16) float largest[(STEP_WARPS + 3) / 4 * 4];  // of each warp, zeros behind
     int sums[STEP_WARPS];
 };
 
-// A warp's share of a product: some of the blocks of 256 columns of this block's tiles. Those are neighbours where all stages are in the ring together, and
-// otherwise STEP_WARPS apart, so that stages are freed in the order in which they come. Where a share begins is found before the row has come. A stage is free
-// when all its blocks are done.
+// A warp's share of a product: some of the blocks of 256 columns of this block's tiles. Where all stages are in the ring together, those are neighbours, and
+// where a share begins is found before the row has come; a stage is free when all its blocks are done. Otherwise they are STEP_WARPS apart, so that stages are
+// freed in the order in which they come, each by every warp: so none can be a whole round behind another, and take one stage for the next. Stages are freed
+// while others multiply, not at the end, when memory has results to carry.
 template <bool GROUPED>
 struct Multiplier {
     const StepArgs& a;
     const StepLinear& linear;
     const MyTiles& tiles;
-    u32 n_blocks, step;
-    u32 n_left, tile, block, first_block, end_block;  // blocks left to this warp, where it is, and the piece of the tile that the stage has
+    const LinearRoom& room;
+    const u32 n_blocks, row_bytes, n_stages;
+    const bool interleaves;
     Ring at;
+    u32 n_left, tile, block, first_block;  // of neighbours: blocks left to this warp, and where it is
+    bool is_there;                         // whether its first stage is
 
-    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const MyTiles& mine, Ring& ring) : a(args), linear(of), tiles(mine), at(ring) {
-        n_blocks = linear.n_blocks;
-        const u32 warp = threadIdx.x / 32, n = tiles.n * n_blocks, n_pieces = linear.n_pieces;
-        const bool interleaves = linear.interleaves;
-        step = interleaves ? STEP_WARPS : 1;
-        const u32 unit = interleaves ? warp : warp * n / STEP_WARPS;
-        n_left = (interleaves ? n + STEP_WARPS - 1 - warp : (warp + 1) * n) / STEP_WARPS - (interleaves ? 0 : unit);
+    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const MyTiles& mine, const LinearRoom& of_row, Ring& ring)
+        : a(args), linear(of), tiles(mine), room(of_row), n_blocks(of.n_blocks), row_bytes(row_bytes_of(args, of)), n_stages(mine.n * of.n_pieces),
+          interleaves(of.interleaves), at(ring) {
+        ring.advance(n_stages, a.n_stages);
+        is_there = false;
+        if (interleaves) return;
+        const u32 warp = threadIdx.x / 32, n_all = tiles.n * n_blocks, unit = warp * n_all / STEP_WARPS;
+        n_left = (warp + 1) * n_all / STEP_WARPS - unit;
         tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks);
         block = unit - tile * n_blocks;
         const u32 piece = (u32)(((float)block + 0.5f) * a.inverse_stage_blocks);
         first_block = piece * a.stage_blocks;
-        end_block = min(n_blocks, first_block + a.stage_blocks);
-        at.advance(tile * n_pieces + piece, a.n_stages);
-        ring.advance(tiles.n * n_pieces, a.n_stages);
+        at.advance(tile * linear.n_pieces + piece, a.n_stages);
+        is_there = n_left > 0;
+        if (is_there) await(at.full + at.slot * 8, at.parity);
     }
 
-    __device__ __forceinline__ void run(const LinearRoom& room) {
+    __device__ __forceinline__ void run() {
+        if (interleaves) run_interleaved();
+        else run_neighbours();
+    }
+
+    __device__ __forceinline__ void run_neighbours() {
         while (n_left > 0) {
-            const u32 n_ahead = end_block - block, n = min(n_left, step == 1 ? n_ahead : (n_ahead + STEP_WARPS - 1) / STEP_WARPS);
-            await(at.full + at.slot * 8, at.parity);
-            run_blocks(room, at.stages + at.slot * a.stage_bytes, n);
-            const u32 last = block + (n - 1) * step, n_missing = last + 1 == end_block ? first_block + a.stage_blocks - end_block : 0;
-            __syncwarp();
-            if ((threadIdx.x & 31) == 0) arrive(at.empty + at.slot * 8, n + n_missing);
+            if (!is_there) await(at.full + at.slot * 8, at.parity);
+            is_there = false;
+            const u32 end_block = min(n_blocks, first_block + a.stage_blocks), n = min(n_left, end_block - block);
+            run_blocks<1>(tile, first_block, block, n);
+            // Whoever has the last block frees what is not there.
+            free(n + (block + n == end_block ? STAGE_PARTS - (end_block - first_block) : 0));
             n_left -= n;
-            block = last + step;
-            while (n_left > 0 && block >= end_block) {
-                first_block = end_block;
-                if (end_block == n_blocks) {
-                    block -= n_blocks;
-                    first_block = 0;
-                    tile++;
-                }
-                end_block = min(n_blocks, first_block + a.stage_blocks);
-                at.advance(1, a.n_stages);
+            block = first_block = end_block;
+            if (end_block == n_blocks) {
+                block = first_block = 0;
+                tile++;
             }
+            at.advance(1, a.n_stages);
         }
     }
 
-    // `n` blocks of the stage.
-    __device__ __forceinline__ void run_blocks(const LinearRoom& room, u32 stage, u32 n) const {
-        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4, inside = block - first_block;
+    // So many parts of the stage.
+    __device__ __forceinline__ void free(u32 n_parts) const {
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0) arrive(at.empty + at.slot * 8, n_parts);
+    }
+
+    __device__ __forceinline__ void run_interleaved() {
+        // Of the stage's blocks, or behind them, the next that is this warp's.
+        u32 next = threadIdx.x / 32;
+        for (u32 of_tile = 0; of_tile < tiles.n; of_tile++)
+            for (u32 from = 0; from < n_blocks; from += a.stage_blocks) {
+                const u32 n_here = min(a.stage_blocks, n_blocks - from);
+                await(at.full + at.slot * 8, at.parity);
+                if (next < n_here) {
+                    const u32 n = (n_here - next + STEP_WARPS - 1) / STEP_WARPS;
+                    run_blocks<STEP_WARPS>(of_tile, from, from + next, n);
+                    next += n * STEP_WARPS;
+                }
+                next -= n_here;
+                free(STAGE_PARTS / STEP_WARPS);
+                at.advance(1, a.n_stages);
+            }
+    }
+
+    // `n` blocks of the stage, from `block`, STEP apart; the stage's first is `from`.
+    template <int STEP>
+    __device__ __forceinline__ void run_blocks(u32 of_tile, u32 from, u32 block, u32 n) const {
+        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4, stage = at.stages + at.slot * a.stage_bytes, high = 8 * row_bytes;
+        u32 words = stage + line * row_bytes + (block - from) * 64 + thread * 16;
         u32 x = (u32)__cvta_generic_to_shared(room.quantized) + block * 256 + thread * 16;
-        u32 words = stage + line * a.row_bytes + inside * 64 + thread * 16;
-        const u32 high = 8 * a.row_bytes;
         int sums[4][4] = {};
         // Of groups: a thread of four has a segment of a block and half of the rows. All eight tokens are the same, so each has all sums.
         const u32 half = lane & 1, odd = lane / 2 & 1, row = line + half * 8;
-        u32 segment = block * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + (inside * 2 + odd) * 4;
-        float* products = (float*)room.sums + (tile * n_blocks * 2 + segment) * 16 + row;
+        u32 segment = block * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + ((block - from) * 2 + odd) * 4;
+        float* products = (float*)room.sums + (of_tile * n_blocks * 2 + segment) * 16 + row;
         const bool has_scales = GROUPED && linear.n_groups > 1;
         float weight_scale = 0.0f;
         if (GROUPED && !has_scales) {
-            const u32 of = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
+            const u32 of = tiles.row(of_tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
             weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
         }
 #pragma unroll 2
         for (int turn = 0; turn < (int)n; turn++) {
             const uint4 low_words = load_shared(words), high_words = load_shared(words + high);
             const uint4 x0 = load_shared(x), x1 = load_shared(x + 64), x2 = load_shared(x + 128), x3 = load_shared(x + 192);
+            words += STEP * 64;
+            x += STEP * 256;
             if constexpr (GROUPED) {
                 if (has_scales) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(scales));
                 const float scale = weight_scale * room.x_scales[segment];
@@ -104,20 +146,18 @@ struct Multiplier {
                     sum += (half ? of_high : of_low) >> (2 * slot);
                 }
                 *products = (float)(sum - x_sum) * scale;
-                products += step * 32;
-                segment += step * 2;
-                scales += step * 8;
+                products += STEP * 32;
+                segment += STEP * 2;
+                scales += STEP * 8;
             } else {
                 multiply_slots(sums, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
                 multiply_slots(sums, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
             }
-            words += step * 64;
-            x += step * 256;
         }
         if (!GROUPED && thread == 0) {
-            int* of_tile = room.sums + tile * 16 + line;
-            atomicAdd_block(of_tile, together(sums, 0));
-            atomicAdd_block(of_tile + 8, together(sums, 2));
+            int* of_rows = room.sums + of_tile * 16 + line;
+            atomicAdd_block(of_rows, together(sums, 0));
+            atomicAdd_block(of_rows + 8, together(sums, 2));
         }
     }
 
@@ -127,7 +167,7 @@ struct Multiplier {
     }
 
     __device__ __forceinline__ static void multiply_slots(int (&sums)[4][4], u32 low0, u32 high0, u32 low1, u32 high1, uint4 x0, uint4 x1) {
-        const u32 first[4] = {x0.x, x0.y, x0.z, x0.w}, second[4] = {x1.x, x1.y, x1.z, x1.w};
+        const u32 first[4] = {x0.x, x0.z, x1.x, x1.z}, second[4] = {x0.y, x0.w, x1.y, x1.w};
 #pragma unroll
         for (int slot = 0; slot < 4; slot++) {
             const u32 mask = 0x03030303u << (2 * slot);
@@ -141,9 +181,12 @@ struct Multiplier {
 // fours a thread (column_in_chunk).
 struct StepRow {
     float4 fours[FOURS];
+    u32 first_place;  // of its quantised numbers, in words: found before they are
 
     __device__ __forceinline__ static u32 chunk_of(int turn) { return turn / 2 * STEP_WARPS + threadIdx.x / 32; }
     __device__ __forceinline__ static u32 four_of(int turn) { return (chunk_of(turn) * CHUNK_COLUMNS + column_in_chunk()) / 4 + turn % 2 * 8; }
+    // Where its quantised numbers lie: the second four of a chunk is two threads behind the first.
+    __device__ __forceinline__ u32 place_of(int turn) const { return first_place + turn / 2 * (STEP_WARPS * CHUNK_COLUMNS / 4) + turn % 2 * 8; }
 
     __device__ __forceinline__ void load(const float* x, u32 k) {
 #pragma unroll
@@ -261,14 +304,14 @@ struct StepRow {
         barrier_of_step();
         largest = 1e-5f;
 #pragma unroll
-        for (int warp = 0; warp < STEP_WARPS; warp++) largest = fmaxf(largest, scratch.largest[warp]);
+        for (int four = 0; four < (STEP_WARPS + 3) / 4; four++) largest = fmaxf(largest, largest_of_four(((const float4*)scratch.largest)[four]));
         const float inverse_scale = inverse_absmax_scale(largest);
         int sum = 0;
 #pragma unroll
         for (int turn = 0; turn < FOURS; turn++) {
             if (turn / 2 * STEP_WARPS >= n_blocks) break;
             const u32 bits = quantise_four(fours[turn], inverse_scale, sum);
-            if (chunk_of(turn) < n_blocks) ((u32*)room.quantized)[four_of(turn)] = bits;
+            if (chunk_of(turn) < n_blocks) ((u32*)room.quantized)[place_of(turn)] = bits;
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
         if ((threadIdx.x & 31) == 0) scratch.sums[threadIdx.x / 32] = sum;
@@ -286,8 +329,8 @@ struct StepRow {
             const u32 of_lower = __reduce_max_sync(FULL_WARP, is_upper ? 0 : magnitude), of_upper = __reduce_max_sync(FULL_WARP, is_upper ? magnitude : 0);
             const float inverse_scale = inverse_absmax_scale(larger(1e-5f, __uint_as_float(is_upper ? of_upper : of_lower)));
             int sum = 0;
-            ((u32*)room.quantized)[first + four_of(turn)] = quantise_four(fours[turn], inverse_scale, sum);
-            ((u32*)room.quantized)[first + four_of(turn + 1)] = quantise_four(fours[turn + 1], inverse_scale, sum);
+            ((u32*)room.quantized)[first + place_of(turn)] = quantise_four(fours[turn], inverse_scale, sum);
+            ((u32*)room.quantized)[first + place_of(turn + 1)] = quantise_four(fours[turn + 1], inverse_scale, sum);
             const int lower_sum = __reduce_add_sync(FULL_WARP, is_upper ? 0 : sum), upper_sum = __reduce_add_sync(FULL_WARP, is_upper ? sum : 0);
             if ((threadIdx.x & 15) == 0) {
                 const u32 group = chunk * 2 + is_upper;
@@ -302,6 +345,9 @@ struct StepRow {
 template <bool GROUPED>
 __device__ __forceinline__ float prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail) {
     StepRow row;
+    row.first_place = StepRow::chunk_of(0) * (CHUNK_COLUMNS / 4) + place_of_word(column_in_chunk() / 4);
+    // Otherwise the compiler finds it again at each use.
+    asm volatile("" : "+r"(row.first_place));
     const u32 k = linear.k, n_blocks = linear.n_blocks, n_norms = linear.norms.n;
     const float epsilon = linear.norms.epsilons[0];
     const bool receives = linear.receives;
@@ -378,7 +424,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     turn ^= 1;
     // What does not depend on the operation before.
     if (linear.norms.n > 0) StepRow::fetch_weights(linear.norms.weights[0], k, n_blocks, room);
-    Multiplier<GROUPED> multiplier(a, linear, tiles, ring);
+    Multiplier<GROUPED> multiplier(a, linear, tiles, room, ring);
     const bool is_gate = linear.is_gate, adds = linear.add;
     const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, activation = linear.activation, n_groups = linear.n_groups;
     const float* scales = linear.scales;
@@ -401,7 +447,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     const float inverse_scale = prepare_row<GROUPED>(linear, room, scratch, mail);
     const Dequantiser dequantiser(weight_scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
     barrier_of_step();
-    multiplier.run(room);
+    multiplier.run();
     const u32 lane = threadIdx.x & 31;
     int x_sum = 0;
     if (!GROUPED) x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[lane] : 0);
