@@ -221,7 +221,11 @@ struct StepSplits {
             }
         }
         barrier_of_step();
-        if (warp >= VALUE_WARPS) return;
+        if (warp >= VALUE_WARPS) {
+            // It may have scores of the next tiles of the split.
+            split.largest[0] = largest[SPLIT_TILES - 1];
+            return;
+        }
         // What is read of two tiles comes first, so that products wait for each other only. What is not there is not used.
 #pragma unroll
         for (int pair = 0; pair < SPLIT_TILES; pair += 2) {
