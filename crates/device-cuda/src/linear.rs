@@ -324,6 +324,28 @@ fn f32_rows(rows: F32Rows, packed: &Packed, target: Target, (queue, kernels): (&
     let arguments = arguments.word(usize::from(packed.granularity == Granularity::Tensor)).word(target.width).word(target.add);
     let arguments = arguments.word(usize::from(is_split));
     let shared_bytes = block_rows * tokens * n_groups * size_of::<f32>();
+    if rows.m == 1
+        && packed.granularity == Granularity::Group(ACTIVATION_GROUP)
+        && packed.k.is_multiple_of(BLOCK_COLUMNS)
+        && packed.k <= ONE_F32_COLUMNS_MAX
+    {
+        return queue.record(one_f32(arguments, packed, n_groups, kernels));
+    }
     let kernel: Kernel = kernels.bit_linear_f32[variant];
     queue.record(arguments.launch(kernel, [packed.n.div_ceil(block_rows), rows.m.div_ceil(tokens)], (WARPS * 32, shared_bytes)))
+}
+
+/// Widest row of `bit_linear_f32_one`: it lies in shared memory.
+const ONE_F32_COLUMNS_MAX: usize = 8192;
+
+/// One f32 row, and groups of 128 columns.
+fn one_f32(arguments: Arguments, packed: &Packed, n_groups: usize, kernels: &Kernels) -> Launch {
+    const THREADS: usize = 256;
+    const BLOCK_ROWS: usize = 32;
+    /// About as many as a GPU has at once.
+    const BLOCKS: usize = 528;
+    let n_turns = packed.n.div_ceil(BLOCK_ROWS).div_ceil(BLOCKS);
+    let n_blocks = packed.n.div_ceil(BLOCK_ROWS).div_ceil(n_turns);
+    let shared_bytes = (packed.k + BLOCK_ROWS * (n_groups + 1)) * size_of::<f32>();
+    arguments.launch(kernels.bit_linear_f32_one, [n_blocks, 1], (THREADS, shared_bytes))
 }

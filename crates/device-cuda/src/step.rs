@@ -15,7 +15,9 @@ const THREADS: usize = 10 * 32;
 /// Warps that stream weights and keep house.
 const OTHER_THREADS: usize = 64;
 const MAILBOXES: usize = 8;
-const ROW_COLUMNS_MAX: usize = 8 * 4 * THREADS;
+const ROW_COLUMNS_MAX: usize = 4 * BLOCK_COLUMNS * THREADS / 32;
+/// What the columns of a row are a multiple of, so that a thread has both of its fours of a chunk.
+const ROW_COLUMNS: usize = 64;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
 /// Tiles of positions of a split.
@@ -132,7 +134,7 @@ impl Linear {
         self.n_groups > 1
     }
 
-    /// Quantised row, norm weights, group scales and sums, and with those products of groups.
+    /// Quantised row, norm weights, and of groups scales, sums and products.
     fn scratch_bytes(self, n_product_blocks: usize) -> usize {
         let filled = self.n_blocks * BLOCK_COLUMNS;
         let weights = if self.has_norms { filled * 4 } else { 0 };
@@ -415,7 +417,7 @@ impl StepOfOne {
             || forgets == 0
             || !has_row
             || n_norms == 0
-            || !k.is_multiple_of(16)
+            || !k.is_multiple_of(ROW_COLUMNS)
             || k > ROW_COLUMNS_MAX
         {
             return None;
@@ -499,7 +501,7 @@ impl StepOfOne {
 
 /// A product from where its row comes (address, norms), where its weights, scales and results are, and how it is stored.
 fn linear_operation(source: &[u64], places: [u64; 3], linear: Linear, activation: usize) -> Option<Operation> {
-    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && linear.k.is_multiple_of(16) && linear.n > 0;
+    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && linear.k.is_multiple_of(ROW_COLUMNS) && linear.n > 0;
     let is_in_parts = linear.n_blocks * BLOCK_COLUMNS > ROW_COLUMNS_MAX;
     if !is_whole || (is_in_parts && (linear.has_norms || !linear.in_groups)) {
         return None;

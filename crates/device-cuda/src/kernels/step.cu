@@ -15,8 +15,44 @@
 
 #if __CUDA_ARCH__ >= 900
 
+// What this block does of operations, one after another: by one warp.
+struct Planner {
+    const StepArgs& a;
+    Ring at;
+    u32 turn;
+
+    __device__ __forceinline__ void plan(const StepOperation& operation, StepPlan& plan) {
+        const u32 lane = threadIdx.x & 31;
+        plan.slot = at.slot;
+        plan.parity = at.parity;
+        if (operation.kind != STEP_LINEAR) return;
+        const StepLinear& linear = operation.linear;
+        const MyTiles tiles(a, linear);
+        plan.first_tile = tiles.first;
+        plan.n_tiles = tiles.n;
+        plan.turn = turn;
+        plan.row_bytes = row_bytes_of(a, linear);
+        turn ^= 1;
+        if (lane < STEP_WARPS) {
+            const u32 n_all = linear.interleaves ? 0 : tiles.n * linear.n_blocks, unit = lane * n_all / STEP_WARPS;
+            StepShare share;
+            share.n_left = (lane + 1) * n_all / STEP_WARPS - unit;
+            share.tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks);
+            share.block = unit - share.tile * linear.n_blocks;
+            const u32 piece = (u32)(((float)share.block + 0.5f) * a.inverse_stage_blocks);
+            share.first_block = piece * a.stage_blocks;
+            Ring first = at;
+            first.advance(share.tile * linear.n_pieces + piece, a.n_stages);
+            share.slot = first.slot;
+            share.parity = first.parity;
+            plan.shares[lane] = share;
+        }
+        at.advance(tiles.n * linear.n_pieces, a.n_stages);
+    }
+};
+
 // The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
-__device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOperation* operations, Progress& progress) {
+__device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOperation* operations, StepPlan* plans, Planner planner, Progress& progress) {
     const u32 lane = threadIdx.x & 31;
     const u32 n_each = ((a.n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(a.n_results, first + n_each);
     const auto mailbox = [&](u32 index) { return a.mail + (u64)((number + index) % MAILBOXES) * a.mailbox_words; };
@@ -26,6 +62,8 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
         const u32 coming = index + OPERATIONS_HELD - 1;
         if (coming < a.n_operations && lane < sizeof(StepOperation) / 16)
             ((uint4*)(operations + coming % OPERATIONS_HELD))[lane] = __ldg((const uint4*)(a.operations + coming) + lane);
+        __syncwarp();
+        if (coming < a.n_operations) planner.plan(operations[coming % OPERATIONS_HELD], plans[coming % OPERATIONS_HELD]);
         if (index > 0) {
             const u32* have_read = mailbox(index - 1) + a.n_results;
             for (u32 block = lane; block < gridDim.x; block += 32)
@@ -53,6 +91,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
     extern __shared__ __align__(128) char shared[];
     __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX];
     __shared__ StepOperation operations[OPERATIONS_HELD];
+    __shared__ StepPlan plans[OPERATIONS_HELD];
     __shared__ StepScratch scratch;
     __shared__ Progress progress;
     const u32 room_of_ring = a.n_stages * a.stage_bytes;
@@ -64,32 +103,41 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
             make_barrier(ring.empty + slot * 8, STAGE_PARTS);
         }
         progress.n_read = progress.n_kept = 0;
-        for (u32 warp = STEP_WARPS; warp < sizeof(scratch.largest) / sizeof(float); warp++) scratch.largest[warp] = 0.0f;
+        progress.number = *a.n_sent % MAILBOXES + MAILBOXES;
+        scratch.begin();
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     for (u32 piece = threadIdx.x; piece < min(OPERATIONS_HELD - 1u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
     __syncthreads();
-    const u32 number = *a.n_sent;
-    if (threadIdx.x >= STEP_THREADS + 32) return stream_weights(a, ring);
-    if (threadIdx.x >= STEP_THREADS) return keep_house(a, number, operations, progress);
-    u32 turn = 0;
+    if (threadIdx.x >= STEP_THREADS + 32) {
+        __syncthreads();
+        return stream_weights(a, ring);
+    }
+    if (threadIdx.x >= STEP_THREADS) {
+        Planner planner{a, ring, 0};
+#pragma unroll 1
+        for (u32 index = 0; index < min(OPERATIONS_HELD - 1u, a.n_operations); index++) planner.plan(operations[index], plans[index]);
+        __syncthreads();
+        return keep_house(a, progress.number, operations, plans, planner, progress);
+    }
+    __syncthreads();
 #pragma unroll 1
     for (u32 index = 0; index < a.n_operations; index++) {
-        while (Progress::look_at(progress.n_kept) + LAG < index + 1) {}
         const StepOperation& operation = operations[index % OPERATIONS_HELD];
-        const Mail mail(a, number + index, index + 1 == a.n_operations, progress);
+        const StepPlan& plan = plans[index % OPERATIONS_HELD];
+        const Mail mail(a, index, progress);
         if (operation.kind == STEP_LINEAR) {
-            if (operation.linear.in_groups) multiply_row<true>(a, operation.linear, shared + room_of_ring, scratch, ring, mail, turn);
-            else multiply_row<false>(a, operation.linear, shared + room_of_ring, scratch, ring, mail, turn);
+            if (operation.linear.in_groups) multiply_row<true>(a, operation.linear, plan, shared + room_of_ring, scratch, ring, mail);
+            else multiply_row<false>(a, operation.linear, plan, shared + room_of_ring, scratch, ring, mail);
         }
-        else if (operation.kind == STEP_SCREEN) screen_head(a, operation.head, shared + room_of_ring, scratch, ring, mail);
+        else if (operation.kind == STEP_SCREEN) screen_head(a, operation.head, shared + room_of_ring, scratch, Ring{ring.stages, ring.full, ring.empty, plan.slot, plan.parity}, mail);
         else if (operation.kind == STEP_BEST) best_of_head(a, operation.head, shared + room_of_ring, scratch, mail);
-        else if (!attends(a, operation.attention)) mail.have_read();
+        else if (!attends(a, operation.attention)) mail.pass();
         else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, mail);
         else attend<64>(a, operation.attention, shared + a.attention_room, mail);
     }
     // The last has not sent. All blocks have read theirs, since they have sent since.
-    if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent = number + a.n_operations - 1;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent += a.n_operations - 1;
 }
 
 #else

@@ -371,13 +371,14 @@ __device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     const bool takes_all = a.of.n_splits == 1;
     const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
-    if (split >= n_present) return mail.have_read();
+    if (split >= n_present) return mail.pass();
     const u32 first_tile = split * SPLIT_TILES, end_tile = takes_all ? n_tiles : min(n_tiles, first_tile + SPLIT_TILES), slot = *a.slots;
     const AttentionRoom<DIM> room(shared, step.attention_tiles);
     const StepSplits<DIM> splits{a.of, room, a.of.blocks + a.of.table_starts[token], first_head / heads_of_kv, n_positions};
     const u32 last = n_tiles - 1 - first_tile, n_first = min(room.n_tiles, end_tile - first_tile);
     const StepHeads<DIM> heads{a, room, mail.in, first_head, splits.kv_head, end_tile == n_tiles && last < n_first ? last : NOT_COME, (n_positions - 1) % TILE};
     splits.fetch(first_tile, n_first);
+    mail.await_room();
     heads.run();
     mail.have_read();
     asm volatile("cp.async.wait_all;" ::: "memory");

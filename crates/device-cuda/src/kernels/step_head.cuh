@@ -76,33 +76,34 @@ __device__ __forceinline__ float largest_of_step(float value, float* scratch) {
 }
 
 // Norms the row and quantises it as screen_quantize does: its scale, and the norms of the row and of what is left of it, rounded up.
-__device__ __forceinline__ float4 quantise_for_head(const StepHead& head, const HeadRoom& room, const LinearRoom& of_norm, StepScratch& scratch, const Mail& mail) {
+__device__ __forceinline__ float4 quantise_for_head(const StepHead& head, const HeadRoom& room, StepScratch& scratch, const Mail& mail) {
     const float infinite = __int_as_float(0x7f800000);
-    const u32 k = head.k, n_blocks = head.n_blocks, n_norms = head.norms.n;
-    StepRow row;
+    const u32 k = head.k, n_blocks = head.n_blocks;
+    StepRow<WIDE_CHUNKS> row;
+    row.load_weights(head.norms.weights[0], k, room.weights);
     row.receive(mail.in, k);
     mail.have_read();
-#pragma unroll 1
-    for (u32 norm = 0; norm < n_norms; norm++) {
-        if (norm > 0) StepRow::fetch_weights(head.norms.weights[1], k, n_blocks, of_norm);
-        row.norm(norm == 0 ? head.norms.epsilons[0] : head.norms.epsilons[1], k, n_blocks, of_norm, scratch.chunks[norm]);
-    }
+    row.norm_all(head.norms, k, scratch, room.weights);
     float largest = 0.0f;
 #pragma unroll
-    for (int turn = 0; turn < FOURS; turn++) {
-        if (StepRow::chunk_of(turn) >= n_blocks) break;
-        const float4 x = row.fours[turn];
-        ((float4*)room.normed)[StepRow::four_of(turn)] = x;
-        // What is no number counts as infinite.
-        const bool finite = fabsf(x.x) < infinite && fabsf(x.y) < infinite && fabsf(x.z) < infinite && fabsf(x.w) < infinite;
-        largest = fmaxf(largest, finite ? StepRow::largest_of_four(x) : infinite);
+    for (int chunk = 0; chunk < WIDE_CHUNKS; chunk++) {
+        const u32 column = StepRow<WIDE_CHUNKS>::first_column() + chunk * StepRow<WIDE_CHUNKS>::STEP_COLUMNS;
+        if (column >= n_blocks * 256) break;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float4 x = row.fours[chunk][half];
+            *(float4*)(room.normed + column + half * 32) = x;
+            // What is no number counts as infinite.
+            const bool finite = fabsf(x.x) < infinite && fabsf(x.y) < infinite && fabsf(x.z) < infinite && fabsf(x.w) < infinite;
+            largest = fmaxf(largest, finite ? StepRow<WIDE_CHUNKS>::largest_of_four(x) : infinite);
+        }
     }
     largest = largest_of_step(largest, scratch.largest);
     const bool finite = largest < infinite;
     const float scale = finite ? largest / 127.0f : 0.0f, inverse_scale = scale > 1e-30f ? 127.0f / largest : 0.0f;
     float2 sums = make_float2(0.0f, 0.0f);
 #pragma unroll 1
-    for (u32 turn = 0; turn < FOURS / 2; turn++) {
+    for (u32 turn = 0; turn < WIDE_CHUNKS; turn++) {
         // Of its own fours again: beyond the row they are zero.
         const u32 chunk = turn * STEP_WARPS + threadIdx.x / 32;
         if (chunk >= n_blocks) break;
@@ -131,16 +132,13 @@ __device__ __forceinline__ float4 quantise_for_head(const StepHead& head, const 
 
 // This block's rows: their upper bounds, and the largest lower bound to all others.
 __device__ __noinline__ void screen_head(const StepArgs& a, const StepHead& head, char* shared, StepScratch& scratch, const Ring ring, const Mail mail) {
-    if (blockIdx.x >= a.n_product_blocks) return mail.have_read();
+    if (blockIdx.x >= a.n_product_blocks) return mail.pass();
     const MyRows rows(a, head);
     const HeadRoom room(shared + 2 * a.sums_bytes, head, rows.n_stages * rows.n_of_stage);
-    LinearRoom of_norm;
-    of_norm.weights = room.weights;
-    StepRow::fetch_weights(head.norms.weights[0], head.k, head.n_blocks, of_norm);
     const u32 n = head.n, n_pieces = head.screen_stride / 16, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     const float *scales = head.scales, rounding = head.rounding;
     const float2* row_norms = (const float2*)head.row_norms;
-    const float4 token = quantise_for_head(head, room, of_norm, scratch, mail);
+    const float4 token = quantise_for_head(head, room, scratch, mail);
     const u32 x = (u32)__cvta_generic_to_shared(room.quantized) + lane * 16;
     // Stages that follow each other in a slot of the ring are the same warp's, so that none takes one for another.
     Ring at = ring;
@@ -185,6 +183,7 @@ __device__ __noinline__ void screen_head(const StepArgs& a, const StepHead& head
             room.uppers[(rows.n_stages - 1) * rows.n_of_stage + row] = NEGATIVE_INFINITY;
     barrier_of_step();
     lowest = largest_of_step(lowest, scratch.largest);
+    mail.await_room();
     if (threadIdx.x == 0) send(mail.out + blockIdx.x, lowest);
 }
 
@@ -201,7 +200,7 @@ __device__ __forceinline__ float dot_by_half(const float* x, const Element* row,
 
 // The best of the rows whose upper bounds are not below the largest lower bound. The last block to find its own says which it is.
 __device__ __noinline__ void best_of_head(const StepArgs& a, const StepHead& head, char* shared, StepScratch& scratch, const Mail mail) {
-    if (blockIdx.x >= a.n_product_blocks) return mail.have_read();
+    if (blockIdx.x >= a.n_product_blocks) return mail.pass();
     const MyRows rows(a, head);
     const u32 n_rows = rows.n_stages * rows.n_of_stage, warp = threadIdx.x / 32, lane = threadIdx.x & 31, half = lane / LANES;
     const HeadRoom room(shared + 2 * a.sums_bytes, head, n_rows);

@@ -12,8 +12,8 @@
 #define LAG 4
 // Operations of the list that are in shared memory: the one before that which is worked on, and those behind.
 #define OPERATIONS_HELD 8
-// Fours of a row for each thread that are in registers at a time: all of a row with norms or one scale.
-#define FOURS 8
+// Of a warp whose scheduler has no third one that computes.
+#define FIRST_THREAD_OF_RESULTS 64
 
 // The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
 // row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.
@@ -112,12 +112,30 @@ struct StepArgs {
 
 #if __CUDA_ARCH__ >= 900
 
+// A warp's share of a product whose stages are in the ring together: how many of its blocks of columns, the first's tile, place in it, and the first block of its
+// stage, and where in the ring that is. Of others, where the product begins in the ring, and no blocks.
+struct __align__(16) StepShare {
+    u32 n_left, tile, block, first_block;
+    u32 slot, parity, unused[2];
+};
+
+// What a block does of an operation: found by the housekeeping warp, so that the others need not each find it.
+struct StepPlan {
+    StepShare shares[STEP_WARPS];
+    u32 first_tile, n_tiles;
+    u32 slot, parity;  // of the ring, where it begins
+    u32 turn;          // of two places for sums
+    u32 row_bytes;     // from one row of a stage to the next
+    u32 unused[2];
+};
+
 __device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0;" ::"n"(STEP_THREADS) : "memory"); }
 
 // What the housekeeping warp and the computing ones tell each other, in shared memory.
 struct Progress {
     u32 n_read;  // rows that warps have read of the operations' before, all warps together
     u32 n_kept;  // operations that the housekeeping warp is done with
+    u32 number;  // of the launch's first operation, among as many as there are mailboxes; looked at again each time, since registers are few
 
     __device__ __forceinline__ static u32 look_at(const u32& number) {
         u32 bits;
@@ -153,10 +171,24 @@ __device__ __forceinline__ bool has_come(float4 four) { return has_come(four.x) 
 struct Mail {
     const u32* in;
     float* out;  // or null
+    u32 index;   // of the operation in the list
     Progress& progress;
-    __device__ __forceinline__ Mail(const StepArgs& a, u32 number, bool is_last, Progress& of_block) : progress(of_block) {
-        in = a.mail + (u64)((number - 1) % MAILBOXES) * a.mailbox_words;
-        out = is_last ? nullptr : (float*)(a.mail + (u64)(number % MAILBOXES) * a.mailbox_words);
+    __device__ __forceinline__ Mail(const StepArgs& a, u32 of_index, Progress& of_block) : index(of_index), progress(of_block) {
+        const u32 number = Progress::look_at(progress.number) + index;
+        in = a.mail + (number - 1) % MAILBOXES * a.mailbox_words;
+        out = index + 1 == a.n_operations ? nullptr : (float*)(a.mail + number % MAILBOXES * a.mailbox_words);
+    }
+
+    // A block that does nothing of an operation. Its warps stay together, and wait until the operations behind it are there.
+    __device__ __forceinline__ void pass() const {
+        barrier_of_step();
+        have_read();
+        await_room();
+    }
+
+    // Before anything is sent: until `out` has been set back.
+    __device__ __forceinline__ void await_room() const {
+        while (Progress::look_at(progress.n_kept) + LAG < index + 1) {}
     }
 
     // This warp needs nothing of `in` any more.
@@ -196,6 +228,8 @@ __device__ __forceinline__ uint4 load_shared(u32 from) {
 // This block's tiles of a product: `first`, `first + n_blocks` and so on.
 struct MyTiles {
     u32 first, n, log_rows, n_blocks;
+    __device__ __forceinline__ MyTiles(const StepArgs& a, const StepLinear& linear, const StepPlan& plan)
+        : first(plan.first_tile), n(plan.n_tiles), log_rows(linear.is_gate ? 3 : 4), n_blocks(a.n_product_blocks) {}
     __device__ __forceinline__ MyTiles(const StepArgs& a, const StepLinear& linear) {
         log_rows = linear.is_gate ? 3 : 4;
         n_blocks = a.n_product_blocks;

@@ -1,69 +1,39 @@
-// A product of step.cu: the row is normed and quantised by every block, its blocks of weights come through the ring.
+// A product of step.cu: of the row that every block has quantised (step_row.cuh) and the weights that come through the ring.
 
 #if __CUDA_ARCH__ >= 900
 
-// What the computing warps share of a product, in dynamic shared memory.
-struct LinearRoom {
-    i8* quantized;      // [n_blocks · 256], as place_of_word lays it
-    float* weights;     // [n_blocks · 256], of a norm; each thread reads what it has fetched itself
-    float* x_scales;    // [n_blocks · 2], where activations are in groups
-    int* x_sums;        // likewise
-    int* sums;          // [tiles, 16]; in groups floats, [tiles, 2 · n_blocks, 16]
-};
-
-// Where word `word` of a block of 256 activations lies: a thread of four multiplies words that are 16 apart and those beside them together, so they are
-// neighbours.
-__device__ __forceinline__ u32 place_of_word(u32 word) {
-    const u32 quarter = word / 16, thread = word / 4 % 4, slot = word % 4;
-    return ((quarter / 2 * 2 + slot / 2) * 4 + thread) * 4 + slot % 2 * 2 + quarter % 2;
-}
-
-// Small things in static shared memory.
-struct __align__(16) StepScratch {
-    // Of the head.
-    u64 keys[STEP_WARPS];
-    float2 pairs[STEP_WARPS];
-    u32 n_kept;
-    __align__(16) float chunks[2][FOURS / 2 * STEP_WARPS];  // sums of squares, by norm
-    __align__(16) float largest[(STEP_WARPS + 3) / 4 * 4];  // of each warp, zeros behind
-    int sums[STEP_WARPS];
-};
-
-// A warp's share of a product: some of the blocks of 256 columns of this block's tiles. Where all stages are in the ring together, those are neighbours, and
-// where a share begins is found before the row has come; a stage is free when all its blocks are done. Otherwise they are STEP_WARPS apart, so that stages are
-// freed in the order in which they come, each by every warp: so none can be a whole round behind another, and take one stage for the next. Stages are freed
-// while others multiply, not at the end, when memory has results to carry.
+// A warp multiplies its share of a product: some of the blocks of 256 columns of this block's tiles. Where all stages are in the ring together, those are
+// neighbours (StepShare); a stage is free when all its blocks are done. Otherwise shares go by the stages as they come. In groups, a stage is two warps', one half
+// each, and a slot of the ring always the same two's; of whole rows, blocks are STEP_WARPS apart, so that each stage is freed by every warp: in both no warp can be
+// a whole round behind another, and take one stage for the next. Stages are freed while others multiply, not at the end, when memory has results to carry.
 template <bool GROUPED>
 struct Multiplier {
     const StepArgs& a;
     const StepLinear& linear;
     const MyTiles& tiles;
     const LinearRoom& room;
-    const u32 n_blocks, row_bytes, n_stages;
+    const u32 n_blocks, row_bytes;
     const bool interleaves;
     Ring at;
     u32 n_left, tile, block, first_block;  // of neighbours: blocks left to this warp, and where it is
     bool is_there;                         // whether its first stage is
 
-    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const MyTiles& mine, const LinearRoom& of_row, Ring& ring)
-        : a(args), linear(of), tiles(mine), room(of_row), n_blocks(of.n_blocks), row_bytes(row_bytes_of(args, of)), n_stages(mine.n * of.n_pieces),
-          interleaves(of.interleaves), at(ring) {
-        ring.advance(n_stages, a.n_stages);
-        is_there = false;
-        if (interleaves) return;
-        const u32 warp = threadIdx.x / 32, n_all = tiles.n * n_blocks, unit = warp * n_all / STEP_WARPS;
-        n_left = (warp + 1) * n_all / STEP_WARPS - unit;
-        tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks);
-        block = unit - tile * n_blocks;
-        const u32 piece = (u32)(((float)block + 0.5f) * a.inverse_stage_blocks);
-        first_block = piece * a.stage_blocks;
-        at.advance(tile * linear.n_pieces + piece, a.n_stages);
+    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const StepPlan& plan, const MyTiles& mine, const LinearRoom& of_row, const Ring& ring)
+        : a(args), linear(of), tiles(mine), room(of_row), n_blocks(of.n_blocks), row_bytes(plan.row_bytes), interleaves(of.interleaves), at(ring) {
+        const StepShare share = plan.shares[threadIdx.x / 32];
+        at.slot = share.slot;
+        at.parity = share.parity;
+        n_left = share.n_left;
+        tile = share.tile;
+        block = share.block;
+        first_block = share.first_block;
         is_there = n_left > 0;
         if (is_there) await(at.full + at.slot * 8, at.parity);
     }
 
     __device__ __forceinline__ void run() {
-        if (interleaves) run_interleaved();
+        if (interleaves && GROUPED) run_halves();
+        else if (interleaves) run_interleaved();
         else run_neighbours();
     }
 
@@ -106,6 +76,18 @@ struct Multiplier {
                 next -= n_here;
                 free(STAGE_PARTS / STEP_WARPS);
                 at.advance(1, a.n_stages);
+            }
+    }
+
+    __device__ __forceinline__ void run_halves() {
+        const u32 pair = threadIdx.x / 64, half = threadIdx.x / 32 & 1;
+        for (u32 of_tile = 0; of_tile < tiles.n; of_tile++)
+            for (u32 from = 0; from < n_blocks; from += a.stage_blocks, at.advance(1, a.n_stages)) {
+                if (at.slot % (STEP_WARPS / 2) != pair) continue;
+                const u32 n_here = min(a.stage_blocks, n_blocks - from), n_first = (n_here + 1) / 2;
+                await(at.full + at.slot * 8, at.parity);
+                run_blocks<1>(of_tile, from, from + (half ? n_first : 0), half ? n_here - n_first : n_first);
+                free(STAGE_PARTS / 2);
             }
     }
 
@@ -177,203 +159,6 @@ struct Multiplier {
     }
 };
 
-// Part of the row of a product as this thread has it, zeros beyond the row: a warp has chunks of 256 columns, STEP_WARPS apart, and of each two
-// fours a thread (column_in_chunk).
-struct StepRow {
-    float4 fours[FOURS];
-    u32 first_place;  // of its quantised numbers, in words: found before they are
-
-    __device__ __forceinline__ static u32 chunk_of(int turn) { return turn / 2 * STEP_WARPS + threadIdx.x / 32; }
-    __device__ __forceinline__ static u32 four_of(int turn) { return (chunk_of(turn) * CHUNK_COLUMNS + column_in_chunk()) / 4 + turn % 2 * 8; }
-    // Where its quantised numbers lie: the second four of a chunk is two threads behind the first.
-    __device__ __forceinline__ u32 place_of(int turn) const { return first_place + turn / 2 * (STEP_WARPS * CHUNK_COLUMNS / 4) + turn % 2 * 8; }
-
-    __device__ __forceinline__ void load(const float* x, u32 k) {
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (four_of(turn) * 4 < k) fours[turn] = __ldcg((const float4*)x + four_of(turn));
-        }
-    }
-
-    // Results of the operation before, as they come.
-    __device__ __forceinline__ void receive(const u32* mail, u32 k) {
-        // Only what has not come is looked at again: all blocks look at the same place.
-        u32 missing = 0;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (four_of(turn) * 4 < k) missing |= 1 << turn;
-        }
-        while (missing != 0) {
-#pragma unroll
-            for (int turn = 0; turn < FOURS; turn++)
-                if (missing >> turn & 1) fours[turn] = look(mail + four_of(turn) * 4);
-#pragma unroll
-            for (int turn = 0; turn < FOURS; turn++)
-                if (has_come(fours[turn])) missing &= ~(1 << turn);
-        }
-    }
-
-    // Sums of squares of this warp's chunks into `chunks`.
-    __device__ __forceinline__ void sum_squares(float* chunks, u32 n_chunks) const {
-        const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-        if (n_chunks <= STEP_WARPS) {
-            const float sum = squares_of_chunk(fours[0], fours[1]);
-            // Those that are not there are zero.
-            if (lane < FOURS / 2) chunks[lane * STEP_WARPS + warp] = lane == 0 ? sum : 0.0f;
-            return;
-        }
-        // The same for four chunks, each half and quarter of the warp going on with fewer of them.
-        static_assert(FOURS == 8, "four chunks a warp");
-        float sums[FOURS / 2];
-#pragma unroll
-        for (int chunk = 0; chunk < FOURS / 2; chunk++) sums[chunk] = squares_of_sixteen(fours[chunk * 2], fours[chunk * 2 + 1]);
-        const bool is_upper = lane & 16, is_odd = lane & 8;
-        float first = is_upper ? sums[2] : sums[0], second = is_upper ? sums[3] : sums[1];
-        first += __shfl_xor_sync(FULL_WARP, is_upper ? sums[0] : sums[2], 16);
-        second += __shfl_xor_sync(FULL_WARP, is_upper ? sums[1] : sums[3], 16);
-        float sum = is_odd ? second : first;
-        sum += __shfl_xor_sync(FULL_WARP, is_odd ? first : second, 8);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-        if ((lane & 7) == 0) chunks[lane / 8 * STEP_WARPS + warp] = sum;
-    }
-
-    // Starts to fetch this thread's norm weights.
-    __device__ __forceinline__ static void fetch_weights(const float* weights, u32 k, u32 n_blocks, const LinearRoom& room) {
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (chunk_of(turn) >= n_blocks) break;
-            const u32 four = four_of(turn), n_bytes = four * 4 < k ? 16 : 0, to = (u32)__cvta_generic_to_shared(room.weights) + four * 16;
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(weights + (n_bytes > 0 ? four * 4 : 0)), "r"(n_bytes) : "memory");
-        }
-    }
-
-    // One RMSNorm of a whole row, whose weights are on their way.
-    __device__ __forceinline__ void norm(float epsilon, u32 k, u32 n_blocks, const LinearRoom& room, float* chunks) {
-        sum_squares(chunks, n_blocks);
-        barrier_of_step();
-        // Those of the widths that are most common, then all others, which are zero beyond the row.
-        const int FEW = 3, ALL = FOURS / 2 * STEP_WARPS / 4;
-        float4 lanes = *(const float4*)chunks;
-#pragma unroll
-        for (int four = 1; four < FEW; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
-        if (n_blocks > FEW * 4) {
-#pragma unroll
-            for (int four = FEW; four < ALL; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
-        }
-        const float factor = inverse_rms(sum_of_four(lanes), k, epsilon);
-        asm volatile("cp.async.wait_all;" ::: "memory");
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (chunk_of(turn) >= n_blocks) break;
-            const float4 x = fours[turn], w = ((const float4*)room.weights)[four_of(turn)];
-            fours[turn] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
-        }
-    }
-
-    // quantise_one of four: adding 1.5 · 2²³ rounds ties to even, and the lowest byte is the integer. No value is larger than the largest, so none is
-    // beyond ±127; what is no number is 0.
-    __device__ __forceinline__ static u32 quantise_four(float4 x, float inverse_scale, int& sum) {
-        const float parts[4] = {x.x * inverse_scale, x.y * inverse_scale, x.z * inverse_scale, x.w * inverse_scale};
-        u32 q[4];
-#pragma unroll
-        for (int part = 0; part < 4; part++) q[part] = __float_as_uint((parts[part] == parts[part] ? parts[part] : 0.0f) + 12582912.0f);
-        const u32 bits = __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
-        sum = __dp4a((int)bits, 0x01010101, sum);
-        return bits;
-    }
-
-    __device__ __forceinline__ static float largest_of_four(float4 x) {
-        // What is no number is passed over, as by `larger`.
-        return fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fmaxf(fabsf(x.w), 0.0f)));
-    }
-
-    // One scale for a whole row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
-    __device__ __forceinline__ float quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch) const {
-        float largest = 0.0f;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (turn / 2 * STEP_WARPS >= n_blocks) break;
-            largest = fmaxf(largest, largest_of_four(fours[turn]));
-        }
-        // Magnitudes: their bits are in their order.
-        largest = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest)));
-        if ((threadIdx.x & 31) == 0) scratch.largest[threadIdx.x / 32] = largest;
-        barrier_of_step();
-        largest = 1e-5f;
-#pragma unroll
-        for (int four = 0; four < (STEP_WARPS + 3) / 4; four++) largest = fmaxf(largest, largest_of_four(((const float4*)scratch.largest)[four]));
-        const float inverse_scale = inverse_absmax_scale(largest);
-        int sum = 0;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (turn / 2 * STEP_WARPS >= n_blocks) break;
-            const u32 bits = quantise_four(fours[turn], inverse_scale, sum);
-            if (chunk_of(turn) < n_blocks) ((u32*)room.quantized)[place_of(turn)] = bits;
-        }
-        sum = __reduce_add_sync(FULL_WARP, sum);
-        if ((threadIdx.x & 31) == 0) scratch.sums[threadIdx.x / 32] = sum;
-        return inverse_scale;
-    }
-
-    // A scale for each 128 columns, which half a warp has; the part begins at four `first`.
-    __device__ __forceinline__ void quantise_groups(u32 n_blocks, const LinearRoom& room, u32 first) const {
-        const bool is_upper = threadIdx.x & 16;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn += 2) {
-            const u32 chunk = first / 64 + chunk_of(turn);
-            if (chunk >= n_blocks) break;
-            const u32 magnitude = __float_as_uint(fmaxf(largest_of_four(fours[turn]), largest_of_four(fours[turn + 1])));
-            const u32 of_lower = __reduce_max_sync(FULL_WARP, is_upper ? 0 : magnitude), of_upper = __reduce_max_sync(FULL_WARP, is_upper ? magnitude : 0);
-            const float inverse_scale = inverse_absmax_scale(larger(1e-5f, __uint_as_float(is_upper ? of_upper : of_lower)));
-            int sum = 0;
-            ((u32*)room.quantized)[first + place_of(turn)] = quantise_four(fours[turn], inverse_scale, sum);
-            ((u32*)room.quantized)[first + place_of(turn + 1)] = quantise_four(fours[turn + 1], inverse_scale, sum);
-            const int lower_sum = __reduce_add_sync(FULL_WARP, is_upper ? 0 : sum), upper_sum = __reduce_add_sync(FULL_WARP, is_upper ? sum : 0);
-            if ((threadIdx.x & 15) == 0) {
-                const u32 group = chunk * 2 + is_upper;
-                room.x_scales[group] = 1.0f / inverse_scale;
-                room.x_sums[group] = is_upper ? upper_sum : lower_sum;
-            }
-        }
-    }
-};
-
-// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
-template <bool GROUPED>
-__device__ __forceinline__ float prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail) {
-    StepRow row;
-    row.first_place = StepRow::chunk_of(0) * (CHUNK_COLUMNS / 4) + place_of_word(column_in_chunk() / 4);
-    // Otherwise the compiler finds it again at each use.
-    asm volatile("" : "+r"(row.first_place));
-    const u32 k = linear.k, n_blocks = linear.n_blocks, n_norms = linear.norms.n;
-    const float epsilon = linear.norms.epsilons[0];
-    const bool receives = linear.receives;
-    float inverse_scale = 0.0f;
-    u32 first = 0;
-    while (true) {
-        const u32 left = k - first * 4;
-        if (receives) row.receive(mail.in + first * 4, left);
-        else row.load(linear.x + first * 4, left);
-        // Rows in parts have neither norms nor one scale.
-        const u32 next = first + FOURS * STEP_THREADS;
-        const bool is_last = !GROUPED || next >= n_blocks * 64;
-        if (is_last) mail.have_read();
-#pragma unroll 1
-        for (u32 norm = 0; norm < n_norms; norm++) {
-            if (norm > 0) StepRow::fetch_weights(linear.norms.weights[1], k, n_blocks, room);
-            row.norm(norm == 0 ? epsilon : linear.norms.epsilons[1], k, n_blocks, room, scratch.chunks[norm]);
-        }
-        if constexpr (GROUPED) row.quantise_groups(n_blocks, room, first);
-        else inverse_scale = row.quantise(n_blocks, room, scratch);
-        if (is_last) break;
-        first = next;
-    }
-    return inverse_scale;
-}
-
 // How a sum of integers becomes a float: numerics::dequantise, with all that does not depend on the sum found before.
 struct Dequantiser {
     float divisor, reciprocal;
@@ -410,41 +195,45 @@ __device__ __forceinline__ float sum_of_segments(const float* products, int n) {
 }
 
 template <bool GROUPED>
-__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail, u32& turn) {
-    const MyTiles tiles(a, linear);
-    if (tiles.n == 0) return mail.have_read();
-    const u32 k = linear.k, n_blocks = linear.n_blocks, filled = n_blocks * 256;
+__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Ring& ring,
+                                             const Mail& mail) {
+    const MyTiles tiles(a, linear, plan);
+    if (tiles.n == 0) return mail.pass();
+    const u32 n_blocks = linear.n_blocks, filled = n_blocks * 256;
     LinearRoom room;
     room.quantized = (i8*)shared + 2 * a.sums_bytes;
     room.weights = (float*)(room.quantized + filled);
     room.x_scales = room.weights + (linear.norms.n > 0 ? filled : 0);
     room.x_sums = (int*)(room.x_scales + filled / 128);
     // Sums of integers take turns: those of the product before are read while these are set to zero.
-    room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + turn * a.sums_bytes);
-    turn ^= 1;
+    room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + plan.turn * a.sums_bytes);
     // What does not depend on the operation before.
-    if (linear.norms.n > 0) StepRow::fetch_weights(linear.norms.weights[0], k, n_blocks, room);
-    Multiplier<GROUPED> multiplier(a, linear, tiles, room, ring);
+    Multiplier<GROUPED> multiplier(a, linear, plan, tiles, room, ring);
     const bool is_gate = linear.is_gate, adds = linear.add;
     const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, activation = linear.activation, n_groups = linear.n_groups;
     const float* scales = linear.scales;
     const auto sums_of = [&](u32 index) { return room.sums + (index >> tiles.log_rows) * (GROUPED ? n_blocks * 2 * 16 : 16) + (index & ((1 << tiles.log_rows) - 1)); };
-    const u32 my_index = threadIdx.x, my_row = tiles.row(min(my_index, n_out - 1));
-    const int* my_sums = sums_of(my_index);
+    // Results are those warps' first whose schedulers have the fewest.
+    const u32 my_index = threadIdx.x >= FIRST_THREAD_OF_RESULTS ? threadIdx.x - FIRST_THREAD_OF_RESULTS : threadIdx.x + STEP_THREADS - FIRST_THREAD_OF_RESULTS;
     float* const out = linear.out;
-    float *const my_out = out + my_row, *const my_mail = mail.out == nullptr ? nullptr : mail.out + my_row;
     float weight_scale = 1.0f, up_scale = 1.0f, before = 0.0f;
+    u32 my_row = 0;
     if (my_index < n_out) {
+        my_row = tiles.row(my_index);
         if (!GROUPED) {
             weight_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row)));
             if (is_gate) up_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row + half_n)));
         }
         // Written at least two operations ago.
-        if (adds) before = __ldcg(my_out);
+        if (adds) before = __ldcg(out + my_row);
     }
-    if (!GROUPED)
+    if (!GROUPED) {
+#pragma unroll 1
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
-    const float inverse_scale = prepare_row<GROUPED>(linear, room, scratch, mail);
+    }
+    const int NARROW = GROUPED ? NARROW_CHUNKS_IN_GROUPS : NARROW_CHUNKS;
+    const float inverse_scale = n_blocks <= NARROW * STEP_WARPS ? prepare_row<GROUPED, NARROW>(linear, room, scratch, mail)
+                                                                : prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail);
     const Dequantiser dequantiser(weight_scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
     barrier_of_step();
     multiplier.run();
@@ -455,6 +244,7 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
 
     // Up stands eight rows behind the gate.
     if (my_index < n_out) {
+        const int* my_sums = sums_of(my_index);
         float y, up = 0.0f;
         if constexpr (GROUPED) {
             y = sum_of_segments((const float*)my_sums, n_blocks * 2);
@@ -465,8 +255,9 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
         }
         if (is_gate) y = gated(activation, y, up);
         if (adds) y = before + y;
-        if (my_mail != nullptr) send(my_mail, y);
-        *my_out = y;
+        mail.await_room();
+        if (mail.out != nullptr) send(mail.out + my_row, y);
+        out[my_row] = y;
     }
 #pragma unroll 1
     for (u32 index = my_index + STEP_THREADS; index < n_out; index += STEP_THREADS) {
