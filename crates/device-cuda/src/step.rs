@@ -12,8 +12,9 @@ use crate::queue::Arguments;
 pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
 /// As step_list.cuh has them.
 const THREADS: usize = 10 * 32;
-/// Warps that stream weights and keep house.
-const OTHER_THREADS: usize = 64;
+/// Warps that send results, keep house and stream weights.
+const OTHER_THREADS: usize = 3 * 32;
+const MAIL_COPIES: usize = 2;
 const MAILBOXES: usize = 8;
 const ROW_COLUMNS_MAX: usize = 4 * BLOCK_COLUMNS * THREADS / 32;
 /// What the columns of a row are a multiple of, so that a thread has both of its fours of a chunk.
@@ -355,7 +356,7 @@ impl StepOfOne {
         }
         let most = operations.iter().map(|operation| operation.results.1).max().unwrap_or(0);
         let n_results = most.next_multiple_of(4);
-        let mailbox_words = (n_results + self.n_multiprocessors).next_multiple_of(4);
+        let mailbox_words = (MAIL_COPIES * n_results + self.n_multiprocessors).next_multiple_of(4);
         // The list, the mailboxes with the pattern that nothing has come, how many operations have sent, and what blocks have found of the head.
         let list_bytes = operations.len() * OPERATION_WORDS * size_of::<u64>();
         let mail_bytes = MAILBOXES * mailbox_words * size_of::<u32>();

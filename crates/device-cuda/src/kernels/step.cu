@@ -54,10 +54,10 @@ struct Planner {
 // The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
 __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOperation* operations, StepPlan* plans, Planner planner, Progress& progress) {
     const u32 lane = threadIdx.x & 31;
-    const u32 n_each = ((a.n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(a.n_results, first + n_each);
+    const u32 n_results = n_words_of_results(a), n_each = ((n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(n_results, first + n_each);
     const auto mailbox = [&](u32 index) { return a.mail + (u64)((number + index) % MAILBOXES) * a.mailbox_words; };
     for (u32 index = 0; index < a.n_operations; index++) {
-        while (Progress::look_at(progress.n_read) < (index + 1) * STEP_WARPS) {}
+        while (Progress::look_at(progress.n_read) < (index + 1) * (STEP_WARPS + 1)) {}
         // Where the one before this one was, which has ended.
         const u32 coming = index + OPERATIONS_HELD - 1;
         if (coming < a.n_operations && lane < sizeof(StepOperation) / 16)
@@ -65,7 +65,7 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
         __syncwarp();
         if (coming < a.n_operations) planner.plan(operations[coming % OPERATIONS_HELD], plans[coming % OPERATIONS_HELD]);
         if (index > 0) {
-            const u32* have_read = mailbox(index - 1) + a.n_results;
+            const u32* have_read = mailbox(index - 1) + n_results;
             for (u32 block = lane; block < gridDim.x; block += 32)
                 while (look_at_word(have_read + block) == NOT_COME) {}
             __syncwarp();
@@ -73,13 +73,13 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
         __threadfence();
         // After all of the operation before have been seen: whoever sees this may set those back. The last operation's number is the next launch's.
         if (lane == 0 && index + 1 < a.n_operations)
-            asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(mailbox(index) + a.n_results + blockIdx.x), "r"(1) : "memory");
+            asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(mailbox(index) + n_results + blockIdx.x), "r"(1) : "memory");
         // What the first operation of a launch would set back, the last of the launch before has.
         if (index > 0) {
             u32* old = mailbox(index - 2);
             for (u32 word = first + lane * 4; word < end; word += 128)
                 asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(old + word), "r"(NOT_COME) : "memory");
-            if (lane == 0) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(old + a.n_results + blockIdx.x), "r"(NOT_COME) : "memory");
+            if (lane == 0) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(old + n_results + blockIdx.x), "r"(NOT_COME) : "memory");
         }
         __threadfence();
         __syncwarp();
@@ -87,7 +87,26 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
     }
 }
 
-extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(const StepArgs a) {
+// The sending warp: results of products of whole rows. It has nothing else to do, so it asks for the norm weights of operations to come, a line or two a block.
+__device__ __forceinline__ void send_all_results(const StepArgs& a, const StepOperation* operations, const StepPlan* plans, char* shared, StepScratch& scratch, Progress& progress) {
+    const u32 lane = threadIdx.x & 31;
+#pragma unroll 1
+    for (u32 index = 0; index < a.n_operations; index++) {
+        const Mail mail(a, index, progress);
+        mail.have_read();
+        mail.await_room();
+        const StepOperation& coming = operations[(index + NORMS_AHEAD) % OPERATIONS_HELD];
+        if (index + NORMS_AHEAD < a.n_operations && coming.kind == STEP_LINEAR && coming.linear.norms.n > 0) {
+            const u32 line = blockIdx.x + lane * gridDim.x;
+            if (line * 32 < coming.linear.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(coming.linear.norms.weights[0] + line * 32));
+        }
+        const StepOperation& operation = operations[index % OPERATIONS_HELD];
+        const StepPlan& plan = plans[index % OPERATIONS_HELD];
+        if (operation.kind == STEP_LINEAR && !operation.linear.in_groups && plan.n_tiles > 0) send_results(a, operation.linear, plan, shared, scratch, mail);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) step_one(const StepArgs a) {
     extern __shared__ __align__(128) char shared[];
     __shared__ u64 full[STAGES_MAX], empty[STAGES_MAX];
     __shared__ StepOperation operations[OPERATIONS_HELD];
@@ -109,6 +128,10 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS + 64, 1) step_one(cons
     }
     for (u32 piece = threadIdx.x; piece < min(OPERATIONS_HELD - 1u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
     __syncthreads();
+    if (threadIdx.x >= STEP_THREADS + 64) {
+        __syncthreads();
+        return send_all_results(a, operations, plans, shared + room_of_ring, scratch, progress);
+    }
     if (threadIdx.x >= STEP_THREADS + 32) {
         __syncthreads();
         return stream_weights(a, ring);

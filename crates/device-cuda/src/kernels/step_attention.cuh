@@ -312,19 +312,19 @@ struct StepSplits {
     }
 
     // The same for the token's heads, and to whoever waits for it.
-    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, float* mail, u32 first_head) const {
+    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, const Mail& mail, u32 first_head) const {
         const float factor = 1.0f / total.sums[0];
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = lane / 4;
-        if (mail != nullptr && warp < VALUE_WARPS && row >> a.log_sharing == 0) {
-            float* to = mail + (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
+        if (warp < VALUE_WARPS && row >> a.log_sharing == 0) {
+            const u32 to = (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
 #pragma unroll
-            for (int eight = 0; eight < COLUMNS / 8; eight++) send(to + eight * 8, make_float2(total.values[eight][0] * factor, total.values[eight][1] * factor));
+            for (int eight = 0; eight < COLUMNS / 8; eight++) mail.send_result(to + eight * 8, make_float2(total.values[eight][0] * factor, total.values[eight][1] * factor));
         }
         store_rows(total, out, DIM, factor);
     }
 
     // Leaves this split for the last block of the token's heads, or puts all splits together if this is it.
-    __device__ __forceinline__ void share(const Partial<COLUMNS>& total, float* out, float* mail, u32 first_head, u32 split, u32 n_present) const {
+    __device__ __forceinline__ void share(const Partial<COLUMNS>& total, float* out, const Mail& mail, u32 first_head, u32 split, u32 n_present) const {
         __shared__ u32 n_before;
         const u32 lane = threadIdx.x & 31, stride = a.n_splits * (DIM + 2), sharing = 1 << a.log_sharing, row = lane / 4;
         float* partials = a.partials + (u64)first_head * stride;
@@ -353,7 +353,7 @@ struct StepSplits {
             }
             value *= 1.0f / facts.y;
             out[index] = value;
-            if (mail != nullptr) send(mail + first_head * DIM + index, value);
+            mail.send_result(first_head * DIM + index, value);
         }
     }
 };
@@ -386,8 +386,8 @@ __device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a
     Partial<StepSplits<DIM>::COLUMNS> total;
     splits.run(total, first_tile, end_tile);
     float* out = a.of.out + (u64)first_head * DIM;
-    if (takes_all || n_present == 1) splits.store_all(total, out, mail.out, first_head);
-    else splits.share(total, out, mail.out, first_head, split, n_present);
+    if (takes_all || n_present == 1) splits.store_all(total, out, mail, first_head);
+    else splits.share(total, out, mail, first_head, split, n_present);
     // Nobody waits for these.
     if (end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append(slot);
     barrier_of_step();

@@ -184,7 +184,7 @@ __device__ __noinline__ void screen_head(const StepArgs& a, const StepHead& head
     barrier_of_step();
     lowest = largest_of_step(lowest, scratch.largest);
     mail.await_room();
-    if (threadIdx.x == 0) send(mail.out + blockIdx.x, lowest);
+    if (threadIdx.x == 0) mail.send_result(blockIdx.x, lowest);
 }
 
 // The exact logit of a row, by half a warp, in the order of numerics::dot: row and token are in shared memory.
@@ -243,13 +243,13 @@ __device__ __noinline__ void best_of_head(const StepArgs& a, const StepHead& hea
     damaged = __any_sync(FULL_WARP, damaged);
     if (lane == 0) {
         scratch.keys[warp] = key;
-        scratch.sums[warp] = damaged;
+        scratch.sums[0][warp] = damaged;
     }
     barrier_of_step();
     if (threadIdx.x != 0) return;
     for (u32 of_warp = 1; of_warp < STEP_WARPS; of_warp++) {
         key = scratch.keys[of_warp] > key ? scratch.keys[of_warp] : key;
-        damaged |= scratch.sums[of_warp] != 0;
+        damaged |= scratch.sums[0][of_warp] != 0;
     }
     // Key, whether any is damaged, blocks that have said theirs: zero between launches.
     u64* found = head.found;

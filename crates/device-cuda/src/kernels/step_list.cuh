@@ -2,18 +2,22 @@
 
 #define STEP_WARPS 10
 #define STEP_THREADS (STEP_WARPS * 32)
+// Those, and one each that sends results, keeps house and streams weights.
+#define ALL_THREADS (STEP_THREADS + 3 * 32)
 #define STAGES_MAX 32
 // Parts by which a stage is freed: at least its blocks, and as many for each warp.
 #define STAGE_PARTS (16 * STEP_WARPS)
 // A power of two.
 #define MAILBOXES 8
+// Of the results in a mailbox, at different addresses: all blocks look at the same results at a time.
+#define MAIL_COPIES 2
 // How many operations the housekeeping warp may be behind the computing ones: whoever sends knows that all have set back the mailbox, if there are four
 // more mailboxes than that.
 #define LAG 4
 // Operations of the list that are in shared memory: the one before that which is worked on, and those behind.
 #define OPERATIONS_HELD 8
-// Of a warp whose scheduler has no third one that computes.
-#define FIRST_THREAD_OF_RESULTS 64
+// How far ahead norm weights are asked for.
+#define NORMS_AHEAD 2
 
 // The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
 // row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.
@@ -92,7 +96,7 @@ struct __align__(16) StepOperation {
 
 struct StepArgs {
     const StepOperation* operations;
-    u32* mail;            // [MAILBOXES, mailbox_words]: results, then a word of each block that has read the mailbox before
+    u32* mail;            // [MAILBOXES, mailbox_words]: copies of results, then a word of each block that has read the mailbox before
     u32* n_sent;          // operations that have sent to them, ever
     u32 n_operations;
     u32 n_stages;
@@ -101,7 +105,7 @@ struct StepArgs {
     u32 scale_bytes;      // likewise, of scales behind the rows
     u32 stage_bytes;
     u32 mailbox_words;
-    u32 n_results;        // of a mailbox, a multiple of four
+    u32 n_results;        // of a copy, a multiple of four
     u32 n_product_blocks; // blocks that have tiles of products
     u32 first_attention;  // block that has the first heads: where they are few, heads have blocks of their own, whose code stays with them
     float inverse_stage_blocks;
@@ -124,7 +128,7 @@ struct StepPlan {
     StepShare shares[STEP_WARPS];
     u32 first_tile, n_tiles;
     u32 slot, parity;  // of the ring, where it begins
-    u32 turn;          // of two places for sums
+    u32 turn;          // of two places for sums, and what is found of a row
     u32 row_bytes;     // from one row of a stage to the next
     u32 unused[2];
 };
@@ -133,16 +137,24 @@ __device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0
 
 // What the housekeeping warp and the computing ones tell each other, in shared memory.
 struct Progress {
-    u32 n_read;  // rows that warps have read of the operations' before, all warps together
+    u32 n_read;  // rows that warps have read of the operations' before, all computing warps and the sending one together
     u32 n_kept;  // operations that the housekeeping warp is done with
     u32 number;  // of the launch's first operation, among as many as there are mailboxes; looked at again each time, since registers are few
 
+    // What other warps write meanwhile.
     __device__ __forceinline__ static u32 look_at(const u32& number) {
         u32 bits;
         asm volatile("ld.relaxed.cta.shared.u32 %0, [%1];" : "=r"(bits) : "r"((u32)__cvta_generic_to_shared(&number)) : "memory");
         return bits;
     }
 };
+
+__device__ __forceinline__ void store_shared(u32& to, u32 value) {
+    asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"((u32)__cvta_generic_to_shared(&to)), "r"(value) : "memory");
+}
+
+// Words of a mailbox's results.
+__device__ __forceinline__ u32 n_words_of_results(const StepArgs& a) { return MAIL_COPIES * a.n_results; }
 
 // A result for others who look whether it has come: nothing equals what stands there before.
 #define NOT_COME 0xffffffffu
@@ -171,11 +183,13 @@ __device__ __forceinline__ bool has_come(float4 four) { return has_come(four.x) 
 struct Mail {
     const u32* in;
     float* out;  // or null
+    u32 n_results;
     u32 index;   // of the operation in the list
     Progress& progress;
     __device__ __forceinline__ Mail(const StepArgs& a, u32 of_index, Progress& of_block) : index(of_index), progress(of_block) {
         const u32 number = Progress::look_at(progress.number) + index;
-        in = a.mail + (number - 1) % MAILBOXES * a.mailbox_words;
+        in = a.mail + (number - 1) % MAILBOXES * a.mailbox_words + blockIdx.x % MAIL_COPIES * a.n_results;
+        n_results = a.n_results;
         out = index + 1 == a.n_operations ? nullptr : (float*)(a.mail + number % MAILBOXES * a.mailbox_words);
     }
 
@@ -189,6 +203,14 @@ struct Mail {
     // Before anything is sent: until `out` has been set back.
     __device__ __forceinline__ void await_room() const {
         while (Progress::look_at(progress.n_kept) + LAG < index + 1) {}
+    }
+
+    // To all who wait for it: a float, or two neighbours.
+    template <typename Result>
+    __device__ __forceinline__ void send_result(u32 place, Result value) const {
+        if (out == nullptr) return;
+#pragma unroll
+        for (int copy = 0; copy < MAIL_COPIES; copy++) send(out + copy * n_results + place, value);
     }
 
     // This warp needs nothing of `in` any more.

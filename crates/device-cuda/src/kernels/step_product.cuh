@@ -164,6 +164,7 @@ struct Dequantiser {
     float divisor, reciprocal;
     bool is_easy;
 
+    __device__ __forceinline__ Dequantiser() {}
     __device__ __forceinline__ Dequantiser(float weight_inverse_scale, float x_inverse_scale) {
         divisor = x_inverse_scale * weight_inverse_scale;
         reciprocal = reciprocal_of_ordinary(divisor);
@@ -194,90 +195,120 @@ __device__ __forceinline__ float sum_of_segments(const float* products, int n) {
     return y;
 }
 
+// Where a product has its sums: [tiles, 16] integers, which take turns with those of the product before; in groups [tiles, 2 · n_blocks, 16] floats. Up stands
+// eight rows behind the gate.
+__device__ __forceinline__ int* sums_of(int* sums, const MyTiles& tiles, u32 tile_words, u32 index) {
+    return sums + (index >> tiles.log_rows) * tile_words + (index & ((1 << tiles.log_rows) - 1));
+}
+
+// The barrier behind a product of whole rows, for which only the sending warp waits.
+__device__ __forceinline__ void arrive_with_sums() { asm volatile("bar.arrive 3, %0;" ::"n"(STEP_THREADS + 32) : "memory"); }
+__device__ __forceinline__ void await_sums() { asm volatile("bar.sync 3, %0;" ::"n"(STEP_THREADS + 32) : "memory"); }
+
 template <bool GROUPED>
 __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Ring& ring,
                                              const Mail& mail) {
     const MyTiles tiles(a, linear, plan);
     if (tiles.n == 0) return mail.pass();
-    const u32 n_blocks = linear.n_blocks, filled = n_blocks * 256;
+    const u32 n_blocks = linear.n_blocks, filled = n_blocks * 256, turn = plan.turn;
     LinearRoom room;
     room.quantized = (i8*)shared + 2 * a.sums_bytes;
     room.weights = (float*)(room.quantized + filled);
     room.x_scales = room.weights + (linear.norms.n > 0 ? filled : 0);
     room.x_sums = (int*)(room.x_scales + filled / 128);
-    // Sums of integers take turns: those of the product before are read while these are set to zero.
-    room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + plan.turn * a.sums_bytes);
+    room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + turn * a.sums_bytes);
     // What does not depend on the operation before.
     Multiplier<GROUPED> multiplier(a, linear, plan, tiles, room, ring);
-    const bool is_gate = linear.is_gate, adds = linear.add;
-    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, activation = linear.activation, n_groups = linear.n_groups;
-    const float* scales = linear.scales;
-    const auto sums_of = [&](u32 index) { return room.sums + (index >> tiles.log_rows) * (GROUPED ? n_blocks * 2 * 16 : 16) + (index & ((1 << tiles.log_rows) - 1)); };
-    // Results are those warps' first whose schedulers have the fewest.
-    const u32 my_index = threadIdx.x >= FIRST_THREAD_OF_RESULTS ? threadIdx.x - FIRST_THREAD_OF_RESULTS : threadIdx.x + STEP_THREADS - FIRST_THREAD_OF_RESULTS;
-    float* const out = linear.out;
-    float weight_scale = 1.0f, up_scale = 1.0f, before = 0.0f;
-    u32 my_row = 0;
-    if (my_index < n_out) {
-        my_row = tiles.row(my_index);
-        if (!GROUPED) {
-            weight_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row)));
-            if (is_gate) up_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row + half_n)));
-        }
-        // Written at least two operations ago.
-        if (adds) before = __ldcg(out + my_row);
-    }
     if (!GROUPED) {
 #pragma unroll 1
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
     }
     const int NARROW = GROUPED ? NARROW_CHUNKS_IN_GROUPS : NARROW_CHUNKS;
-    const float inverse_scale = n_blocks <= NARROW * STEP_WARPS ? prepare_row<GROUPED, NARROW>(linear, room, scratch, mail)
-                                                                : prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail);
-    const Dequantiser dequantiser(weight_scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
+    if (n_blocks <= NARROW * STEP_WARPS) prepare_row<GROUPED, NARROW>(linear, room, scratch, mail, turn);
+    else prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail, turn);
     barrier_of_step();
     multiplier.run();
-    const u32 lane = threadIdx.x & 31;
-    int x_sum = 0;
-    if (!GROUPED) x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[lane] : 0);
+    if (!GROUPED) return arrive_with_sums();
     barrier_of_step();
-
-    // Up stands eight rows behind the gate.
-    if (my_index < n_out) {
-        const int* my_sums = sums_of(my_index);
-        float y, up = 0.0f;
-        if constexpr (GROUPED) {
-            y = sum_of_segments((const float*)my_sums, n_blocks * 2);
-            if (is_gate) up = sum_of_segments((const float*)my_sums + 8, n_blocks * 2);
-        } else {
-            y = dequantiser.of(my_sums[0] - x_sum);
-            if (is_gate) up = up_dequantiser.of(my_sums[8] - x_sum);
-        }
-        if (is_gate) y = gated(activation, y, up);
-        if (adds) y = before + y;
-        mail.await_room();
-        if (mail.out != nullptr) send(mail.out + my_row, y);
-        out[my_row] = y;
-    }
+    const bool is_gate = linear.is_gate, adds = linear.add;
+    const u32 n_out = tiles.n << tiles.log_rows;
+    float* const out = linear.out;
+    mail.await_room();
 #pragma unroll 1
-    for (u32 index = my_index + STEP_THREADS; index < n_out; index += STEP_THREADS) {
+    for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
         const u32 row = tiles.row(index);
-        const int* sums = sums_of(index);
-        float y, up = 0.0f;
-        if constexpr (GROUPED) {
-            y = sum_of_segments((const float*)sums, n_blocks * 2);
-            if (is_gate) up = sum_of_segments((const float*)sums + 8, n_blocks * 2);
-        } else {
-            y = dequantise(sums[0] - x_sum, __ldg(scales + (n_groups == 0 ? 0 : row)), inverse_scale);
-            if (is_gate) up = dequantise(sums[8] - x_sum, __ldg(scales + (n_groups == 0 ? 0 : row + half_n)), inverse_scale);
-        }
-        if (is_gate) y = gated(activation, y, up);
-        if (adds) y = __ldcg(out + row) + y;
-        if (mail.out != nullptr) send(mail.out + row, y);
+        const float before = adds ? __ldcg(out + row) : 0.0f, *products = (const float*)sums_of(room.sums, tiles, n_blocks * 2 * 16, index);
+        float y = sum_of_segments(products, n_blocks * 2);
+        if (is_gate) y = gated(linear.activation, y, sum_of_segments(products + 8, n_blocks * 2));
+        if (adds) y = before + y;
+        mail.send_result(row, y);
         out[row] = y;
     }
-    // Products of groups are read until here.
-    if (GROUPED) barrier_of_step();
+    // Products are read until here.
+    barrier_of_step();
+}
+
+// What the sending warp knows of a result before its sums are there: where it goes, what it is divided by, and what it is added to.
+struct StepResult {
+    u32 row;
+    float before;
+    Dequantiser of_sum, of_up;
+};
+
+// The results of a product of whole rows, by a warp that finds what it can while others multiply, so that these need not.
+__device__ __forceinline__ void send_results(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Mail& mail) {
+    const int AT_ONCE = 2;
+    const MyTiles tiles(a, linear, plan);
+    const u32 lane = threadIdx.x & 31, n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, n_groups = linear.n_groups, turn = plan.turn, activation = linear.activation;
+    const bool is_gate = linear.is_gate, adds = linear.add;
+    float* const out = linear.out;
+    const float* const scales = linear.scales;
+    int* const sums = (int*)(shared + turn * a.sums_bytes);
+    int x_sum = 0;
+#pragma unroll 1
+    for (u32 first = lane; first - lane < n_out; first += AT_ONCE * 32) {
+        StepResult results[AT_ONCE];
+        float weight_scales[AT_ONCE], up_scales[AT_ONCE];
+#pragma unroll
+        for (int part = 0; part < AT_ONCE; part++) {
+            const u32 row = tiles.row(min(first + part * 32, n_out - 1));
+            results[part].row = row;
+            weight_scales[part] = __ldg(scales + (n_groups == 0 ? 0 : row));
+            up_scales[part] = is_gate ? __ldg(scales + (n_groups == 0 ? 0 : row + half_n)) : 1.0f;
+            // This thread has written it, at least two operations ago.
+            results[part].before = adds ? __ldcg(out + row) : 0.0f;
+        }
+#pragma unroll
+        for (int part = 0; part < AT_ONCE; part++) {
+            weight_scales[part] = weight_inverse_scale(weight_scales[part]);
+            up_scales[part] = weight_inverse_scale(up_scales[part]);
+        }
+        const bool is_first = first == lane;
+        u32 bits;
+        do bits = Progress::look_at(scratch.inverse_scales[turn]);
+        while (bits == NOT_COME);
+#pragma unroll
+        for (int part = 0; part < AT_ONCE; part++) {
+            results[part].of_sum = Dequantiser(weight_scales[part], __uint_as_float(bits));
+            results[part].of_up = Dequantiser(up_scales[part], __uint_as_float(bits));
+        }
+        if (is_first) {
+            await_sums();
+            x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[turn][lane] : 0);
+        }
+#pragma unroll
+        for (int part = 0; part < AT_ONCE; part++) {
+            const u32 index = first + part * 32;
+            if (index >= n_out) break;
+            const int* of_row = sums_of(sums, tiles, 16, index);
+            float y = results[part].of_sum.of(of_row[0] - x_sum);
+            if (is_gate) y = gated(activation, y, results[part].of_up.of(of_row[8] - x_sum));
+            if (adds) y = results[part].before + y;
+            mail.send_result(results[part].row, y);
+            out[results[part].row] = y;
+        }
+    }
+    if (lane == 0) store_shared(scratch.inverse_scales[turn], NOT_COME);
 }
 
 #endif

@@ -33,10 +33,12 @@ struct __align__(16) StepScratch {
     __align__(16) float chunks[2][WIDE_CHUNKS * STEP_WARPS];       // sums of squares, by norm
     __align__(16) float few_chunks[2][(STEP_WARPS + 3) / 4 * 4];   // of narrow rows, zeros behind
     __align__(16) float largest[(STEP_WARPS + 3) / 4 * 4];         // of each warp, zeros behind
-    int sums[STEP_WARPS];
+    int sums[2][STEP_WARPS];    // of quantised rows, by turn
+    u32 inverse_scales[2];      // of rows, by turn: bits of floats, NOT_COME before
 
     // By one thread.
     __device__ __forceinline__ void begin() {
+        inverse_scales[0] = inverse_scales[1] = NOT_COME;
         for (u32 warp = STEP_WARPS; warp < sizeof(largest) / sizeof(float); warp++) few_chunks[0][warp] = few_chunks[1][warp] = largest[warp] = 0.0f;
     }
 };
@@ -167,8 +169,8 @@ struct StepRow {
     // Where a chunk's quantised numbers lie, in words: those of the second four two threads behind.
     __device__ __forceinline__ static u32 first_place() { return threadIdx.x / 32 * (CHUNK_COLUMNS / 4) + place_of_word(column_in_chunk() / 4); }
 
-    // One scale for a whole row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
-    __device__ __forceinline__ float quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch) const {
+    // One scale for a whole row. Its inverse and the parts of the row's sum go to `scratch`.
+    __device__ __forceinline__ void quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch, u32 turn) const {
         const u32 warp = threadIdx.x / 32;
         float largest = 0.0f;
 #pragma unroll
@@ -181,6 +183,7 @@ struct StepRow {
 #pragma unroll
         for (int four = 0; four < (STEP_WARPS + 3) / 4; four++) largest = fmaxf(largest, largest_of_four(((const float4*)scratch.largest)[four]));
         const float inverse_scale = inverse_absmax_scale(largest);
+        if (threadIdx.x == 0) store_shared(scratch.inverse_scales[turn], __float_as_uint(inverse_scale));
         u32* to = (u32*)room.quantized + first_place();
         int sum = 0;
 #pragma unroll
@@ -190,8 +193,7 @@ struct StepRow {
             for (int half = 0; half < 2; half++) to[chunk * (STEP_COLUMNS / 4) + half * 8] = quantise_four(fours[chunk][half], inverse_scale, sum);
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
-        if ((threadIdx.x & 31) == 0) scratch.sums[warp] = sum;
-        return inverse_scale;
+        if ((threadIdx.x & 31) == 0) scratch.sums[turn][warp] = sum;
     }
 
     // A scale for each 128 columns, which half a warp has; the part begins at block `first`.
@@ -218,13 +220,12 @@ struct StepRow {
     }
 };
 
-// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
+// Waits for the operation before, norms and quantises the row.
 template <bool GROUPED, int CHUNKS>
-__device__ __forceinline__ float prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail) {
+__device__ __forceinline__ void prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail, u32 turn) {
     StepRow<CHUNKS> row;
     const u32 k = linear.k, n_blocks = linear.n_blocks;
     if (linear.norms.n > 0) row.load_weights(linear.norms.weights[0], k, room.weights);
-    float inverse_scale = 0.0f;
     u32 first = 0;
     while (true) {
         const u32 left = k - first * CHUNK_COLUMNS;
@@ -236,11 +237,10 @@ __device__ __forceinline__ float prepare_row(const StepLinear& linear, const Lin
         if (is_last) mail.have_read();
         row.norm_all(linear.norms, k, scratch, room.weights);
         if constexpr (GROUPED) row.quantise_groups(n_blocks, room, first);
-        else inverse_scale = row.quantise(n_blocks, room, scratch);
+        else row.quantise(n_blocks, room, scratch, turn);
         if (is_last) break;
         first = next;
     }
-    return inverse_scale;
 }
 
 #endif
