@@ -12,8 +12,8 @@ use crate::queue::Arguments;
 pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
 /// As step_list.cuh has them.
 const THREADS: usize = 10 * 32;
-/// Warps that send results, keep house and stream weights.
-const OTHER_THREADS: usize = 3 * 32;
+/// Warps that keep house and stream weights.
+const OTHER_THREADS: usize = 2 * 32;
 const MAIL_COPIES: usize = 2;
 const MAILBOXES: usize = 8;
 const ROW_COLUMNS_MAX: usize = 4 * BLOCK_COLUMNS * THREADS / 32;
@@ -452,7 +452,10 @@ impl StepOfOne {
         if from[0] == 0 {
             return None;
         }
-        linear_operation(&from[..5], [from[8], from[9], out], linear, activation)
+        // Inverse scales stand behind the scales.
+        let n_scales = if n_groups == 0 { 1 } else { n };
+        let inverse_scales = from[9] + (n_scales * size_of::<f32>()) as u64;
+        linear_operation(&from[..5], [from[8], inverse_scales, out], linear, activation)
     }
 
     /// `norm_quantize` and `bit_linear_groups`, and `gate` if it is next.

@@ -49,6 +49,13 @@ struct Planner {
         }
         at.advance(tiles.n * linear.n_pieces, a.n_stages);
     }
+
+    // Asks for norm weights, which all blocks need at once: each for a line or two.
+    __device__ __forceinline__ void prefetch_norms(const StepOperation& operation) const {
+        if (operation.kind != STEP_LINEAR || operation.linear.norms.n == 0) return;
+        const u32 line = blockIdx.x + (threadIdx.x & 31) * gridDim.x;
+        if (line * 32 < operation.linear.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(operation.linear.norms.weights[0] + line * 32));
+    }
 };
 
 // The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
@@ -57,13 +64,16 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
     const u32 n_results = n_words_of_results(a), n_each = ((n_results + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, first = blockIdx.x * n_each, end = min(n_results, first + n_each);
     const auto mailbox = [&](u32 index) { return a.mail + (u64)((number + index) % MAILBOXES) * a.mailbox_words; };
     for (u32 index = 0; index < a.n_operations; index++) {
-        while (Progress::look_at(progress.n_read) < (index + 1) * (STEP_WARPS + 1)) {}
+        while (Progress::look_at(progress.n_read) < (index + 1) * STEP_WARPS) {}
         // Where the one before this one was, which has ended.
         const u32 coming = index + OPERATIONS_HELD - 1;
         if (coming < a.n_operations && lane < sizeof(StepOperation) / 16)
             ((uint4*)(operations + coming % OPERATIONS_HELD))[lane] = __ldg((const uint4*)(a.operations + coming) + lane);
         __syncwarp();
-        if (coming < a.n_operations) planner.plan(operations[coming % OPERATIONS_HELD], plans[coming % OPERATIONS_HELD]);
+        if (coming < a.n_operations) {
+            planner.plan(operations[coming % OPERATIONS_HELD], plans[coming % OPERATIONS_HELD]);
+            planner.prefetch_norms(operations[coming % OPERATIONS_HELD]);
+        }
         if (index > 0) {
             const u32* have_read = mailbox(index - 1) + n_results;
             for (u32 block = lane; block < gridDim.x; block += 32)
@@ -84,25 +94,6 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
         __threadfence();
         __syncwarp();
         if (lane == 0) asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"((u32)__cvta_generic_to_shared(&progress.n_kept)), "r"(index + 1) : "memory");
-    }
-}
-
-// The sending warp: results of products of whole rows. It has nothing else to do, so it asks for the norm weights of operations to come, a line or two a block.
-__device__ __forceinline__ void send_all_results(const StepArgs& a, const StepOperation* operations, const StepPlan* plans, char* shared, StepScratch& scratch, Progress& progress) {
-    const u32 lane = threadIdx.x & 31;
-#pragma unroll 1
-    for (u32 index = 0; index < a.n_operations; index++) {
-        const Mail mail(a, index, progress);
-        mail.have_read();
-        mail.await_room();
-        const StepOperation& coming = operations[(index + NORMS_AHEAD) % OPERATIONS_HELD];
-        if (index + NORMS_AHEAD < a.n_operations && coming.kind == STEP_LINEAR && coming.linear.norms.n > 0) {
-            const u32 line = blockIdx.x + lane * gridDim.x;
-            if (line * 32 < coming.linear.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(coming.linear.norms.weights[0] + line * 32));
-        }
-        const StepOperation& operation = operations[index % OPERATIONS_HELD];
-        const StepPlan& plan = plans[index % OPERATIONS_HELD];
-        if (operation.kind == STEP_LINEAR && !operation.linear.in_groups && plan.n_tiles > 0) send_results(a, operation.linear, plan, shared, scratch, mail);
     }
 }
 
@@ -128,10 +119,6 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) step_one(const Step
     }
     for (u32 piece = threadIdx.x; piece < min(OPERATIONS_HELD - 1u, a.n_operations) * n_pieces; piece += blockDim.x) ((uint4*)operations)[piece] = __ldg((const uint4*)a.operations + piece);
     __syncthreads();
-    if (threadIdx.x >= STEP_THREADS + 64) {
-        __syncthreads();
-        return send_all_results(a, operations, plans, shared + room_of_ring, scratch, progress);
-    }
     if (threadIdx.x >= STEP_THREADS + 32) {
         __syncthreads();
         return stream_weights(a, ring);
@@ -156,8 +143,8 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) step_one(const Step
         else if (operation.kind == STEP_SCREEN) screen_head(a, operation.head, shared + room_of_ring, scratch, Ring{ring.stages, ring.full, ring.empty, plan.slot, plan.parity}, mail);
         else if (operation.kind == STEP_BEST) best_of_head(a, operation.head, shared + room_of_ring, scratch, mail);
         else if (!attends(a, operation.attention)) mail.pass();
-        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, mail);
-        else attend<64>(a, operation.attention, shared + a.attention_room, mail);
+        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, index, progress);
+        else attend<64>(a, operation.attention, shared + a.attention_room, index, progress);
     }
     // The last has not sent. All blocks have read theirs, since they have sent since.
     if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent += a.n_operations - 1;

@@ -2,8 +2,11 @@
 
 #define STEP_WARPS 10
 #define STEP_THREADS (STEP_WARPS * 32)
-// Those, and one each that sends results, keeps house and streams weights.
-#define ALL_THREADS (STEP_THREADS + 3 * 32)
+// Those, and one each that keeps house and streams weights.
+#define ALL_THREADS (STEP_THREADS + 2 * 32)
+// The warps that send results of products of whole rows: their schedulers have no third one that computes.
+#define FIRST_SENDING_WARP 2
+#define SENDING_WARPS 2
 #define STAGES_MAX 32
 // Parts by which a stage is freed: at least its blocks, and as many for each warp.
 #define STAGE_PARTS (16 * STEP_WARPS)
@@ -16,8 +19,6 @@
 #define LAG 4
 // Operations of the list that are in shared memory: the one before that which is worked on, and those behind.
 #define OPERATIONS_HELD 8
-// How far ahead norm weights are asked for.
-#define NORMS_AHEAD 2
 
 // The code of a layer is kept short: a multiprocessor holds some 2,000 instructions, and each line that it must fetch again costs as much as a
 // row's largest value. So there is one way for all widths, and what only the host needs to divide, it divides.
@@ -26,7 +27,7 @@ struct StepLinear {
     const float* x;       // [k]
     Norms norms;
     const u8* words;      // pack_int8: [n, n_blocks, 64 bytes]
-    const float* scales;  // [1], [n] or [n, n_groups]
+    const float* scales;  // [n, n_groups] where activations are in groups; otherwise [1] or [n], inverse
     float* out;           // [n], of a gate [n / 2]
     u32 n;
     u32 k;
@@ -137,7 +138,7 @@ __device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0
 
 // What the housekeeping warp and the computing ones tell each other, in shared memory.
 struct Progress {
-    u32 n_read;  // rows that warps have read of the operations' before, all computing warps and the sending one together
+    u32 n_read;  // rows that warps have read of the operations' before, all computing warps together
     u32 n_kept;  // operations that the housekeeping warp is done with
     u32 number;  // of the launch's first operation, among as many as there are mailboxes; looked at again each time, since registers are few
 
@@ -148,10 +149,6 @@ struct Progress {
         return bits;
     }
 };
-
-__device__ __forceinline__ void store_shared(u32& to, u32 value) {
-    asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"((u32)__cvta_generic_to_shared(&to)), "r"(value) : "memory");
-}
 
 // Words of a mailbox's results.
 __device__ __forceinline__ u32 n_words_of_results(const StepArgs& a) { return MAIL_COPIES * a.n_results; }

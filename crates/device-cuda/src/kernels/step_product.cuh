@@ -164,7 +164,6 @@ struct Dequantiser {
     float divisor, reciprocal;
     bool is_easy;
 
-    __device__ __forceinline__ Dequantiser() {}
     __device__ __forceinline__ Dequantiser(float weight_inverse_scale, float x_inverse_scale) {
         divisor = x_inverse_scale * weight_inverse_scale;
         reciprocal = reciprocal_of_ordinary(divisor);
@@ -201,9 +200,9 @@ __device__ __forceinline__ int* sums_of(int* sums, const MyTiles& tiles, u32 til
     return sums + (index >> tiles.log_rows) * tile_words + (index & ((1 << tiles.log_rows) - 1));
 }
 
-// The barrier behind a product of whole rows, for which only the sending warp waits.
-__device__ __forceinline__ void arrive_with_sums() { asm volatile("bar.arrive 3, %0;" ::"n"(STEP_THREADS + 32) : "memory"); }
-__device__ __forceinline__ void await_sums() { asm volatile("bar.sync 3, %0;" ::"n"(STEP_THREADS + 32) : "memory"); }
+// The barrier behind a product of whole rows, for which only the sending warps wait.
+__device__ __forceinline__ void arrive_with_sums() { asm volatile("bar.arrive 3, %0;" ::"n"(STEP_THREADS) : "memory"); }
+__device__ __forceinline__ void await_sums() { asm volatile("bar.sync 3, %0;" ::"n"(STEP_THREADS) : "memory"); }
 
 template <bool GROUPED>
 __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Ring& ring,
@@ -219,96 +218,70 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + turn * a.sums_bytes);
     // What does not depend on the operation before.
     Multiplier<GROUPED> multiplier(a, linear, plan, tiles, room, ring);
-    if (!GROUPED) {
+    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, first_index = threadIdx.x - FIRST_SENDING_WARP * 32;
+    const bool is_gate = linear.is_gate, adds = linear.add, sends = threadIdx.x / 32 - FIRST_SENDING_WARP < SENDING_WARPS;
+    float* const out = linear.out;
+    const float* const scales = linear.scales;
+    float scale = 1.0f, up_scale = 1.0f, before = 0.0f;
+    if constexpr (!GROUPED) {
 #pragma unroll 1
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
+        if (sends) {
+            const u32 row = tiles.row(min(first_index, n_out - 1)), place = linear.n_groups == 0 ? 0 : row;
+            scale = __ldg(scales + place);
+            if (is_gate) up_scale = __ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n));
+            // This thread has written it, at least two operations ago.
+            if (adds) before = __ldcg(out + row);
+        }
     }
     const int NARROW = GROUPED ? NARROW_CHUNKS_IN_GROUPS : NARROW_CHUNKS;
-    if (n_blocks <= NARROW * STEP_WARPS) prepare_row<GROUPED, NARROW>(linear, room, scratch, mail, turn);
-    else prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail, turn);
+    const float inverse_scale = n_blocks <= NARROW * STEP_WARPS ? prepare_row<GROUPED, NARROW>(linear, room, scratch, mail, turn)
+                                                                : prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail, turn);
     barrier_of_step();
     multiplier.run();
-    if (!GROUPED) return arrive_with_sums();
-    barrier_of_step();
-    const bool is_gate = linear.is_gate, adds = linear.add;
-    const u32 n_out = tiles.n << tiles.log_rows;
-    float* const out = linear.out;
-    mail.await_room();
+    if constexpr (GROUPED) {
+        barrier_of_step();
+        mail.await_room();
 #pragma unroll 1
-    for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
+        for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
+            const u32 row = tiles.row(index);
+            if (adds) before = __ldcg(out + row);
+            const float* products = (const float*)sums_of(room.sums, tiles, n_blocks * 2 * 16, index);
+            float y = sum_of_segments(products, n_blocks * 2);
+            if (is_gate) y = gated(linear.activation, y, sum_of_segments(products + 8, n_blocks * 2));
+            if (adds) y = before + y;
+            mail.send_result(row, y);
+            out[row] = y;
+        }
+        // Products are read until here.
+        barrier_of_step();
+        return;
+    }
+    if (!sends) return arrive_with_sums();
+    const Dequantiser dequantiser(scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
+    const u32 lane = threadIdx.x & 31;
+    mail.await_room();
+    await_sums();
+    const int x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[turn][lane] : 0);
+#pragma unroll 1
+    for (u32 index = first_index; index < n_out; index += SENDING_WARPS * 32) {
         const u32 row = tiles.row(index);
-        const float before = adds ? __ldcg(out + row) : 0.0f, *products = (const float*)sums_of(room.sums, tiles, n_blocks * 2 * 16, index);
-        float y = sum_of_segments(products, n_blocks * 2);
-        if (is_gate) y = gated(linear.activation, y, sum_of_segments(products + 8, n_blocks * 2));
+        const int* sums = sums_of(room.sums, tiles, 16, index);
+        float y, up = 0.0f;
+        if (index == first_index) {
+            y = dequantiser.of(sums[0] - x_sum);
+            if (is_gate) up = up_dequantiser.of(sums[8] - x_sum);
+        } else {
+            const u32 place = linear.n_groups == 0 ? 0 : row;
+            y = Dequantiser(__ldg(scales + place), inverse_scale).of(sums[0] - x_sum);
+            if (is_gate) up = Dequantiser(__ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n)), inverse_scale).of(sums[8] - x_sum);
+            if (adds) before = __ldcg(out + row);
+        }
+        if (is_gate) y = gated(linear.activation, y, up);
         if (adds) y = before + y;
         mail.send_result(row, y);
         out[row] = y;
     }
-    // Products are read until here.
-    barrier_of_step();
-}
-
-// What the sending warp knows of a result before its sums are there: where it goes, what it is divided by, and what it is added to.
-struct StepResult {
-    u32 row;
-    float before;
-    Dequantiser of_sum, of_up;
-};
-
-// The results of a product of whole rows, by a warp that finds what it can while others multiply, so that these need not.
-__device__ __forceinline__ void send_results(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Mail& mail) {
-    const int AT_ONCE = 2;
-    const MyTiles tiles(a, linear, plan);
-    const u32 lane = threadIdx.x & 31, n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, n_groups = linear.n_groups, turn = plan.turn, activation = linear.activation;
-    const bool is_gate = linear.is_gate, adds = linear.add;
-    float* const out = linear.out;
-    const float* const scales = linear.scales;
-    int* const sums = (int*)(shared + turn * a.sums_bytes);
-    int x_sum = 0;
-#pragma unroll 1
-    for (u32 first = lane; first - lane < n_out; first += AT_ONCE * 32) {
-        StepResult results[AT_ONCE];
-        float weight_scales[AT_ONCE], up_scales[AT_ONCE];
-#pragma unroll
-        for (int part = 0; part < AT_ONCE; part++) {
-            const u32 row = tiles.row(min(first + part * 32, n_out - 1));
-            results[part].row = row;
-            weight_scales[part] = __ldg(scales + (n_groups == 0 ? 0 : row));
-            up_scales[part] = is_gate ? __ldg(scales + (n_groups == 0 ? 0 : row + half_n)) : 1.0f;
-            // This thread has written it, at least two operations ago.
-            results[part].before = adds ? __ldcg(out + row) : 0.0f;
-        }
-#pragma unroll
-        for (int part = 0; part < AT_ONCE; part++) {
-            weight_scales[part] = weight_inverse_scale(weight_scales[part]);
-            up_scales[part] = weight_inverse_scale(up_scales[part]);
-        }
-        const bool is_first = first == lane;
-        u32 bits;
-        do bits = Progress::look_at(scratch.inverse_scales[turn]);
-        while (bits == NOT_COME);
-#pragma unroll
-        for (int part = 0; part < AT_ONCE; part++) {
-            results[part].of_sum = Dequantiser(weight_scales[part], __uint_as_float(bits));
-            results[part].of_up = Dequantiser(up_scales[part], __uint_as_float(bits));
-        }
-        if (is_first) {
-            await_sums();
-            x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[turn][lane] : 0);
-        }
-#pragma unroll
-        for (int part = 0; part < AT_ONCE; part++) {
-            const u32 index = first + part * 32;
-            if (index >= n_out) break;
-            const int* of_row = sums_of(sums, tiles, 16, index);
-            float y = results[part].of_sum.of(of_row[0] - x_sum);
-            if (is_gate) y = gated(activation, y, results[part].of_up.of(of_row[8] - x_sum));
-            if (adds) y = results[part].before + y;
-            mail.send_result(results[part].row, y);
-            out[results[part].row] = y;
-        }
-    }
-    if (lane == 0) store_shared(scratch.inverse_scales[turn], NOT_COME);
 }
 
 #endif

@@ -34,11 +34,9 @@ struct __align__(16) StepScratch {
     __align__(16) float few_chunks[2][(STEP_WARPS + 3) / 4 * 4];   // of narrow rows, zeros behind
     __align__(16) float largest[(STEP_WARPS + 3) / 4 * 4];         // of each warp, zeros behind
     int sums[2][STEP_WARPS];    // of quantised rows, by turn
-    u32 inverse_scales[2];      // of rows, by turn: bits of floats, NOT_COME before
 
     // By one thread.
     __device__ __forceinline__ void begin() {
-        inverse_scales[0] = inverse_scales[1] = NOT_COME;
         for (u32 warp = STEP_WARPS; warp < sizeof(largest) / sizeof(float); warp++) few_chunks[0][warp] = few_chunks[1][warp] = largest[warp] = 0.0f;
     }
 };
@@ -169,8 +167,8 @@ struct StepRow {
     // Where a chunk's quantised numbers lie, in words: those of the second four two threads behind.
     __device__ __forceinline__ static u32 first_place() { return threadIdx.x / 32 * (CHUNK_COLUMNS / 4) + place_of_word(column_in_chunk() / 4); }
 
-    // One scale for a whole row. Its inverse and the parts of the row's sum go to `scratch`.
-    __device__ __forceinline__ void quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch, u32 turn) const {
+    // One scale for a whole row, whose inverse is returned. The parts of the row's sum go to `scratch`.
+    __device__ __forceinline__ float quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch, u32 turn) const {
         const u32 warp = threadIdx.x / 32;
         float largest = 0.0f;
 #pragma unroll
@@ -183,7 +181,6 @@ struct StepRow {
 #pragma unroll
         for (int four = 0; four < (STEP_WARPS + 3) / 4; four++) largest = fmaxf(largest, largest_of_four(((const float4*)scratch.largest)[four]));
         const float inverse_scale = inverse_absmax_scale(largest);
-        if (threadIdx.x == 0) store_shared(scratch.inverse_scales[turn], __float_as_uint(inverse_scale));
         u32* to = (u32*)room.quantized + first_place();
         int sum = 0;
 #pragma unroll
@@ -194,6 +191,7 @@ struct StepRow {
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
         if ((threadIdx.x & 31) == 0) scratch.sums[turn][warp] = sum;
+        return inverse_scale;
     }
 
     // A scale for each 128 columns, which half a warp has; the part begins at block `first`.
@@ -220,12 +218,13 @@ struct StepRow {
     }
 };
 
-// Waits for the operation before, norms and quantises the row.
+// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
 template <bool GROUPED, int CHUNKS>
-__device__ __forceinline__ void prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail, u32 turn) {
+__device__ __forceinline__ float prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail, u32 turn) {
     StepRow<CHUNKS> row;
     const u32 k = linear.k, n_blocks = linear.n_blocks;
     if (linear.norms.n > 0) row.load_weights(linear.norms.weights[0], k, room.weights);
+    float inverse_scale = 0.0f;
     u32 first = 0;
     while (true) {
         const u32 left = k - first * CHUNK_COLUMNS;
@@ -237,10 +236,11 @@ __device__ __forceinline__ void prepare_row(const StepLinear& linear, const Line
         if (is_last) mail.have_read();
         row.norm_all(linear.norms, k, scratch, room.weights);
         if constexpr (GROUPED) row.quantise_groups(n_blocks, room, first);
-        else row.quantise(n_blocks, room, scratch, turn);
+        else inverse_scale = row.quantise(n_blocks, room, scratch, turn);
         if (is_last) break;
         first = next;
     }
+    return inverse_scale;
 }
 
 #endif
