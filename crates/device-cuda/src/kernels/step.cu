@@ -49,13 +49,6 @@ struct Planner {
         }
         at.advance(tiles.n * linear.n_pieces, a.n_stages);
     }
-
-    // Asks for norm weights, which all blocks need at once: each for a line or two.
-    __device__ __forceinline__ void prefetch_norms(const StepOperation& operation) const {
-        if (operation.kind != STEP_LINEAR || operation.linear.norms.n == 0) return;
-        const u32 line = blockIdx.x + (threadIdx.x & 31) * gridDim.x;
-        if (line * 32 < operation.linear.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(operation.linear.norms.weights[0] + line * 32));
-    }
 };
 
 // The housekeeping warp: says that this block has read a mailbox, sets back the one before it once all blocks have said so, and brings operations.
@@ -70,10 +63,7 @@ __device__ __forceinline__ void keep_house(const StepArgs& a, u32 number, StepOp
         if (coming < a.n_operations && lane < sizeof(StepOperation) / 16)
             ((uint4*)(operations + coming % OPERATIONS_HELD))[lane] = __ldg((const uint4*)(a.operations + coming) + lane);
         __syncwarp();
-        if (coming < a.n_operations) {
-            planner.plan(operations[coming % OPERATIONS_HELD], plans[coming % OPERATIONS_HELD]);
-            planner.prefetch_norms(operations[coming % OPERATIONS_HELD]);
-        }
+        if (coming < a.n_operations) planner.plan(operations[coming % OPERATIONS_HELD], plans[coming % OPERATIONS_HELD]);
         if (index > 0) {
             const u32* have_read = mailbox(index - 1) + n_results;
             for (u32 block = lane; block < gridDim.x; block += 32)
@@ -143,8 +133,8 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) step_one(const Step
         else if (operation.kind == STEP_SCREEN) screen_head(a, operation.head, shared + room_of_ring, scratch, Ring{ring.stages, ring.full, ring.empty, plan.slot, plan.parity}, mail);
         else if (operation.kind == STEP_BEST) best_of_head(a, operation.head, shared + room_of_ring, scratch, mail);
         else if (!attends(a, operation.attention)) mail.pass();
-        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, index, progress);
-        else attend<64>(a, operation.attention, shared + a.attention_room, index, progress);
+        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, mail);
+        else attend<64>(a, operation.attention, shared + a.attention_room, mail);
     }
     // The last has not sent. All blocks have read theirs, since they have sent since.
     if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent += a.n_operations - 1;

@@ -365,18 +365,17 @@ __device__ __forceinline__ bool attends(const StepArgs& step, const StepAttentio
 
 // A function of its own, as are those of the head: so that the registers of products are not those of all.
 template <int DIM>
-__device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, u32 index, Progress& progress) {
+__device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, const Mail mail) {
     const u32 item = blockIdx.x - step.first_attention, sharing = 1 << a.of.log_sharing;
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     const bool takes_all = a.of.n_splits == 1;
     const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
-    if (split >= n_present) return Mail(step, index, progress).pass();
+    if (split >= n_present) return mail.pass();
     const u32 first_tile = split * SPLIT_TILES, end_tile = takes_all ? n_tiles : min(n_tiles, first_tile + SPLIT_TILES), slot = *a.slots;
     const AttentionRoom<DIM> room(shared, step.attention_tiles);
     const StepSplits<DIM> splits{a.of, room, a.of.blocks + a.of.table_starts[token], first_head / heads_of_kv, n_positions};
     const u32 last = n_tiles - 1 - first_tile, n_first = min(room.n_tiles, end_tile - first_tile);
-    const Mail mail(step, index, progress);
     const StepHeads<DIM> heads{a, room, mail.in, first_head, splits.kv_head, end_tile == n_tiles && last < n_first ? last : NOT_COME, (n_positions - 1) % TILE};
     splits.fetch(first_tile, n_first);
     mail.await_room();
@@ -387,10 +386,8 @@ __device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a
     Partial<StepSplits<DIM>::COLUMNS> total;
     splits.run(total, first_tile, end_tile);
     float* out = a.of.out + (u64)first_head * DIM;
-    // Found again: registers are few.
-    const Mail results(step, index, progress);
-    if (takes_all || n_present == 1) splits.store_all(total, out, results, first_head);
-    else splits.share(total, out, results, first_head, split, n_present);
+    if (takes_all || n_present == 1) splits.store_all(total, out, mail, first_head);
+    else splits.share(total, out, mail, first_head, split, n_present);
     // Nobody waits for these.
     if (end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append(slot);
     barrier_of_step();

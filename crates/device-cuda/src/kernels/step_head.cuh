@@ -243,13 +243,13 @@ __device__ __noinline__ void best_of_head(const StepArgs& a, const StepHead& hea
     damaged = __any_sync(FULL_WARP, damaged);
     if (lane == 0) {
         scratch.keys[warp] = key;
-        scratch.sums[0][warp] = damaged;
+        scratch.damaged[warp] = damaged;
     }
     barrier_of_step();
     if (threadIdx.x != 0) return;
     for (u32 of_warp = 1; of_warp < STEP_WARPS; of_warp++) {
         key = scratch.keys[of_warp] > key ? scratch.keys[of_warp] : key;
-        damaged |= scratch.sums[0][of_warp] != 0;
+        damaged |= scratch.damaged[of_warp] != 0;
     }
     // Key, whether any is damaged, blocks that have said theirs: zero between launches.
     u64* found = head.found;

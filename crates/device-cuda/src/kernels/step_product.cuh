@@ -159,17 +159,15 @@ struct Multiplier {
     }
 };
 
-// How a sum of integers becomes a float: numerics::dequantise, with all that does not depend on the sum found before.
+// How a sum of integers becomes a float: numerics::dequantise, with all that does not depend on the sum found before. It is easy where both scales are ordinary.
 struct Dequantiser {
     float divisor, reciprocal;
-    bool is_easy;
 
     __device__ __forceinline__ Dequantiser(float weight_inverse_scale, float x_inverse_scale) {
         divisor = x_inverse_scale * weight_inverse_scale;
         reciprocal = reciprocal_of_ordinary(divisor);
-        is_easy = is_ordinary(weight_inverse_scale) && is_ordinary(x_inverse_scale);
     }
-    __device__ __forceinline__ float of(int sum) const { return is_easy ? quotient_by((float)sum, divisor, reciprocal) : (float)sum / divisor; }
+    __device__ __forceinline__ float of(int sum, bool is_easy) const { return is_easy ? quotient_by((float)sum, divisor, reciprocal) : (float)sum / divisor; }
 };
 
 // Σ of products of `n` segments of a row, ascending, those of the next segments on their way while others are added up.
@@ -200,10 +198,6 @@ __device__ __forceinline__ int* sums_of(int* sums, const MyTiles& tiles, u32 til
     return sums + (index >> tiles.log_rows) * tile_words + (index & ((1 << tiles.log_rows) - 1));
 }
 
-// The barrier behind a product of whole rows, for which only the sending warps wait.
-__device__ __forceinline__ void arrive_with_sums() { asm volatile("bar.arrive 3, %0;" ::"n"(STEP_THREADS) : "memory"); }
-__device__ __forceinline__ void await_sums() { asm volatile("bar.sync 3, %0;" ::"n"(STEP_THREADS) : "memory"); }
-
 template <bool GROUPED>
 __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Ring& ring,
                                              const Mail& mail) {
@@ -223,20 +217,26 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     float* const out = linear.out;
     const float* const scales = linear.scales;
     float scale = 1.0f, up_scale = 1.0f, before = 0.0f;
+    const u32 first_row = tiles.row(min(first_index, n_out - 1));
     if constexpr (!GROUPED) {
 #pragma unroll 1
         for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
+        if (threadIdx.x == 0) scratch.sums[turn] = 0;
         if (sends) {
-            const u32 row = tiles.row(min(first_index, n_out - 1)), place = linear.n_groups == 0 ? 0 : row;
+            const u32 place = linear.n_groups == 0 ? 0 : first_row;
             scale = __ldg(scales + place);
             if (is_gate) up_scale = __ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n));
             // This thread has written it, at least two operations ago.
-            if (adds) before = __ldcg(out + row);
+            if (adds) before = __ldcg(out + first_row);
+            mail.await_room();
         }
     }
     const int NARROW = GROUPED ? NARROW_CHUNKS_IN_GROUPS : NARROW_CHUNKS;
     const float inverse_scale = n_blocks <= NARROW * STEP_WARPS ? prepare_row<GROUPED, NARROW>(linear, room, scratch, mail, turn)
                                                                 : prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail, turn);
+    // What results need is found before the products, which all wait for: behind them a result is a few instructions away.
+    const Dequantiser dequantiser(scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
+    const bool is_easy = is_ordinary(scale) && is_ordinary(up_scale) && is_ordinary(inverse_scale);
     barrier_of_step();
     multiplier.run();
     if constexpr (GROUPED) {
@@ -257,28 +257,26 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
         barrier_of_step();
         return;
     }
-    if (!sends) return arrive_with_sums();
-    const Dequantiser dequantiser(scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
-    const u32 lane = threadIdx.x & 31;
-    mail.await_room();
-    await_sums();
-    const int x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[turn][lane] : 0);
-#pragma unroll 1
-    for (u32 index = first_index; index < n_out; index += SENDING_WARPS * 32) {
-        const u32 row = tiles.row(index);
-        const int* sums = sums_of(room.sums, tiles, 16, index);
-        float y, up = 0.0f;
-        if (index == first_index) {
-            y = dequantiser.of(sums[0] - x_sum);
-            if (is_gate) up = up_dequantiser.of(sums[8] - x_sum);
-        } else {
-            const u32 place = linear.n_groups == 0 ? 0 : row;
-            y = Dequantiser(__ldg(scales + place), inverse_scale).of(sums[0] - x_sum);
-            if (is_gate) up = Dequantiser(__ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n)), inverse_scale).of(sums[8] - x_sum);
-            if (adds) before = __ldcg(out + row);
-        }
-        if (is_gate) y = gated(linear.activation, y, up);
+    // The others could go on without this barrier, but then what they do comes between the last products.
+    barrier_of_step();
+    if (!sends) return;
+    const int x_sum = scratch.sums[turn];
+    if (first_index < n_out) {
+        const int* const sums = sums_of(room.sums, tiles, 16, first_index);
+        float y = dequantiser.of(sums[0] - x_sum, is_easy);
+        if (is_gate) y = gated(linear.activation, y, up_dequantiser.of(sums[8] - x_sum, is_easy));
         if (adds) y = before + y;
+        mail.send_result(first_row, y);
+        out[first_row] = y;
+    }
+    // Where a block has more than these warps have threads.
+#pragma unroll 1
+    for (u32 index = first_index + SENDING_WARPS * 32; index < n_out; index += SENDING_WARPS * 32) {
+        const u32 row = tiles.row(index), place = linear.n_groups == 0 ? 0 : row;
+        const int* sums = sums_of(room.sums, tiles, 16, index);
+        float y = (float)(sums[0] - x_sum) / (__ldg(scales + place) * inverse_scale);
+        if (is_gate) y = gated(linear.activation, y, (float)(sums[8] - x_sum) / (__ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n)) * inverse_scale));
+        if (adds) y = __ldcg(out + row) + y;
         mail.send_result(row, y);
         out[row] = y;
     }

@@ -33,11 +33,13 @@ struct __align__(16) StepScratch {
     __align__(16) float chunks[2][WIDE_CHUNKS * STEP_WARPS];       // sums of squares, by norm
     __align__(16) float few_chunks[2][(STEP_WARPS + 3) / 4 * 4];   // of narrow rows, zeros behind
     __align__(16) float largest[(STEP_WARPS + 3) / 4 * 4];         // of each warp, zeros behind
-    int sums[2][STEP_WARPS];    // of quantised rows, by turn
+    int sums[2];      // of quantised rows, by turn
+    int damaged[STEP_WARPS];
 
     // By one thread.
     __device__ __forceinline__ void begin() {
         for (u32 warp = STEP_WARPS; warp < sizeof(largest) / sizeof(float); warp++) few_chunks[0][warp] = few_chunks[1][warp] = largest[warp] = 0.0f;
+        sums[0] = sums[1] = 0;
     }
 };
 
@@ -167,7 +169,7 @@ struct StepRow {
     // Where a chunk's quantised numbers lie, in words: those of the second four two threads behind.
     __device__ __forceinline__ static u32 first_place() { return threadIdx.x / 32 * (CHUNK_COLUMNS / 4) + place_of_word(column_in_chunk() / 4); }
 
-    // One scale for a whole row, whose inverse is returned. The parts of the row's sum go to `scratch`.
+    // One scale for a whole row, whose inverse is returned. What its numbers sum up to is added up in `scratch`.
     __device__ __forceinline__ float quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch, u32 turn) const {
         const u32 warp = threadIdx.x / 32;
         float largest = 0.0f;
@@ -190,7 +192,7 @@ struct StepRow {
             for (int half = 0; half < 2; half++) to[chunk * (STEP_COLUMNS / 4) + half * 8] = quantise_four(fours[chunk][half], inverse_scale, sum);
         }
         sum = __reduce_add_sync(FULL_WARP, sum);
-        if ((threadIdx.x & 31) == 0) scratch.sums[turn][warp] = sum;
+        if ((threadIdx.x & 31) == 0) atomicAdd_block(&scratch.sums[turn], sum);
         return inverse_scale;
     }
 
