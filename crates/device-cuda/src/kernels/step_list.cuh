@@ -5,7 +5,7 @@
 // Those, and one each that keeps house and streams weights.
 #define ALL_THREADS (STEP_THREADS + 2 * 32)
 // The warps that send results of products of whole rows: their schedulers have no third one that computes.
-#define FIRST_SENDING_WARP 2
+#define FIRST_SENDING_WARP 0
 #define SENDING_WARPS 2
 #define STAGES_MAX 32
 // Parts by which a stage is freed: at least its blocks, and as many for each warp.
