@@ -25,9 +25,12 @@ struct Planner {
         const u32 lane = threadIdx.x & 31;
         plan.slot = at.slot;
         plan.parity = at.parity;
+        if (operation.kind == STEP_ATTENTION) plan.what = !attends(a, operation.attention) ? PLAN_NOTHING : operation.attention.dim == 128 ? PLAN_ATTENTION_128 : PLAN_ATTENTION_64;
+        else if (operation.kind != STEP_LINEAR) plan.what = blockIdx.x >= a.n_product_blocks ? PLAN_NOTHING : operation.kind == STEP_SCREEN ? PLAN_SCREEN : PLAN_BEST;
         if (operation.kind != STEP_LINEAR) return;
         const StepLinear& linear = operation.linear;
         const MyTiles tiles(a, linear);
+        plan.what = tiles.n == 0 ? PLAN_NOTHING : linear.in_groups ? PLAN_PRODUCT_IN_GROUPS : PLAN_PRODUCT;
         plan.first_tile = tiles.first;
         plan.n_tiles = tiles.n;
         plan.turn = turn;
@@ -121,20 +124,40 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) step_one(const Step
         return keep_house(a, progress.number, operations, plans, planner, progress);
     }
     __syncthreads();
+    char *const scratch_of_operations = shared + room_of_ring, *const attention_room = shared + a.attention_room;
+    const u32 item = blockIdx.x - a.first_attention;
+    if (blockIdx.x >= a.n_product_blocks) {
+#pragma unroll 1
+        for (u32 index = 0; index < a.n_operations; index++) {
+            const u32 what = plans[index % OPERATIONS_HELD].what;
+            const StepAttention& attention = operations[index % OPERATIONS_HELD].attention;
+            const Mail mail(a, index, progress);
+            if (what == PLAN_ATTENTION_128) attend<128, true>(item, a.attention_tiles, attention, attention_room, mail);
+            else if (what == PLAN_ATTENTION_64) attend<64, true>(item, a.attention_tiles, attention, attention_room, mail);
+            else mail.pass();
+        }
+        return;
+    }
 #pragma unroll 1
     for (u32 index = 0; index < a.n_operations; index++) {
+        u32 what = plans[index % OPERATIONS_HELD].what;
+        // Products follow each other without the way around all else: their code is what is near.
+#pragma unroll 1
+        while (what == PLAN_PRODUCT) {
+            const Mail mail(a, index, progress);
+            multiply_row<false>(a, operations[index % OPERATIONS_HELD].linear, plans[index % OPERATIONS_HELD], scratch_of_operations, scratch, ring, mail);
+            what = ++index == a.n_operations ? PLAN_NOTHING : plans[index % OPERATIONS_HELD].what;
+        }
+        if (index == a.n_operations) break;
         const StepOperation& operation = operations[index % OPERATIONS_HELD];
         const StepPlan& plan = plans[index % OPERATIONS_HELD];
         const Mail mail(a, index, progress);
-        if (operation.kind == STEP_LINEAR) {
-            if (operation.linear.in_groups) multiply_row<true>(a, operation.linear, plan, shared + room_of_ring, scratch, ring, mail);
-            else multiply_row<false>(a, operation.linear, plan, shared + room_of_ring, scratch, ring, mail);
-        }
-        else if (operation.kind == STEP_SCREEN) screen_head(a, operation.head, shared + room_of_ring, scratch, Ring{ring.stages, ring.full, ring.empty, plan.slot, plan.parity}, mail);
-        else if (operation.kind == STEP_BEST) best_of_head(a, operation.head, shared + room_of_ring, scratch, mail);
-        else if (!attends(a, operation.attention)) mail.pass();
-        else if (operation.attention.dim == 128) attend<128>(a, operation.attention, shared + a.attention_room, mail);
-        else attend<64>(a, operation.attention, shared + a.attention_room, mail);
+        if (what == PLAN_PRODUCT_IN_GROUPS) multiply_row<true>(a, operation.linear, plan, scratch_of_operations, scratch, ring, mail);
+        else if (what == PLAN_NOTHING) mail.pass();
+        else if (what == PLAN_ATTENTION_128) attend<128, false>(item, a.attention_tiles, operation.attention, attention_room, mail);
+        else if (what == PLAN_ATTENTION_64) attend<64, false>(item, a.attention_tiles, operation.attention, attention_room, mail);
+        else if (what == PLAN_SCREEN) screen_head(a, operation.head, scratch_of_operations, scratch, Ring{ring.stages, ring.full, ring.empty, plan.slot, plan.parity}, mail);
+        else best_of_head(a, operation.head, scratch_of_operations, scratch, mail);
     }
     // The last has not sent. All blocks have read theirs, since they have sent since.
     if (blockIdx.x == 0 && threadIdx.x == 0) *a.n_sent += a.n_operations - 1;

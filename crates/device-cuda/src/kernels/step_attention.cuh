@@ -363,17 +363,18 @@ __device__ __forceinline__ bool attends(const StepArgs& step, const StepAttentio
     return blockIdx.x - step.first_attention < (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
 }
 
-// A function of its own, as are those of the head: so that the registers of products are not those of all.
-template <int DIM>
-__device__ __noinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, const Mail mail) {
-    const u32 item = blockIdx.x - step.first_attention, sharing = 1 << a.of.log_sharing;
+// A function of its own, as are those of the head: so that the registers of products are not those of all. And one for blocks that do nothing else (APART): it would
+// save and load registers of the others' loop, from the second-level cache.
+template <int DIM, bool APART>
+__device__ __noinline__ void attend(u32 item, u32 n_tiles_of_room, const StepAttention& a, char* shared, const Mail mail) {
+    const u32 sharing = 1 << a.of.log_sharing;
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     const bool takes_all = a.of.n_splits == 1;
     const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
     if (split >= n_present) return mail.pass();
     const u32 first_tile = split * SPLIT_TILES, end_tile = takes_all ? n_tiles : min(n_tiles, first_tile + SPLIT_TILES), slot = *a.slots;
-    const AttentionRoom<DIM> room(shared, step.attention_tiles);
+    const AttentionRoom<DIM> room(shared, n_tiles_of_room);
     const StepSplits<DIM> splits{a.of, room, a.of.blocks + a.of.table_starts[token], first_head / heads_of_kv, n_positions};
     const u32 last = n_tiles - 1 - first_tile, n_first = min(room.n_tiles, end_tile - first_tile);
     const StepHeads<DIM> heads{a, room, mail.in, first_head, splits.kv_head, end_tile == n_tiles && last < n_first ? last : NOT_COME, (n_positions - 1) % TILE};

@@ -132,7 +132,6 @@ __device__ __forceinline__ float4 quantise_for_head(const StepHead& head, const 
 
 // This block's rows: their upper bounds, and the largest lower bound to all others.
 __device__ __noinline__ void screen_head(const StepArgs& a, const StepHead& head, char* shared, StepScratch& scratch, const Ring ring, const Mail mail) {
-    if (blockIdx.x >= a.n_product_blocks) return mail.pass();
     const MyRows rows(a, head);
     const HeadRoom room(shared + 2 * a.sums_bytes, head, rows.n_stages * rows.n_of_stage);
     const u32 n = head.n, n_pieces = head.screen_stride / 16, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
@@ -200,7 +199,6 @@ __device__ __forceinline__ float dot_by_half(const float* x, const Element* row,
 
 // The best of the rows whose upper bounds are not below the largest lower bound. The last block to find its own says which it is.
 __device__ __noinline__ void best_of_head(const StepArgs& a, const StepHead& head, char* shared, StepScratch& scratch, const Mail mail) {
-    if (blockIdx.x >= a.n_product_blocks) return mail.pass();
     const MyRows rows(a, head);
     const u32 n_rows = rows.n_stages * rows.n_of_stage, warp = threadIdx.x / 32, lane = threadIdx.x & 31, half = lane / LANES;
     const HeadRoom room(shared + 2 * a.sums_bytes, head, n_rows);

@@ -4,8 +4,7 @@
 #define STEP_THREADS (STEP_WARPS * 32)
 // Those, and one each that keeps house and streams weights.
 #define ALL_THREADS (STEP_THREADS + 2 * 32)
-// The warps that send results of products of whole rows: their schedulers have no third one that computes.
-#define FIRST_SENDING_WARP 0
+// The first warps send results of products of whole rows.
 #define SENDING_WARPS 2
 #define STAGES_MAX 32
 // Parts by which a stage is freed: at least its blocks, and as many for each warp.
@@ -129,10 +128,20 @@ struct StepPlan {
     StepShare shares[STEP_WARPS];
     u32 first_tile, n_tiles;
     u32 slot, parity;  // of the ring, where it begins
+    u32 what;          // PLAN_...
     u32 turn;          // of two places for sums, and what is found of a row
     u32 row_bytes;     // from one row of a stage to the next
-    u32 unused[2];
+    u32 unused;
 };
+
+// What a block does: one thing to look at for all that it depends on.
+#define PLAN_PRODUCT 0
+#define PLAN_PRODUCT_IN_GROUPS 1
+#define PLAN_NOTHING 2
+#define PLAN_ATTENTION_64 3
+#define PLAN_ATTENTION_128 4
+#define PLAN_SCREEN 5
+#define PLAN_BEST 6
 
 __device__ __forceinline__ void barrier_of_step() { asm volatile("bar.sync 2, %0;" ::"n"(STEP_THREADS) : "memory"); }
 

@@ -202,7 +202,6 @@ template <bool GROUPED>
 __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Ring& ring,
                                              const Mail& mail) {
     const MyTiles tiles(a, linear, plan);
-    if (tiles.n == 0) return mail.pass();
     const u32 n_blocks = linear.n_blocks, filled = n_blocks * 256, turn = plan.turn;
     LinearRoom room;
     room.quantized = (i8*)shared + 2 * a.sums_bytes;
@@ -212,8 +211,8 @@ __device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear
     room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + turn * a.sums_bytes);
     // What does not depend on the operation before.
     Multiplier<GROUPED> multiplier(a, linear, plan, tiles, room, ring);
-    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, first_index = threadIdx.x - FIRST_SENDING_WARP * 32;
-    const bool is_gate = linear.is_gate, adds = linear.add, sends = threadIdx.x / 32 - FIRST_SENDING_WARP < SENDING_WARPS;
+    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, first_index = threadIdx.x;
+    const bool is_gate = linear.is_gate, adds = linear.add, sends = threadIdx.x < SENDING_WARPS * 32;
     float* const out = linear.out;
     const float* const scales = linear.scales;
     float scale = 1.0f, up_scale = 1.0f, before = 0.0f;
