@@ -145,6 +145,15 @@ struct Partial {
         }
     }
 
+    // Stores the results of this thread's row of a half at `to`, where that row begins.
+    __device__ __forceinline__ void store(float* to, int half) const {
+        float* out = to + (threadIdx.x & 3) * 2;
+        const float factor = 1.0f / sums[half * 2];
+#pragma unroll
+        for (int tile = 0; tile < COLUMNS / 8; tile++)
+            *(float2*)(out + tile * 8) = make_float2(values[tile][half * 2] * factor, values[tile][half * 2 + 1] * factor);
+    }
+
     // Adds weights[16, TILE] · values[TILE, COLUMNS], the values from column `first_column` of rows of DIM.
     template <int DIM>
     __device__ __forceinline__ void add_tile(const u32 (&weights)[TILE / 16][4], u32 tile, u32 first_column) {
@@ -316,6 +325,22 @@ __device__ __forceinline__ void put_together(const float* kept, Partial<DIM>& sp
     split = total;
 }
 
+// A result of a row whose splits others have left: [n_present, DIM + 2], values and behind them largest score and sum of weights.
+template <int DIM>
+__device__ __forceinline__ float value_of_splits(const float* of_row, u32 column, u32 n_present) {
+    float2 facts = __ldcg((const float2*)(of_row + DIM));
+    float value = __ldcg(of_row + column);
+#pragma unroll 4
+    for (u32 next = 1; next < n_present; next++) {
+        const float* of_next = of_row + next * (DIM + 2);
+        const float2 theirs = __ldcg((const float2*)(of_next + DIM));
+        const float greatest = larger(facts.x, theirs.x), factor = exp2_fast(facts.x - greatest), their_factor = exp2_fast(theirs.x - greatest);
+        value = __fmaf_rn(value, factor, __ldcg(of_next + column) * their_factor);
+        facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
+    }
+    return value * (1.0f / facts.y);
+}
+
 // A barrier of the THREADS threads that share a token's heads; a kernel may have others.
 __device__ __forceinline__ void barrier_of_heads() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
@@ -428,18 +453,7 @@ struct AttentionOne {
         __threadfence();
         if (threadIdx.x == 0) *counter = 0;
         for (u32 index = threadIdx.x; index < sharing * DIM; index += THREADS) {
-            const float* of_row = partials + (u64)(index / DIM) * stride;
-            float2 facts = __ldcg((const float2*)(of_row + DIM));
-            float value = __ldcg(of_row + index % DIM);
-#pragma unroll 4
-            for (u32 next = 1; next < n_present; next++) {
-                const float* of_next = of_row + next * (DIM + 2);
-                const float2 theirs = __ldcg((const float2*)(of_next + DIM));
-                const float greatest = larger(facts.x, theirs.x), factor = exp2_fast(facts.x - greatest), their_factor = exp2_fast(theirs.x - greatest);
-                value = __fmaf_rn(value, factor, __ldcg(of_next + index % DIM) * their_factor);
-                facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
-            }
-            out[index] = value * (1.0f / facts.y);
+            out[index] = value_of_splits<DIM>(partials + (u64)(index / DIM) * stride, index % DIM, n_present);
         }
     }
 };

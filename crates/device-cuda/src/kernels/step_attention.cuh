@@ -340,18 +340,7 @@ struct StepSplits {
         __threadfence();
         if (threadIdx.x == 0) *counter = 0;
         for (u32 index = threadIdx.x; index < sharing * DIM; index += STEP_THREADS) {
-            const float* of_row = partials + (u64)(index / DIM) * stride;
-            float2 facts = __ldcg((const float2*)(of_row + DIM));
-            float value = __ldcg(of_row + index % DIM);
-#pragma unroll 4
-            for (u32 next = 1; next < n_present; next++) {
-                const float* of_next = of_row + next * (DIM + 2);
-                const float2 theirs = __ldcg((const float2*)(of_next + DIM));
-                const float greatest = larger(facts.x, theirs.x), factor = exp2_fast(facts.x - greatest), their_factor = exp2_fast(theirs.x - greatest);
-                value = __fmaf_rn(value, factor, __ldcg(of_next + index % DIM) * their_factor);
-                facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
-            }
-            value *= 1.0f / facts.y;
+            const float value = value_of_splits<DIM>(partials + (u64)(index / DIM) * stride, index % DIM, n_present);
             out[index] = value;
             mail.send_result(first_head * DIM + index, value);
         }
