@@ -2,6 +2,7 @@
 
 use bitnet_checkpoint::ModelConfig;
 use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, Rope, RopeScaling};
+use bitnet_device_cuda::CudaDevice;
 use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows};
 use bitnet_model::device::KvType;
 use bitnet_model::limits::BLOCK_TOKENS;
@@ -15,6 +16,8 @@ const N_VOCAB: usize = 5_003;
 /// So many that block tables double a few times and a second split begins.
 const N_STEPS: usize = 300;
 const BLOCKS_EACH: usize = 32;
+/// So many that a step is known and repeated.
+const N_STEPS_OF_TURN: usize = 6;
 
 fn config(head_dim: usize, activation_policy: ActivationPolicy) -> ModelConfig {
     let in_groups = activation_policy == ActivationPolicy::Int8PerGroup;
@@ -53,21 +56,44 @@ fn step(runner: &mut dyn Runner, position: usize, tokens: &[TokenId], rows: Rows
     runner.step(&batch).expect("the batch is valid").greedy.clone()
 }
 
-fn check(config: &ModelConfig, n_sequences: usize) {
-    let load = || {
-        let options = RunnerOptions { n_tokens_max: 64, n_cached_tokens: 4 * BLOCKS_EACH * BLOCK_TOKENS, kv_type: KvType::F16 };
-        let weights = match config.activation_policy {
-            ActivationPolicy::Int8PerGroup => RandomWeights::grouped(config.clone(), 9, 128),
-            _ => RandomWeights::new(config.clone(), 9),
-        };
-        device().map(|device| TransformerRunner::load(device, &weights, options, &mut |_| {}).expect("a random model loads"))
+fn load(config: &ModelConfig) -> Option<TransformerRunner<CudaDevice>> {
+    let options = RunnerOptions { n_tokens_max: 64, n_cached_tokens: 4 * BLOCKS_EACH * BLOCK_TOKENS, kv_type: KvType::F16 };
+    let weights = match config.activation_policy {
+        ActivationPolicy::Int8PerGroup => RandomWeights::grouped(config.clone(), 9, 128),
+        _ => RandomWeights::new(config.clone(), 9),
     };
-    let (Some(mut greedy), Some(mut looking)) = (load(), load()) else { return };
+    device().map(|device| TransformerRunner::load(device, &weights, options, &mut |_| {}).expect("a random model loads"))
+}
+
+fn check(config: &ModelConfig, n_sequences: usize) {
+    let (Some(mut greedy), Some(mut looking)) = (load(config), load(config)) else { return };
     let mut tokens: Vec<TokenId> = (1..=n_sequences as u32).map(TokenId).collect();
     for position in 0..N_STEPS {
         let expected = step(&mut looking, position, &tokens, Rows::Last);
         assert_eq!(step(&mut greedy, position, &tokens, Rows::LastGreedy), expected, "{n_sequences} sequences at {position}");
         tokens = expected;
+    }
+}
+
+/// Rows of more sequences are elsewhere in memory: what was known of steps before is not repeated.
+#[test]
+fn greedy_tokens_after_steps_of_more_sequences_are_those_of_the_logits() {
+    let (Some(mut greedy), Some(mut looking)) =
+        (load(&config(64, ActivationPolicy::Int8PerToken)), load(&config(64, ActivationPolicy::Int8PerToken)))
+    else {
+        return;
+    };
+    let mut tokens = [TokenId(1), TokenId(2), TokenId(3)];
+    for (turn, n_sequences) in [1, 3, 1, 3, 1].into_iter().enumerate() {
+        for position in turn * N_STEPS_OF_TURN..(turn + 1) * N_STEPS_OF_TURN {
+            let expected = step(&mut looking, position, &tokens[..n_sequences], Rows::Last);
+            assert_eq!(
+                step(&mut greedy, position, &tokens[..n_sequences], Rows::LastGreedy),
+                expected,
+                "{n_sequences} sequences at {position}"
+            );
+            tokens[..n_sequences].copy_from_slice(&expected);
+        }
     }
 }
 
