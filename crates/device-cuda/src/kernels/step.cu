@@ -11,7 +11,7 @@
 // There is no barrier over the grid. A result is sent to a mailbox, where a pattern that no result has stands before, and whoever needs it
 // looks until it has come: one way through the cache instead of a fence, a counter and a load. Operation g (counted over all launches) sends to mailbox
 // g mod 8. When all blocks are known to have read a mailbox (each says in the next one that it has), a warp of its own sets it back, and says so to
-// its block before that sends again; so nobody sends to a mailbox that is not set back.
+// its block before that sends again; so nobody sends to a mailbox that is not set back. The same warp finds what its block does of operations to come.
 
 #if __CUDA_ARCH__ >= 900
 

@@ -182,9 +182,6 @@ __device__ __forceinline__ u32 look_at_word(const u32* mail) {
     return bits;
 }
 
-__device__ __forceinline__ bool has_come(float four) { return __float_as_uint(four) != NOT_COME; }
-__device__ __forceinline__ bool has_come(float4 four) { return has_come(four.x) && has_come(four.y) && has_come(four.z) && has_come(four.w); }
-
 // The mailboxes of an operation. The last of a launch sends nothing: the first of the next has its number.
 struct Mail {
     const u32* in;
