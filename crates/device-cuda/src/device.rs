@@ -157,7 +157,8 @@ impl CudaDevice {
             }
             LogitsUse::All => None,
         };
-        let arguments = |width| Arguments::new().address(logits.address()).address(self.best.address()).word(width).word(0);
+        let forgets = usize::from(logits_use == LogitsUse::Best);
+        let arguments = |width| Arguments::new().address(logits.address()).address(self.best.address()).word(width).word(forgets);
         let begin = arguments(n_rows * 2).launch(self.kernels.argmax_begin, [(n_rows * 2).div_ceil(256), 1], (256, 0));
         self.queue.record(begin)?;
         let argmax = arguments(width).launch(self.kernels.argmax, [width.div_ceil(BLOCK_COLUMNS), n_rows], (256, 0));

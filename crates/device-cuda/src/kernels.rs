@@ -46,9 +46,13 @@ const FILES: [(&str, &str); 23] = [
         "step.cu",
         concat!(
             include_str!("kernels/attention_mma.cuh"),
+            include_str!("kernels/best.cuh"),
+            include_str!("kernels/screen.cuh"),
             include_str!("kernels/step_list.cuh"),
+            include_str!("kernels/step_row.cuh"),
             include_str!("kernels/step_product.cuh"),
             include_str!("kernels/step_attention.cuh"),
+            include_str!("kernels/step_head.cuh"),
             include_str!("kernels/step.cu"),
         ),
     ),
@@ -91,6 +95,8 @@ pub(crate) struct Kernels {
     pub(crate) attention_tile: [[[Kernel; 3]; 2]; 2],
     /// 1, 4 tokens at a time.
     pub(crate) bit_linear_f32: [Kernel; 2],
+    /// One token, whole blocks of groups of 128 columns.
+    pub(crate) bit_linear_f32_one: Kernel,
     /// 8, 16, 32, 64 tokens a block.
     pub(crate) bit_linear_few: [Kernel; 4],
     /// Likewise, with 16 out features a block instead of 32.
@@ -183,6 +189,7 @@ impl Kernels {
             attention_tile: [cached("attention_tile.cu", "attention_tile_64")?, cached("attention_tile.cu", "attention_tile_128")?],
             attention_wgmma: [wgmma("64")?, wgmma("128")?],
             bit_linear_f32: [kernel("bit_linear_f32.cu", "bit_linear_f32_1")?, kernel("bit_linear_f32.cu", "bit_linear_f32_4")?],
+            bit_linear_f32_one: kernel("bit_linear_f32.cu", "bit_linear_f32_one")?,
             bit_linear_few: numbered("bit_linear_few.cu", "bit_linear_few", [1, 2, 4, 8])?,
             bit_linear_few_narrow: numbered("bit_linear_few.cu", "bit_linear_few_narrow", [1, 2, 4, 8])?,
             bit_linear_grouped: kernel("bit_linear_grouped.cu", "bit_linear_grouped")?,

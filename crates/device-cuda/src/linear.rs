@@ -2,7 +2,7 @@
 
 use bitnet_checkpoint::config::{Activation, ActivationPolicy};
 use bitnet_model::device::DeviceError;
-use bitnet_ternary::quantise::ACTIVATION_GROUP;
+use bitnet_ternary::quantise::{ACTIVATION_GROUP, weight_inverse_scale};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 use crate::activations::{BLOCK_COLUMNS, CudaActivations, Rows};
@@ -31,7 +31,9 @@ pub struct CudaLinear {
 /// Packed weights (pack.cu) and their scales.
 pub(crate) struct Packed {
     words: Buffer,
+    /// Behind scales of rows or tensors, their inverses.
     scales: Buffer,
+    n_scales: usize,
     pub(crate) n: usize,
     pub(crate) k: usize,
     pub(crate) granularity: Granularity,
@@ -100,7 +102,12 @@ impl Packed {
         let n_blocks = k.div_ceil(BLOCK_COLUMNS);
         let n_words = n * n_blocks * 16;
         let words = queue.buffer("linear layer", n_words * size_of::<u32>())?;
-        let scales = queue.uploaded("weight scales", &float_bytes(scales))?;
+        let n_scales = scales.len();
+        let inverses: Vec<f32> = match granularity {
+            Granularity::Group(_) => Vec::new(),
+            _ => scales.iter().map(|&scale| weight_inverse_scale(scale)).collect(),
+        };
+        let scales = queue.uploaded("weight scales", &float_bytes(&[scales, inverses.as_slice()].concat()))?;
         let kernel = match policy {
             ActivationPolicy::Int8PerToken | ActivationPolicy::Int8PerGroup => kernels.pack_int8,
             ActivationPolicy::Unquantised => kernels.pack_f32,
@@ -110,12 +117,12 @@ impl Packed {
         // The codes are dropped here; waiting frees them before the next layer comes.
         drop(codes);
         queue.wait()?;
-        Ok(Self { words, scales, n, k, granularity })
+        Ok(Self { words, scales, n_scales, n, k, granularity })
     }
 
     /// Bytes of codes and scales.
     pub(crate) fn size_bytes(&self) -> u64 {
-        (self.words.size_bytes() + self.scales.size_bytes()) as u64
+        (self.words.size_bytes() + self.n_scales * size_of::<f32>()) as u64
     }
 
     pub(crate) fn words(&self) -> u64 {
@@ -324,6 +331,28 @@ fn f32_rows(rows: F32Rows, packed: &Packed, target: Target, (queue, kernels): (&
     let arguments = arguments.word(usize::from(packed.granularity == Granularity::Tensor)).word(target.width).word(target.add);
     let arguments = arguments.word(usize::from(is_split));
     let shared_bytes = block_rows * tokens * n_groups * size_of::<f32>();
+    if rows.m == 1
+        && packed.granularity == Granularity::Group(ACTIVATION_GROUP)
+        && packed.k.is_multiple_of(BLOCK_COLUMNS)
+        && packed.k <= ONE_F32_COLUMNS_MAX
+    {
+        return queue.record(one_f32(arguments, packed, n_groups, kernels));
+    }
     let kernel: Kernel = kernels.bit_linear_f32[variant];
     queue.record(arguments.launch(kernel, [packed.n.div_ceil(block_rows), rows.m.div_ceil(tokens)], (WARPS * 32, shared_bytes)))
+}
+
+/// Widest row of `bit_linear_f32_one`: it lies in shared memory.
+const ONE_F32_COLUMNS_MAX: usize = 8192;
+
+/// One f32 row, and groups of 128 columns.
+fn one_f32(arguments: Arguments, packed: &Packed, n_groups: usize, kernels: &Kernels) -> Launch {
+    const THREADS: usize = 256;
+    const BLOCK_ROWS: usize = 32;
+    /// About as many as a GPU has at once.
+    const BLOCKS: usize = 528;
+    let n_turns = packed.n.div_ceil(BLOCK_ROWS).div_ceil(BLOCKS);
+    let n_blocks = packed.n.div_ceil(BLOCK_ROWS).div_ceil(n_turns);
+    let shared_bytes = (packed.k + BLOCK_ROWS * (n_groups + 1)) * size_of::<f32>();
+    arguments.launch(kernels.bit_linear_f32_one, [n_blocks, 1], (THREADS, shared_bytes))
 }

@@ -170,18 +170,22 @@ impl Queue {
 
     /// Whether `repeat` will do a step of this shape.
     pub(crate) fn knows(&self, shape: StepShape) -> bool {
+        self.known(shape).is_some()
+    }
+
+    /// The step of this shape whose buffers are where they are now: there may be others from before they moved.
+    fn known(&self, shape: StepShape) -> Option<&RecordedStep> {
         let known = KnownShape { shape, n_changes: self.memory.n_changes() };
-        self.steps.iter().any(|step| step.shape.as_ref() == Some(&known))
+        self.steps.iter().find(|step| step.shape.as_ref() == Some(&known))
     }
 
     /// Queues the graph of steps of a shape that `knows` has confirmed, on the data staged since `begin_step`.
     pub(crate) fn repeat(&mut self, shape: StepShape) -> Result<(), DeviceError> {
-        let step = self.steps.iter().find(|step| step.shape.as_ref().is_some_and(|known| known.shape == shape));
-        let graph = step.and_then(|step| step.graph.as_ref()).expect("only graphs get a shape, and it was asked for just now");
         self.stream.make_current()?;
         self.stream.upload(&self.host_data, &self.data, self.n_data_words * 4)?;
         self.is_running = true;
         self.n_data_words = 0;
+        let graph = self.known(shape).and_then(|step| step.graph.as_ref()).expect("only graphs get a shape, and it was asked for just now");
         self.stream.launch_graph(&graph.graph)
     }
 

@@ -12,10 +12,13 @@ use crate::queue::Arguments;
 pub(crate) const STEP_CAPABILITY_MIN: u32 = 9;
 /// As step_list.cuh has them.
 const THREADS: usize = 10 * 32;
-/// Warps that stream weights and keep house.
-const OTHER_THREADS: usize = 64;
+/// Warps that keep house and stream weights.
+const OTHER_THREADS: usize = 2 * 32;
+const MAIL_COPIES: usize = 2;
 const MAILBOXES: usize = 8;
-const ROW_COLUMNS_MAX: usize = 8 * 4 * THREADS;
+const ROW_COLUMNS_MAX: usize = 4 * BLOCK_COLUMNS * THREADS / 32;
+/// What the columns of a row are a multiple of, so that a thread has both of its fours of a chunk.
+const ROW_COLUMNS: usize = 64;
 const STAGES_MAX: usize = 32;
 const OPERATION_WORDS: usize = 24;
 /// Tiles of positions of a split.
@@ -27,6 +30,11 @@ const FIRST_BLOCK_AND_RECEIVES: usize = 14;
 const TILES: usize = 15;
 const STAGES: usize = 16;
 const TILE_ROWS: usize = 16;
+/// Where a head has what its blocks have found, and its rounding with rows and number of stages behind.
+const HEAD_FOUND: usize = 11;
+const HEAD_ROUNDING: usize = 15;
+/// Words of what blocks of a head have found.
+const FOUND_WORDS: usize = 3;
 /// Fewest stages that are worth it, and the fewest operations.
 const STAGES_MIN: usize = 3;
 const OPERATIONS_MIN: usize = 4;
@@ -50,6 +58,12 @@ struct KnownKernels {
     gate: Kernel,
     rope_append: Kernel,
     attention: [Kernel; 2],
+    final_norm: Kernel,
+    screen_quantize: Kernel,
+    screen_one: Kernel,
+    screen_exact: [Kernel; 3],
+    argmax_begin: Kernel,
+    argmax: Kernel,
 }
 
 /// An operation and what it needs of the kernel's shared memory.
@@ -63,7 +77,41 @@ struct Operation {
 
 enum Needs {
     Linear(Linear),
-    Attention { head_dim: usize, n_blocks: usize },
+    Attention {
+        head_dim: usize,
+        n_blocks: usize,
+    },
+    /// The screen of a head, and the best of its rows: two operations.
+    Screen(Head),
+    Best(Head),
+}
+
+#[derive(Clone, Copy)]
+struct Head {
+    n: usize,
+    screen_stride: usize,
+    row_bytes: usize,
+}
+
+impl Head {
+    /// Quantised row, normed row and norm weights, bounds and numbers of a block's rows.
+    fn scratch_bytes(self, layout: &RingLayout, n_product_blocks: usize) -> usize {
+        let n_rows = self.n_stages(layout).div_ceil(n_product_blocks) * self.rows_of_stage(layout);
+        self.screen_stride * (1 + 2 * 4) + n_rows * 2 * 4
+    }
+
+    fn rows_of_stage(self, layout: &RingLayout) -> usize {
+        layout.stage_bytes / self.screen_stride
+    }
+
+    fn n_stages(self, layout: &RingLayout) -> usize {
+        self.n.div_ceil(self.rows_of_stage(layout))
+    }
+
+    /// Rows that are multiplied exactly at a time, two a warp: as many as there are warps, or as the ring holds.
+    fn exact_rows(self, layout: &RingLayout, n_stages: usize) -> usize {
+        (n_stages * layout.stage_bytes / self.row_bytes / 2 * 2).min(THREADS / 32 * 2)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -87,7 +135,7 @@ impl Linear {
         self.n_groups > 1
     }
 
-    /// Quantised row, norm weights, group scales and sums, and with those products of groups.
+    /// Quantised row, norm weights, and of groups scales, sums and products.
     fn scratch_bytes(self, n_product_blocks: usize) -> usize {
         let filled = self.n_blocks * BLOCK_COLUMNS;
         let weights = if self.has_norms { filled * 4 } else { 0 };
@@ -103,10 +151,21 @@ impl Linear {
 
 impl Operation {
     /// The operation as the kernel reads it, its first tile on block `next_block`.
-    fn placed(&self, layout: &RingLayout, (n_stages, n_product_blocks): (usize, usize), next_block: &mut usize) -> [u64; OPERATION_WORDS] {
+    fn placed(
+        &self,
+        layout: &RingLayout,
+        (n_stages, n_product_blocks): (usize, usize),
+        next_block: &mut usize,
+        found: u64,
+    ) -> [u64; OPERATION_WORDS] {
         // Products that add to a row always begin here, so that a thread adds to what it has written itself.
         const FIRST_BLOCK_OF_ADDING: usize = 0;
         let mut words = self.words;
+        if let Needs::Screen(head) | Needs::Best(head) = self.needs {
+            words[HEAD_FOUND] = found;
+            words[HEAD_ROUNDING] |= word(0, head.rows_of_stage(layout));
+            words[HEAD_ROUNDING + 1] = word(head.n_stages(layout), head.exact_rows(layout, n_stages));
+        }
         if let Needs::Linear(linear) = self.needs {
             let n_pieces = linear.n_blocks.div_ceil(layout.stage_blocks);
             let (n_tiles, n_over) = (linear.n_tiles() / n_product_blocks, linear.n_tiles() % n_product_blocks);
@@ -121,9 +180,10 @@ impl Operation {
         words
     }
 
-    fn scratch_bytes(&self, n_product_blocks: usize, n_attention_tiles: usize) -> usize {
+    fn scratch_bytes(&self, layout: &RingLayout, n_product_blocks: usize, n_attention_tiles: usize) -> usize {
         match self.needs {
             Needs::Linear(linear) => linear.scratch_bytes(n_product_blocks),
+            Needs::Screen(head) | Needs::Best(head) => head.scratch_bytes(layout, n_product_blocks),
             // Pairs of tiles, weights of a split, queries, largest scores, the last key and value, heads.
             Needs::Attention { head_dim, .. } => {
                 n_attention_tiles * 2 * 64 * head_dim * 2 + 4 * 8 * 64 * 2 + 8 * 16 * 4 + (16 + 4 + 40) * head_dim
@@ -143,7 +203,7 @@ impl BlockShares {
     fn new(operations: &[Operation], n_multiprocessors: usize) -> Self {
         let of_attention = operations.iter().map(|operation| match operation.needs {
             Needs::Attention { n_blocks, .. } => n_blocks,
-            Needs::Linear(_) => 0,
+            _ => 0,
         });
         let n_attention = of_attention.max().unwrap_or(0);
         if n_attention <= ATTENTION_BLOCKS_MAX && n_attention * 4 <= n_multiprocessors {
@@ -199,6 +259,12 @@ impl StepOfOne {
             gate: kernels.gate,
             rope_append: kernels.rope_append[1],
             attention: kernels.attention_mma_one,
+            final_norm: kernels.final_norm,
+            screen_quantize: kernels.screen_quantize,
+            screen_one: kernels.screen_one,
+            screen_exact: kernels.screen_exact,
+            argmax_begin: kernels.argmax_begin,
+            argmax: kernels.argmax,
         };
         Self { kernel: kernels.step_one, known, n_multiprocessors, shared_bytes_max }
     }
@@ -208,8 +274,21 @@ impl StepOfOne {
         let (mut together, mut lists) = (Vec::new(), Vec::new());
         let mut rest = launches;
         while let Some(first) = rest.first() {
-            let (operations, n_launches) = self.operations(rest);
-            match self.launch(&operations, memory)? {
+            let (mut operations, mut n_launches) = self.operations(rest);
+            let mut launched = None;
+            if let Some((head, n)) = operations.last().and_then(|last| self.head(&rest[n_launches..], last)) {
+                let n_before = operations.len();
+                operations.extend(head);
+                launched = self.launch(&operations, memory)?;
+                match launched {
+                    Some(_) => n_launches += n,
+                    None => operations.truncate(n_before),
+                }
+            }
+            if launched.is_none() {
+                launched = self.launch(&operations, memory)?;
+            }
+            match launched {
                 Some((launch, list)) => {
                     together.push(launch);
                     lists.push(list);
@@ -246,40 +325,48 @@ impl StepOfOne {
     fn launch(&self, operations: &[Operation], memory: &Memory) -> Result<Option<(Launch, Buffer)>, DeviceError> {
         let linears = operations.iter().filter_map(|operation| match operation.needs {
             Needs::Linear(linear) => Some(linear),
-            Needs::Attention { .. } => None,
+            _ => None,
         });
         let linears: Vec<Linear> = linears.collect();
         if operations.len() < OPERATIONS_MIN || linears.is_empty() {
             return Ok(None);
         }
         let layout = RingLayout::best(&linears);
+        if operations.iter().any(|operation| matches!(operation.needs, Needs::Screen(head) if head.rows_of_stage(&layout) == 0)) {
+            return Ok(None);
+        }
         let blocks = BlockShares::new(operations, self.n_multiprocessors);
         // Blocks of attention have no weights: it works where others have the ring, on a whole split at a time.
         let is_apart = blocks.first_attention > 0;
         let n_attention_tiles = if is_apart { SPLIT_TILES } else { SPLIT_TILES / 2 };
         let scratch_of = |is_attention: bool| {
             let of_kind = operations.iter().filter(|operation| matches!(operation.needs, Needs::Attention { .. }) == is_attention);
-            of_kind.map(|operation| operation.scratch_bytes(blocks.n_product, n_attention_tiles)).max().unwrap_or(0)
+            of_kind.map(|operation| operation.scratch_bytes(&layout, blocks.n_product, n_attention_tiles)).max().unwrap_or(0)
         };
         let sums_bytes = linears.iter().map(|linear| linear.sums_bytes(blocks.n_product)).max().unwrap_or(0);
         let (of_products, of_attention) = (2 * sums_bytes + scratch_of(false), scratch_of(true));
         let scratch = if is_apart { of_products } else { of_products.max(2 * sums_bytes + of_attention) };
         let n_stages = (self.shared_bytes_max.saturating_sub(scratch) / layout.stage_bytes).min(STAGES_MAX);
-        if n_stages < STAGES_MIN {
+        let fits = |operation: &Operation| match operation.needs {
+            Needs::Screen(head) => head.exact_rows(&layout, n_stages) > 0,
+            _ => true,
+        };
+        if n_stages < STAGES_MIN || !operations.iter().all(fits) {
             return Ok(None);
         }
         let most = operations.iter().map(|operation| operation.results.1).max().unwrap_or(0);
         let n_results = most.next_multiple_of(4);
-        let mailbox_words = (n_results + self.n_multiprocessors).next_multiple_of(4);
-        // The list, the mailboxes with the pattern that nothing has come, and how many operations have sent.
-        let mut next_block = 0;
-        let placed = operations.iter().map(|operation| operation.placed(&layout, (n_stages, blocks.n_product), &mut next_block));
-        let list: Vec<u8> = placed.flatten().flat_map(u64::to_le_bytes).collect();
+        let mailbox_words = (MAIL_COPIES * n_results + self.n_multiprocessors).next_multiple_of(4);
+        // The list, the mailboxes with the pattern that nothing has come, how many operations have sent, and what blocks have found of the head.
+        let list_bytes = operations.len() * OPERATION_WORDS * size_of::<u64>();
         let mail_bytes = MAILBOXES * mailbox_words * size_of::<u32>();
-        let bytes = [list.as_slice(), &vec![0xff; mail_bytes], &[0; 8]].concat();
-        let memory_of_step = memory.buffer("operations of a step", bytes.len())?;
-        memory.write(&bytes, &memory_of_step)?;
-        let mail = memory_of_step.address() + list.len() as u64;
+        let memory_of_step = memory.buffer("operations of a step", list_bytes + mail_bytes + (1 + FOUND_WORDS) * size_of::<u64>())?;
+        let mail = memory_of_step.address() + list_bytes as u64;
+        let found = mail + mail_bytes as u64 + size_of::<u64>() as u64;
+        let mut next_block = 0;
+        let placed = operations.iter().map(|operation| operation.placed(&layout, (n_stages, blocks.n_product), &mut next_block, found));
+        let list: Vec<u8> = placed.flatten().flat_map(u64::to_le_bytes).collect();
+        memory.write(&[list.as_slice(), &vec![0xff; mail_bytes], &[0; (1 + FOUND_WORDS) * size_of::<u64>()]].concat(), &memory_of_step)?;
         let arguments = Arguments::new().address(memory_of_step.address()).address(mail).address(mail + mail_bytes as u64);
         let arguments = arguments.word(operations.len()).word(n_stages).word(layout.stage_blocks).word(layout.row_bytes);
         let arguments = arguments.word(layout.scale_bytes).word(layout.stage_bytes).word(mailbox_words).word(n_results);
@@ -306,6 +393,55 @@ impl StepOfOne {
         None
     }
 
+    /// `final_norm` to `argmax` of a token of whose logits only the largest is looked at, behind `last`: two operations, and how many launches they are.
+    fn head(&self, launches: &[Launch], last: &Operation) -> Option<([Operation; 2], usize)> {
+        let [norm, quantize, screen, exact, begin, argmax] = launches.first_chunk()?;
+        let known = &self.known;
+        let dtype = known.screen_exact.iter().position(|kernel| *kernel == exact.kernel)?;
+        let kernels = [norm, quantize, screen, begin, argmax].map(|launch| launch.kernel);
+        let [n, k] = halves(exact.arguments[6]);
+        let ([_, screen_stride], [stride, _]) = (halves(quantize.arguments[4]), halves(exact.arguments[7]));
+        let is_one_token = norm.grid == [1, 1] && exact.grid[1] == 1 && argmax.grid[1] == 1 && exact.arguments[8] == 0;
+        let is_chain = norm.arguments[2] == quantize.arguments[0]
+            && quantize.arguments[0] == exact.arguments[0]
+            && quantize.arguments[1] == screen.arguments[0]
+            && screen.arguments[6] == exact.arguments[5]
+            && exact.arguments[5] == argmax.arguments[0]
+            && begin.arguments[1] == argmax.arguments[1];
+        let is_known = kernels == [known.final_norm, known.screen_quantize, known.screen_one, known.argmax_begin, known.argmax];
+        let [_, forgets] = halves(argmax.arguments[2]);
+        let has_row = last.results == (norm.arguments[0], k) && matches!(last.needs, Needs::Linear(_));
+        let n_norms = halves(norm.arguments[6])[0];
+        if !is_known
+            || !is_chain
+            || !is_one_token
+            || forgets == 0
+            || !has_row
+            || n_norms == 0
+            || !k.is_multiple_of(ROW_COLUMNS)
+            || k > ROW_COLUMNS_MAX
+        {
+            return None;
+        }
+        let element_bytes = if dtype == 0 { 4 } else { 2 };
+        let head = Head { n, screen_stride, row_bytes: stride * element_bytes };
+        let mut words = [0; OPERATION_WORDS];
+        words[2..6].copy_from_slice(&norm.arguments[3..7]);
+        words[6..9].copy_from_slice(&screen.arguments[1..4]);
+        words[9..11].copy_from_slice(&[exact.arguments[1], argmax.arguments[1]]);
+        words[12] = word(n, k);
+        words[13] = word(screen_stride / BLOCK_COLUMNS, screen_stride);
+        words[14] = word(head.row_bytes, dtype);
+        words[HEAD_ROUNDING] = exact.arguments[7] >> 32;
+        let operation = |kind: u64, needs, n_results| {
+            let mut words = words;
+            words[0] = kind;
+            Operation { words, needs, from: norm.arguments[0], results: (0, n_results) }
+        };
+        let screened = operation(2, Needs::Screen(head), self.n_multiprocessors);
+        Some(([screened, operation(3, Needs::Best(head), 0)], 6))
+    }
+
     /// `bit_linear_one` or `bit_linear_gate_one`.
     fn per_token(&self, launch: &Launch) -> Option<Operation> {
         let from = &launch.arguments;
@@ -316,7 +452,10 @@ impl StepOfOne {
         if from[0] == 0 {
             return None;
         }
-        linear_operation(&from[..5], [from[8], from[9], out], linear, activation)
+        // Inverse scales stand behind the scales.
+        let n_scales = if n_groups == 0 { 1 } else { n };
+        let inverse_scales = from[9] + (n_scales * size_of::<f32>()) as u64;
+        linear_operation(&from[..5], [from[8], inverse_scales, out], linear, activation)
     }
 
     /// `norm_quantize` and `bit_linear_groups`, and `gate` if it is next.
@@ -366,7 +505,7 @@ impl StepOfOne {
 
 /// A product from where its row comes (address, norms), where its weights, scales and results are, and how it is stored.
 fn linear_operation(source: &[u64], places: [u64; 3], linear: Linear, activation: usize) -> Option<Operation> {
-    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && linear.k.is_multiple_of(16) && linear.n > 0;
+    let is_whole = linear.n.is_multiple_of(TILE_ROWS) && linear.k.is_multiple_of(ROW_COLUMNS) && linear.n > 0;
     let is_in_parts = linear.n_blocks * BLOCK_COLUMNS > ROW_COLUMNS_MAX;
     if !is_whole || (is_in_parts && (linear.has_norms || !linear.in_groups)) {
         return None;

@@ -59,11 +59,7 @@ __device__ __forceinline__ void attention_mma_prompt_body(const AttentionMmaArgs
     for (int half = 0; half < 2; half++) {
         const u32 row = line + half * 8;
         if ((warp * 16 + row) >> a.log_sharing >= n_tokens) continue;
-        float* out = a.out + ((u64)token_of(row) * a.n_heads + head_of(row)) * DIM + (lane & 3) * 2;
-        const float factor = 1.0f / split.sums[half * 2];
-#pragma unroll
-        for (int tile = 0; tile < DIM / 8; tile++)
-            *(float2*)(out + tile * 8) = make_float2(split.values[tile][half * 2] * factor, split.values[tile][half * 2 + 1] * factor);
+        split.store(a.out + ((u64)token_of(row) * a.n_heads + head_of(row)) * DIM, half);
     }
 }
 
@@ -100,7 +96,7 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionRotatingAr
     const bool takes_all = a.n_splits == 1;
     const AttentionOne<DIM, RING> one{
         a, a.blocks + a.table_starts[token], base, greatest_of_warps, first_head / (a.n_heads / a.n_kv_heads), split * SPLIT_TILES,
-        takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, blockIdx.y, nullptr, nullptr,
+        takes_all ? n_tiles : min(n_tiles, (split + 1) * SPLIT_TILES), n_positions, blockIdx.y,
     };
     // Keys and values of steps before are there before this step's are: only the tile of the last position waits for it.
     const bool is_old = (one.first_tile + RING - 1) * TILE < n_positions;
@@ -131,7 +127,7 @@ __device__ __forceinline__ void attention_mma_one_body(const AttentionRotatingAr
     one.run(total, queries);
     float* out = a.out + ((u64)token * a.n_heads + first_head) * DIM;
     if (takes_all || n_present == 1) {
-        one.store_all(total, out, first_head);
+        one.store_all(total, out);
     } else {
         one.share(total, out, first_head, split, n_present);
     }

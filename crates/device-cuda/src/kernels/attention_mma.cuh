@@ -145,6 +145,15 @@ struct Partial {
         }
     }
 
+    // Stores the results of this thread's row of a half at `to`, where that row begins.
+    __device__ __forceinline__ void store(float* to, int half) const {
+        float* out = to + (threadIdx.x & 3) * 2;
+        const float factor = 1.0f / sums[half * 2];
+#pragma unroll
+        for (int tile = 0; tile < COLUMNS / 8; tile++)
+            *(float2*)(out + tile * 8) = make_float2(values[tile][half * 2] * factor, values[tile][half * 2 + 1] * factor);
+    }
+
     // Adds weights[16, TILE] · values[TILE, COLUMNS], the values from column `first_column` of rows of DIM.
     template <int DIM>
     __device__ __forceinline__ void add_tile(const u32 (&weights)[TILE / 16][4], u32 tile, u32 first_column) {
@@ -316,15 +325,24 @@ __device__ __forceinline__ void put_together(const float* kept, Partial<DIM>& sp
     split = total;
 }
 
+// A result of a row whose splits others have left: [n_present, DIM + 2], values and behind them largest score and sum of weights.
+template <int DIM>
+__device__ __forceinline__ float value_of_splits(const float* of_row, u32 column, u32 n_present) {
+    float2 facts = __ldcg((const float2*)(of_row + DIM));
+    float value = __ldcg(of_row + column);
+#pragma unroll 4
+    for (u32 next = 1; next < n_present; next++) {
+        const float* of_next = of_row + next * (DIM + 2);
+        const float2 theirs = __ldcg((const float2*)(of_next + DIM));
+        const float greatest = larger(facts.x, theirs.x), factor = exp2_fast(facts.x - greatest), their_factor = exp2_fast(theirs.x - greatest);
+        value = __fmaf_rn(value, factor, __ldcg(of_next + column) * their_factor);
+        facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
+    }
+    return value * (1.0f / facts.y);
+}
+
 // A barrier of the THREADS threads that share a token's heads; a kernel may have others.
 __device__ __forceinline__ void barrier_of_heads() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
-
-// A result for others who look whether it has come (step.cu): nothing equals what stands there before.
-#define NOT_COME 0xffffffffu
-__device__ __forceinline__ void send(float* to, float value) {
-    const u32 bits = __float_as_uint(value), sent = bits == NOT_COME ? 0x7fffffffu : bits;
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(sent) : "memory");
-}
 
 // `RING` tiles of keys and values are on their way or in use.
 template <int DIM, int RING>
@@ -341,8 +359,6 @@ struct AttentionOne {
     u32 first_tile, end_tile;
     u32 n_positions;
     u32 token_place;   // of the token among those that stand alone
-    const uint4* last; // [2, DIM / 8]: key and value of the last position, which are not in the cache yet; or null
-    float* mail;       // [n_heads, DIM], where results go, too; or null
 
     __device__ __forceinline__ u32 keys(u32 tile) const { return base + (tile % RING) * 2 * TILE_SIZE; }
     __device__ __forceinline__ u32 values(u32 tile) const { return keys(tile) + TILE_SIZE; }
@@ -353,17 +369,6 @@ struct AttentionOne {
             fetch_tiles<DIM>(a, keys(tile), values(tile), blocks, kv_head, tile * TILE, n_positions);
         }
         end_fetch();
-    }
-
-    // Puts the last position's key and value where its tile has them.
-    __device__ __forceinline__ void put_last(u32 tile) const {
-        const u32 part = threadIdx.x / (DIM / 8), piece = threadIdx.x % (DIM / 8);
-        if (part < 2) {
-            const uint4 bits = last[part * (DIM / 8) + piece];
-            const u32 to = (part == 0 ? keys(tile) : values(tile)) + piece_of<DIM>((n_positions - 1) % TILE, piece);
-            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w) : "memory");
-        }
-        barrier_of_heads();
     }
 
     // Scores of this warp's 16 keys, weights of all through shared memory, values of this warp's columns.
@@ -408,7 +413,6 @@ struct AttentionOne {
             barrier_of_heads();
             // The slot of the tile before this one is free since the barrier.
             fetch(tile + RING - 1);
-            if (last != nullptr && tile == (n_positions - 1) / TILE) put_last(tile);
             add_tile(split, queries, tile);
             if (tile + 1 == end_tile || (tile + 1) % SPLIT_TILES == 0) {
                 if (tile / SPLIT_TILES == first_tile / SPLIT_TILES) total = split;
@@ -428,17 +432,8 @@ struct AttentionOne {
         for (int tile = 0; tile < COLUMNS / 8; tile++) *(float2*)(out + tile * 8) = make_float2(total.values[tile][0] * factor, total.values[tile][1] * factor);
     }
 
-    // The same for the token's heads, and to whoever waits for it.
-    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, u32 first_head) const {
-        const float factor = 1.0f / total.sums[0];
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = lane / 4;
-        if (mail != nullptr && row >> a.log_sharing == 0) {
-            float* to = mail + (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
-#pragma unroll
-            for (int index = 0; index < COLUMNS / 4; index++) send(to + index / 2 * 8 + index % 2, total.values[index / 2][index % 2] * factor);
-        }
-        store(total, out, DIM, factor);
-    }
+    // The same for the token's heads.
+    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out) const { store(total, out, DIM, 1.0f / total.sums[0]); }
 
     // Leaves this split for the last block of the token's heads, or puts all splits together if this is it.
     __device__ __forceinline__ void share(const Partial<COLUMNS>& total, float* out, u32 first_head, u32 split, u32 n_present) const {
@@ -458,20 +453,7 @@ struct AttentionOne {
         __threadfence();
         if (threadIdx.x == 0) *counter = 0;
         for (u32 index = threadIdx.x; index < sharing * DIM; index += THREADS) {
-            const float* of_row = partials + (u64)(index / DIM) * stride;
-            float2 facts = __ldcg((const float2*)(of_row + DIM));
-            float value = __ldcg(of_row + index % DIM);
-#pragma unroll 4
-            for (u32 next = 1; next < n_present; next++) {
-                const float* of_next = of_row + next * (DIM + 2);
-                const float2 theirs = __ldcg((const float2*)(of_next + DIM));
-                const float greatest = larger(facts.x, theirs.x), factor = exp2_fast(facts.x - greatest), their_factor = exp2_fast(theirs.x - greatest);
-                value = __fmaf_rn(value, factor, __ldcg(of_next + index % DIM) * their_factor);
-                facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
-            }
-            value *= 1.0f / facts.y;
-            out[index] = value;
-            if (mail != nullptr) send(mail + first_head * DIM + index, value);
+            out[index] = value_of_splits<DIM>(partials + (u64)(index / DIM) * stride, index % DIM, n_present);
         }
     }
 };

@@ -217,11 +217,7 @@ __device__ __forceinline__ void attention_wgmma_body(const AttentionRotatingArgs
     for (int half = 0; half < 2; half++) {
         const u32 row = line + half * 8;
         if ((warp * 16 + row) >> a.log_sharing >= n_tokens) continue;
-        float* out = a.out + ((u64)token_of(row) * a.n_heads + head_of(row)) * DIM + (lane & 3) * 2;
-        const float factor = 1.0f / split.sums[half * 2];
-#pragma unroll
-        for (int tile = 0; tile < DIM / 8; tile++)
-            *(float2*)(out + tile * 8) = make_float2(split.values[tile][half * 2] * factor, split.values[tile][half * 2 + 1] * factor);
+        split.store(a.out + ((u64)token_of(row) * a.n_heads + head_of(row)) * DIM, half);
     }
 }
 

@@ -119,5 +119,64 @@ __device__ __forceinline__ void bit_linear_f32_body(const BitLinearF32Args& a) {
     }
 }
 
+// The same for one token, groups of 128 columns and whole blocks of 256: a thread has four rows, and its four share what is left to add of them, each one's.
+#define ONE_ROWS 4
+#define ONE_BLOCK_ROWS (8 * ONE_ROWS)
+
+__device__ __forceinline__ float4 selected(bool second, float4 a, float4 b) {
+    return make_float4(second ? b.x : a.x, second ? b.y : a.y, second ? b.z : a.z, second ? b.w : a.w);
+}
+
+// `kept` plus what the thread `step` places away gives.
+__device__ __forceinline__ float4 exchanged(float4 kept, float4 given, int step) {
+    return make_float4(kept.x + __shfl_xor_sync(FULL_WARP, given.x, step), kept.y + __shfl_xor_sync(FULL_WARP, given.y, step),
+                       kept.z + __shfl_xor_sync(FULL_WARP, given.z, step), kept.w + __shfl_xor_sync(FULL_WARP, given.w, step));
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) bit_linear_f32_one(const BitLinearF32Args a) {
+    // x[k], then [ONE_BLOCK_ROWS][n_groups + 1] products
+    extern __shared__ __align__(16) float shared[];
+    float* products = shared + a.k;
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32, thread = lane & 3, line = lane >> 2, n_blocks = a.k / 256, stride = a.n_groups + 1;
+    admit_successor();
+    await_predecessors();
+    for (u32 four = threadIdx.x; four < a.k / 4; four += WARPS * 32) ((float4*)shared)[four] = ((const float4*)a.x)[four];
+#pragma unroll 1
+    for (u32 first = blockIdx.x * ONE_BLOCK_ROWS; first < a.n; first += gridDim.x * ONE_BLOCK_ROWS) {
+        __syncthreads();
+        const u32 my_row = min(first + thread * 8 + line, a.n - 1);
+#pragma unroll 1
+        for (u32 block = warp; block < n_blocks; block += WARPS) {
+            uint4 codes[ONE_ROWS];
+#pragma unroll
+            for (int r = 0; r < ONE_ROWS; r++) codes[r] = __ldg(a.words + ((u64)min(first + r * 8 + line, a.n - 1) * n_blocks + block) * 4 + thread);
+            const float2 scales = a.one_scale ? make_float2(a.scales[0], a.scales[0]) : __ldg((const float2*)(a.scales + (u64)my_row * a.n_groups + block * 2));
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float4 lanes[ONE_ROWS] = {};
+#pragma unroll
+                for (int part = 0; part < 8; part++) {
+                    const float4 x = *(const float4*)(shared + (block * 16 + half * 8 + part) * LANES + thread * 4);
+#pragma unroll
+                    for (int r = 0; r < ONE_ROWS; r++) add_four(lanes[r], x, word_of(codes[r], half * 2 + part / 4) >> (8 * (part % 4)));
+                }
+                // As sum_lanes_of_four.
+                const bool is_upper = thread & 2, is_odd = thread & 1;
+                const float4 even = exchanged(selected(is_upper, lanes[0], lanes[2]), selected(is_upper, lanes[2], lanes[0]), 2);
+                const float4 odd = exchanged(selected(is_upper, lanes[1], lanes[3]), selected(is_upper, lanes[3], lanes[1]), 2);
+                const float4 mine = exchanged(selected(is_odd, even, odd), selected(is_odd, odd, even), 1);
+                products[(thread * 8 + line) * stride + block * 2 + half] = (sum_of_four(mine) * 0.5f) * (half == 0 ? scales.x : scales.y);
+            }
+        }
+        __syncthreads();
+        const u32 row = first + threadIdx.x;
+        if (threadIdx.x >= ONE_BLOCK_ROWS || row >= a.n) continue;
+        float y = 0.0f;
+#pragma unroll 8
+        for (int group = 0; group < (int)a.n_groups; group++) y += products[threadIdx.x * stride + group];
+        a.out[row] = a.add ? a.out[row] + y : y;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(WARPS * 32) bit_linear_f32_1(const BitLinearF32Args a) { bit_linear_f32_body<1>(a); }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) bit_linear_f32_4(const BitLinearF32Args a) { bit_linear_f32_body<4>(a); }

@@ -200,7 +200,8 @@ struct StepSplits {
 #pragma unroll
         for (int index = 0; index < SPLIT_TILES; index++) {
             const float4 strips = greatest[index];
-            const float next = index < n ? larger(larger(larger(larger(before, strips.x), strips.y), strips.z), strips.w) : before;
+            // None of them is NaN.
+            const float of_tile = fmaxf(fmaxf(strips.x, strips.y), fmaxf(strips.z, strips.w)), next = index < n ? fmaxf(before, of_tile) : before;
             factors[index] = next == NEGATIVE_INFINITY ? 1.0f : exp2_fast(before - next);
             largest[index] = before = next;
         }
@@ -220,31 +221,50 @@ struct StepSplits {
             }
         }
         barrier_of_step();
-        if (warp >= VALUE_WARPS) return;
+        if (warp >= VALUE_WARPS) {
+            // It may have scores of the next tiles of the split.
+            split.largest[0] = largest[SPLIT_TILES - 1];
+            return;
+        }
+        // What is read of two tiles comes first, so that products wait for each other only. What is not there is not used.
 #pragma unroll
-        for (int index = 0; index < SPLIT_TILES; index++) {
-            if (index >= n) break;
-            u32 weights[TILE / 16][4];
+        for (int pair = 0; pair < SPLIT_TILES; pair += 2) {
+            if (pair >= n) break;
+            u32 weights[2][TILE / 16][2], values[2][TILE / 16][4];
 #pragma unroll
-            for (int step = 0; step < TILE / 16; step += 2) {
-                u32 matrices[4];
-                load_matrices(matrices, room.weights(index) + piece_of<TILE>(lane & 7, step * 2 + lane / 8));
+            for (int index = 0; index < 2; index++) {
+                const u32 there = min((u32)(pair + index), n - 1);
 #pragma unroll
-                for (int next = 0; next < 2; next++) {
-                    weights[step + next][0] = matrices[next * 2];
-                    weights[step + next][2] = matrices[next * 2 + 1];
-                    weights[step + next][1] = weights[step + next][3] = 0;
+                for (int step = 0; step < TILE / 16; step += 2) {
+                    u32 matrices[4];
+                    load_matrices(matrices, room.weights(there) + piece_of<TILE>(lane & 7, step * 2 + lane / 8));
+#pragma unroll
+                    for (int part = 0; part < 4; part++) weights[index][step + part / 2][part % 2] = matrices[part];
+                }
+#pragma unroll
+                for (int step = 0; step < TILE / 16; step++)
+                    load_transposed(values[index][step], room.values(there) + piece_of<DIM>(step * 16 + (lane & 15), warp * (COLUMNS / 8) + lane / 16));
+            }
+#pragma unroll
+            for (int index = 0; index < 2; index++) {
+                if (pair + index >= n) break;
+                const float factor = factors[pair + index];
+                split.largest[0] = largest[pair + index];
+                split.sums[0] *= factor;
+                split.sums[1] *= factor;
+#pragma unroll
+                for (int eight = 0; eight < COLUMNS / 8; eight++) {
+                    split.values[eight][0] *= factor;
+                    split.values[eight][1] *= factor;
+                }
+#pragma unroll
+                for (int step = 0; step < TILE / 16; step++) {
+                    const u32 of_step[4] = {weights[index][step][0], 0, weights[index][step][1], 0}, ones = 0x3c003c00u;
+                    multiply_halves(split.values[0], of_step, values[index][step][0], values[index][step][1]);
+                    multiply_halves(split.values[1], of_step, values[index][step][2], values[index][step][3]);
+                    multiply_halves(split.sums, of_step, ones, ones);
                 }
             }
-            split.sums[0] *= factors[index];
-            split.sums[1] *= factors[index];
-#pragma unroll
-            for (int eight = 0; eight < COLUMNS / 8; eight++) {
-                split.values[eight][0] *= factors[index];
-                split.values[eight][1] *= factors[index];
-            }
-            split.largest[0] = largest[index];
-            split.template add_tile<DIM>(weights, room.values(index), warp * COLUMNS);
         }
     }
 
@@ -292,19 +312,19 @@ struct StepSplits {
     }
 
     // The same for the token's heads, and to whoever waits for it.
-    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, float* mail, u32 first_head) const {
+    __device__ __forceinline__ void store_all(const Partial<COLUMNS>& total, float* out, const Mail& mail, u32 first_head) const {
         const float factor = 1.0f / total.sums[0];
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = lane / 4;
-        if (mail != nullptr && warp < VALUE_WARPS && row >> a.log_sharing == 0) {
-            float* to = mail + (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
+        if (warp < VALUE_WARPS && row >> a.log_sharing == 0) {
+            const u32 to = (first_head + row) * DIM + warp * COLUMNS + (lane & 3) * 2;
 #pragma unroll
-            for (int index = 0; index < COLUMNS / 4; index++) send(to + index / 2 * 8 + index % 2, total.values[index / 2][index % 2] * factor);
+            for (int eight = 0; eight < COLUMNS / 8; eight++) mail.send_result(to + eight * 8, make_float2(total.values[eight][0] * factor, total.values[eight][1] * factor));
         }
         store_rows(total, out, DIM, factor);
     }
 
     // Leaves this split for the last block of the token's heads, or puts all splits together if this is it.
-    __device__ __forceinline__ void share(const Partial<COLUMNS>& total, float* out, float* mail, u32 first_head, u32 split, u32 n_present) const {
+    __device__ __forceinline__ void share(const Partial<COLUMNS>& total, float* out, const Mail& mail, u32 first_head, u32 split, u32 n_present) const {
         __shared__ u32 n_before;
         const u32 lane = threadIdx.x & 31, stride = a.n_splits * (DIM + 2), sharing = 1 << a.log_sharing, row = lane / 4;
         float* partials = a.partials + (u64)first_head * stride;
@@ -320,52 +340,46 @@ struct StepSplits {
         __threadfence();
         if (threadIdx.x == 0) *counter = 0;
         for (u32 index = threadIdx.x; index < sharing * DIM; index += STEP_THREADS) {
-            const float* of_row = partials + (u64)(index / DIM) * stride;
-            float2 facts = __ldcg((const float2*)(of_row + DIM));
-            float value = __ldcg(of_row + index % DIM);
-#pragma unroll 4
-            for (u32 next = 1; next < n_present; next++) {
-                const float* of_next = of_row + next * (DIM + 2);
-                const float2 theirs = __ldcg((const float2*)(of_next + DIM));
-                const float greatest = larger(facts.x, theirs.x), factor = exp2_fast(facts.x - greatest), their_factor = exp2_fast(theirs.x - greatest);
-                value = __fmaf_rn(value, factor, __ldcg(of_next + index % DIM) * their_factor);
-                facts = make_float2(greatest, __fmaf_rn(facts.y, factor, theirs.y * their_factor));
-            }
-            value *= 1.0f / facts.y;
+            const float value = value_of_splits<DIM>(partials + (u64)(index / DIM) * stride, index % DIM, n_present);
             out[index] = value;
-            if (mail != nullptr) send(mail + first_head * DIM + index, value);
+            mail.send_result(first_head * DIM + index, value);
         }
     }
 };
 
-template <int DIM>
-__device__ __forceinline__ void attend(const StepArgs& step, const StepAttention& a, char* shared, const Mail& mail) {
-    const u32 item = blockIdx.x - step.first_attention, sharing = 1 << a.of.log_sharing, n_items = (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
+// Whether this block has heads: there are as many blocks as items at least.
+__device__ __forceinline__ bool attends(const StepArgs& step, const StepAttention& a) {
+    return blockIdx.x - step.first_attention < (a.of.n_heads >> a.of.log_sharing) * a.of.n_splits;
+}
+
+// A function of its own, as are those of the head: so that the registers of products are not those of all. And one for blocks that do nothing else (APART): it would
+// save and load registers of the others' loop, from the second-level cache.
+template <int DIM, bool APART>
+__device__ __noinline__ void attend(u32 item, u32 n_tiles_of_room, const StepAttention& a, char* shared, const Mail mail) {
+    const u32 sharing = 1 << a.of.log_sharing;
     const u32 token = a.of.tokens[0], n_positions = a.of.positions[token] + 1;
     const u32 n_tiles = (n_positions + TILE - 1) / TILE, n_present = (n_tiles + SPLIT_TILES - 1) / SPLIT_TILES;
     const bool takes_all = a.of.n_splits == 1;
-    // There are as many blocks as items at least.
     const u32 split = item % a.of.n_splits, first_head = item / a.of.n_splits * sharing, heads_of_kv = a.of.n_heads / a.of.n_kv_heads;
-    if (item >= n_items || split >= n_present) {
-        mail.have_read();
-        return;
-    }
+    if (split >= n_present) return mail.pass();
     const u32 first_tile = split * SPLIT_TILES, end_tile = takes_all ? n_tiles : min(n_tiles, first_tile + SPLIT_TILES), slot = *a.slots;
-    const AttentionRoom<DIM> room(shared, step.attention_tiles);
+    const AttentionRoom<DIM> room(shared, n_tiles_of_room);
     const StepSplits<DIM> splits{a.of, room, a.of.blocks + a.of.table_starts[token], first_head / heads_of_kv, n_positions};
     const u32 last = n_tiles - 1 - first_tile, n_first = min(room.n_tiles, end_tile - first_tile);
     const StepHeads<DIM> heads{a, room, mail.in, first_head, splits.kv_head, end_tile == n_tiles && last < n_first ? last : NOT_COME, (n_positions - 1) % TILE};
     splits.fetch(first_tile, n_first);
+    mail.await_room();
     heads.run();
     mail.have_read();
     asm volatile("cp.async.wait_all;" ::: "memory");
     barrier_of_step();
-    if (end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append(slot);
     Partial<StepSplits<DIM>::COLUMNS> total;
     splits.run(total, first_tile, end_tile);
     float* out = a.of.out + (u64)first_head * DIM;
-    if (takes_all || n_present == 1) splits.store_all(total, out, mail.out, first_head);
-    else splits.share(total, out, mail.out, first_head, split, n_present);
+    if (takes_all || n_present == 1) splits.store_all(total, out, mail, first_head);
+    else splits.share(total, out, mail, first_head, split, n_present);
+    // Nobody waits for these.
+    if (end_tile == n_tiles && first_head % heads_of_kv == 0) heads.append(slot);
     barrier_of_step();
 }
 

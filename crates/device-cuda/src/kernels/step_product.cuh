@@ -1,95 +1,119 @@
-// A product of step.cu: the row is normed and quantised by every block, its blocks of weights come through the ring.
+// A product of step.cu: of the row that every block has quantised (step_row.cuh) and the weights that come through the ring.
 
 #if __CUDA_ARCH__ >= 900
 
-// What the computing warps share of a product, in dynamic shared memory.
-struct LinearRoom {
-    i8* quantized;      // [n_blocks · 256]
-    float* weights;     // [n_blocks · 256], of a norm; each thread reads what it has fetched itself
-    float* x_scales;    // [n_blocks · 2], where activations are in groups
-    int* x_sums;        // likewise
-    int* sums;          // [tiles, 16]; in groups floats, [tiles, 2 · n_blocks, 16]
-};
-
-// Small things in static shared memory.
-struct __align__(16) StepScratch {
-    float chunks[2][FOURS / 2 * STEP_WARPS];  // sums of squares, by norm
-    float largest[STEP_WARPS];
-    int sums[STEP_WARPS];
-};
-
-// A warp's share of a product: some of the blocks of 256 columns of this block's tiles. Those are neighbours where all stages are in the ring together, and
-// otherwise STEP_WARPS apart, so that stages are freed in the order in which they come. Where a share begins is found before the row has come. A stage is free
-// when all its blocks are done.
+// A warp multiplies its share of a product: some of the blocks of 256 columns of this block's tiles. Where all stages are in the ring together, those are
+// neighbours (StepShare); a stage is free when all its blocks are done. Otherwise shares go by the stages as they come. In groups, a stage is two warps', one half
+// each, and a slot of the ring always the same two's; of whole rows, blocks are STEP_WARPS apart, so that each stage is freed by every warp: in both no warp can be
+// a whole round behind another, and take one stage for the next. Stages are freed while others multiply, not at the end, when memory has results to carry.
 template <bool GROUPED>
 struct Multiplier {
     const StepArgs& a;
     const StepLinear& linear;
     const MyTiles& tiles;
-    u32 n_blocks, step;
-    u32 n_left, tile, block, first_block, end_block;  // blocks left to this warp, where it is, and the piece of the tile that the stage has
+    const LinearRoom& room;
+    const u32 n_blocks, row_bytes;
+    const bool interleaves;
     Ring at;
+    u32 n_left, tile, block, first_block;  // of neighbours: blocks left to this warp, and where it is
+    bool is_there;                         // whether its first stage is
 
-    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const MyTiles& mine, Ring& ring) : a(args), linear(of), tiles(mine), at(ring) {
-        n_blocks = linear.n_blocks;
-        const u32 warp = threadIdx.x / 32, n = tiles.n * n_blocks, n_pieces = linear.n_pieces;
-        const bool interleaves = linear.interleaves;
-        step = interleaves ? STEP_WARPS : 1;
-        const u32 unit = interleaves ? warp : warp * n / STEP_WARPS;
-        n_left = (interleaves ? n + STEP_WARPS - 1 - warp : (warp + 1) * n) / STEP_WARPS - (interleaves ? 0 : unit);
-        tile = (u32)(((float)unit + 0.5f) * linear.inverse_n_blocks);
-        block = unit - tile * n_blocks;
-        const u32 piece = (u32)(((float)block + 0.5f) * a.inverse_stage_blocks);
-        first_block = piece * a.stage_blocks;
-        end_block = min(n_blocks, first_block + a.stage_blocks);
-        at.advance(tile * n_pieces + piece, a.n_stages);
-        ring.advance(tiles.n * n_pieces, a.n_stages);
+    __device__ __forceinline__ Multiplier(const StepArgs& args, const StepLinear& of, const StepPlan& plan, const MyTiles& mine, const LinearRoom& of_row, const Ring& ring)
+        : a(args), linear(of), tiles(mine), room(of_row), n_blocks(of.n_blocks), row_bytes(plan.row_bytes), interleaves(of.interleaves), at(ring) {
+        const StepShare share = plan.shares[threadIdx.x / 32];
+        at.slot = share.slot;
+        at.parity = share.parity;
+        n_left = share.n_left;
+        tile = share.tile;
+        block = share.block;
+        first_block = share.first_block;
+        is_there = n_left > 0;
+        if (is_there) await(at.full + at.slot * 8, at.parity);
     }
 
-    __device__ __forceinline__ void run(const LinearRoom& room) {
+    __device__ __forceinline__ void run() {
+        if (interleaves && GROUPED) run_halves();
+        else if (interleaves) run_interleaved();
+        else run_neighbours();
+    }
+
+    __device__ __forceinline__ void run_neighbours() {
         while (n_left > 0) {
-            const u32 n_ahead = end_block - block, n = min(n_left, step == 1 ? n_ahead : (n_ahead + STEP_WARPS - 1) / STEP_WARPS);
-            await(at.full + at.slot * 8, at.parity);
-            run_blocks(room, at.stages + at.slot * a.stage_bytes, n);
-            const u32 last = block + (n - 1) * step, n_missing = last + 1 == end_block ? first_block + a.stage_blocks - end_block : 0;
-            __syncwarp();
-            if ((threadIdx.x & 31) == 0) arrive(at.empty + at.slot * 8, n + n_missing);
+            if (!is_there) await(at.full + at.slot * 8, at.parity);
+            is_there = false;
+            const u32 end_block = min(n_blocks, first_block + a.stage_blocks), n = min(n_left, end_block - block);
+            run_blocks<1>(tile, first_block, block, n);
+            // Whoever has the last block frees what is not there.
+            free(n + (block + n == end_block ? STAGE_PARTS - (end_block - first_block) : 0));
             n_left -= n;
-            block = last + step;
-            while (n_left > 0 && block >= end_block) {
-                first_block = end_block;
-                if (end_block == n_blocks) {
-                    block -= n_blocks;
-                    first_block = 0;
-                    tile++;
-                }
-                end_block = min(n_blocks, first_block + a.stage_blocks);
-                at.advance(1, a.n_stages);
+            block = first_block = end_block;
+            if (end_block == n_blocks) {
+                block = first_block = 0;
+                tile++;
             }
+            at.advance(1, a.n_stages);
         }
     }
 
-    // `n` blocks of the stage.
-    __device__ __forceinline__ void run_blocks(const LinearRoom& room, u32 stage, u32 n) const {
-        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4, inside = block - first_block;
+    // So many parts of the stage.
+    __device__ __forceinline__ void free(u32 n_parts) const {
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0) arrive(at.empty + at.slot * 8, n_parts);
+    }
+
+    __device__ __forceinline__ void run_interleaved() {
+        // Of the stage's blocks, or behind them, the next that is this warp's.
+        u32 next = threadIdx.x / 32;
+        for (u32 of_tile = 0; of_tile < tiles.n; of_tile++)
+            for (u32 from = 0; from < n_blocks; from += a.stage_blocks) {
+                const u32 n_here = min(a.stage_blocks, n_blocks - from);
+                await(at.full + at.slot * 8, at.parity);
+                if (next < n_here) {
+                    const u32 n = (n_here - next + STEP_WARPS - 1) / STEP_WARPS;
+                    run_blocks<STEP_WARPS>(of_tile, from, from + next, n);
+                    next += n * STEP_WARPS;
+                }
+                next -= n_here;
+                free(STAGE_PARTS / STEP_WARPS);
+                at.advance(1, a.n_stages);
+            }
+    }
+
+    __device__ __forceinline__ void run_halves() {
+        const u32 pair = threadIdx.x / 64, half = threadIdx.x / 32 & 1;
+        for (u32 of_tile = 0; of_tile < tiles.n; of_tile++)
+            for (u32 from = 0; from < n_blocks; from += a.stage_blocks, at.advance(1, a.n_stages)) {
+                if (at.slot % (STEP_WARPS / 2) != pair) continue;
+                const u32 n_here = min(a.stage_blocks, n_blocks - from), n_first = (n_here + 1) / 2;
+                await(at.full + at.slot * 8, at.parity);
+                run_blocks<1>(of_tile, from, from + (half ? n_first : 0), half ? n_here - n_first : n_first);
+                free(STAGE_PARTS / 2);
+            }
+    }
+
+    // `n` blocks of the stage, from `block`, STEP apart; the stage's first is `from`.
+    template <int STEP>
+    __device__ __forceinline__ void run_blocks(u32 of_tile, u32 from, u32 block, u32 n) const {
+        const u32 lane = threadIdx.x & 31, thread = lane & 3, line = lane / 4, stage = at.stages + at.slot * a.stage_bytes, high = 8 * row_bytes;
+        u32 words = stage + line * row_bytes + (block - from) * 64 + thread * 16;
         u32 x = (u32)__cvta_generic_to_shared(room.quantized) + block * 256 + thread * 16;
-        u32 words = stage + line * a.row_bytes + inside * 64 + thread * 16;
-        const u32 high = 8 * a.row_bytes;
         int sums[4][4] = {};
         // Of groups: a thread of four has a segment of a block and half of the rows. All eight tokens are the same, so each has all sums.
         const u32 half = lane & 1, odd = lane / 2 & 1, row = line + half * 8;
-        u32 segment = block * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + (inside * 2 + odd) * 4;
-        float* products = (float*)room.sums + (tile * n_blocks * 2 + segment) * 16 + row;
+        u32 segment = block * 2 + odd, scales = stage + 16 * a.row_bytes + row * a.scale_bytes + ((block - from) * 2 + odd) * 4;
+        float* products = (float*)room.sums + (of_tile * n_blocks * 2 + segment) * 16 + row;
         const bool has_scales = GROUPED && linear.n_groups > 1;
         float weight_scale = 0.0f;
         if (GROUPED && !has_scales) {
-            const u32 of = tiles.row(tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
+            const u32 of = tiles.row(of_tile << tiles.log_rows) + (linear.is_gate ? line + half * (linear.n / 2) : row);
             weight_scale = __ldg(linear.scales + (linear.n_groups == 0 ? 0 : of));
         }
 #pragma unroll 2
         for (int turn = 0; turn < (int)n; turn++) {
             const uint4 low_words = load_shared(words), high_words = load_shared(words + high);
             const uint4 x0 = load_shared(x), x1 = load_shared(x + 64), x2 = load_shared(x + 128), x3 = load_shared(x + 192);
+            words += STEP * 64;
+            x += STEP * 256;
             if constexpr (GROUPED) {
                 if (has_scales) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(weight_scale) : "r"(scales));
                 const float scale = weight_scale * room.x_scales[segment];
@@ -104,20 +128,18 @@ struct Multiplier {
                     sum += (half ? of_high : of_low) >> (2 * slot);
                 }
                 *products = (float)(sum - x_sum) * scale;
-                products += step * 32;
-                segment += step * 2;
-                scales += step * 8;
+                products += STEP * 32;
+                segment += STEP * 2;
+                scales += STEP * 8;
             } else {
                 multiply_slots(sums, low_words.x, high_words.x, low_words.y, high_words.y, x0, x1);
                 multiply_slots(sums, low_words.z, high_words.z, low_words.w, high_words.w, x2, x3);
             }
-            words += step * 64;
-            x += step * 256;
         }
         if (!GROUPED && thread == 0) {
-            int* of_tile = room.sums + tile * 16 + line;
-            atomicAdd_block(of_tile, together(sums, 0));
-            atomicAdd_block(of_tile + 8, together(sums, 2));
+            int* of_rows = room.sums + of_tile * 16 + line;
+            atomicAdd_block(of_rows, together(sums, 0));
+            atomicAdd_block(of_rows + 8, together(sums, 2));
         }
     }
 
@@ -127,7 +149,7 @@ struct Multiplier {
     }
 
     __device__ __forceinline__ static void multiply_slots(int (&sums)[4][4], u32 low0, u32 high0, u32 low1, u32 high1, uint4 x0, uint4 x1) {
-        const u32 first[4] = {x0.x, x0.y, x0.z, x0.w}, second[4] = {x1.x, x1.y, x1.z, x1.w};
+        const u32 first[4] = {x0.x, x0.z, x1.x, x1.z}, second[4] = {x0.y, x0.w, x1.y, x1.w};
 #pragma unroll
         for (int slot = 0; slot < 4; slot++) {
             const u32 mask = 0x03030303u << (2 * slot);
@@ -137,208 +159,15 @@ struct Multiplier {
     }
 };
 
-// Part of the row of a product as this thread has it, zeros beyond the row: a warp has chunks of 256 columns, STEP_WARPS apart, and of each two
-// fours a thread (column_in_chunk).
-struct StepRow {
-    float4 fours[FOURS];
-
-    __device__ __forceinline__ static u32 chunk_of(int turn) { return turn / 2 * STEP_WARPS + threadIdx.x / 32; }
-    __device__ __forceinline__ static u32 four_of(int turn) { return (chunk_of(turn) * CHUNK_COLUMNS + column_in_chunk()) / 4 + turn % 2 * 8; }
-
-    __device__ __forceinline__ void load(const float* x, u32 k) {
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (four_of(turn) * 4 < k) fours[turn] = __ldcg((const float4*)x + four_of(turn));
-        }
-    }
-
-    // Results of the operation before, as they come.
-    __device__ __forceinline__ void receive(const u32* mail, u32 k) {
-        // Only what has not come is looked at again: all blocks look at the same place.
-        u32 missing = 0;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            fours[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (four_of(turn) * 4 < k) missing |= 1 << turn;
-        }
-        while (missing != 0) {
-#pragma unroll
-            for (int turn = 0; turn < FOURS; turn++)
-                if (missing >> turn & 1) fours[turn] = look(mail + four_of(turn) * 4);
-#pragma unroll
-            for (int turn = 0; turn < FOURS; turn++)
-                if (has_come(fours[turn])) missing &= ~(1 << turn);
-        }
-    }
-
-    // Sums of squares of this warp's chunks into `chunks`.
-    __device__ __forceinline__ void sum_squares(float* chunks, u32 n_chunks) const {
-        const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-        if (n_chunks <= STEP_WARPS) {
-            const float sum = squares_of_chunk(fours[0], fours[1]);
-            // Those that are not there are zero.
-            if (lane < FOURS / 2) chunks[lane * STEP_WARPS + warp] = lane == 0 ? sum : 0.0f;
-            return;
-        }
-        // The same for four chunks, each half and quarter of the warp going on with fewer of them.
-        static_assert(FOURS == 8, "four chunks a warp");
-        float sums[FOURS / 2];
-#pragma unroll
-        for (int chunk = 0; chunk < FOURS / 2; chunk++) sums[chunk] = squares_of_sixteen(fours[chunk * 2], fours[chunk * 2 + 1]);
-        const bool is_upper = lane & 16, is_odd = lane & 8;
-        float first = is_upper ? sums[2] : sums[0], second = is_upper ? sums[3] : sums[1];
-        first += __shfl_xor_sync(FULL_WARP, is_upper ? sums[0] : sums[2], 16);
-        second += __shfl_xor_sync(FULL_WARP, is_upper ? sums[1] : sums[3], 16);
-        float sum = is_odd ? second : first;
-        sum += __shfl_xor_sync(FULL_WARP, is_odd ? first : second, 8);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-        if ((lane & 7) == 0) chunks[lane / 8 * STEP_WARPS + warp] = sum;
-    }
-
-    // Starts to fetch this thread's norm weights.
-    __device__ __forceinline__ static void fetch_weights(const float* weights, u32 k, u32 n_blocks, const LinearRoom& room) {
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (chunk_of(turn) >= n_blocks) break;
-            const u32 four = four_of(turn), n_bytes = four * 4 < k ? 16 : 0, to = (u32)__cvta_generic_to_shared(room.weights) + four * 16;
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(weights + (n_bytes > 0 ? four * 4 : 0)), "r"(n_bytes) : "memory");
-        }
-    }
-
-    // One RMSNorm of a whole row, whose weights are on their way.
-    __device__ __forceinline__ void norm(float epsilon, u32 k, u32 n_blocks, const LinearRoom& room, float* chunks) {
-        sum_squares(chunks, n_blocks);
-        barrier_of_step();
-        // Those of the widths that are most common, then all others, which are zero beyond the row.
-        const int FEW = 3, ALL = FOURS / 2 * STEP_WARPS / 4;
-        float4 lanes = *(const float4*)chunks;
-#pragma unroll
-        for (int four = 1; four < FEW; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
-        if (n_blocks > FEW * 4) {
-#pragma unroll
-            for (int four = FEW; four < ALL; four++) lanes = added(lanes, ((const float4*)chunks)[four]);
-        }
-        const float factor = inverse_rms(sum_of_four(lanes), k, epsilon);
-        asm volatile("cp.async.wait_all;" ::: "memory");
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (chunk_of(turn) >= n_blocks) break;
-            const float4 x = fours[turn], w = ((const float4*)room.weights)[four_of(turn)];
-            fours[turn] = make_float4((x.x * factor) * w.x, (x.y * factor) * w.y, (x.z * factor) * w.z, (x.w * factor) * w.w);
-        }
-    }
-
-    // quantise_one of four: adding 1.5 · 2²³ rounds ties to even, and the lowest byte is the integer. No value is larger than the largest, so none is
-    // beyond ±127; what is no number is 0.
-    __device__ __forceinline__ static u32 quantise_four(float4 x, float inverse_scale, int& sum) {
-        const float parts[4] = {x.x * inverse_scale, x.y * inverse_scale, x.z * inverse_scale, x.w * inverse_scale};
-        u32 q[4];
-#pragma unroll
-        for (int part = 0; part < 4; part++) q[part] = __float_as_uint((parts[part] == parts[part] ? parts[part] : 0.0f) + 12582912.0f);
-        const u32 bits = __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
-        sum = __dp4a((int)bits, 0x01010101, sum);
-        return bits;
-    }
-
-    __device__ __forceinline__ static float largest_of_four(float4 x) {
-        // What is no number is passed over, as by `larger`.
-        return fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fmaxf(fabsf(x.w), 0.0f)));
-    }
-
-    // One scale for a whole row. Its sum is the sum of `scratch.sums` after the next barrier; returns the inverse scale.
-    __device__ __forceinline__ float quantise(u32 n_blocks, const LinearRoom& room, StepScratch& scratch) const {
-        float largest = 0.0f;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (turn / 2 * STEP_WARPS >= n_blocks) break;
-            largest = fmaxf(largest, largest_of_four(fours[turn]));
-        }
-        // Magnitudes: their bits are in their order.
-        largest = __uint_as_float(__reduce_max_sync(FULL_WARP, __float_as_uint(largest)));
-        if ((threadIdx.x & 31) == 0) scratch.largest[threadIdx.x / 32] = largest;
-        barrier_of_step();
-        largest = 1e-5f;
-#pragma unroll
-        for (int warp = 0; warp < STEP_WARPS; warp++) largest = fmaxf(largest, scratch.largest[warp]);
-        const float inverse_scale = inverse_absmax_scale(largest);
-        int sum = 0;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn++) {
-            if (turn / 2 * STEP_WARPS >= n_blocks) break;
-            const u32 bits = quantise_four(fours[turn], inverse_scale, sum);
-            if (chunk_of(turn) < n_blocks) ((u32*)room.quantized)[four_of(turn)] = bits;
-        }
-        sum = __reduce_add_sync(FULL_WARP, sum);
-        if ((threadIdx.x & 31) == 0) scratch.sums[threadIdx.x / 32] = sum;
-        return inverse_scale;
-    }
-
-    // A scale for each 128 columns, which half a warp has; the part begins at four `first`.
-    __device__ __forceinline__ void quantise_groups(u32 n_blocks, const LinearRoom& room, u32 first) const {
-        const bool is_upper = threadIdx.x & 16;
-#pragma unroll
-        for (int turn = 0; turn < FOURS; turn += 2) {
-            const u32 chunk = first / 64 + chunk_of(turn);
-            if (chunk >= n_blocks) break;
-            const u32 magnitude = __float_as_uint(fmaxf(largest_of_four(fours[turn]), largest_of_four(fours[turn + 1])));
-            const u32 of_lower = __reduce_max_sync(FULL_WARP, is_upper ? 0 : magnitude), of_upper = __reduce_max_sync(FULL_WARP, is_upper ? magnitude : 0);
-            const float inverse_scale = inverse_absmax_scale(larger(1e-5f, __uint_as_float(is_upper ? of_upper : of_lower)));
-            int sum = 0;
-            ((u32*)room.quantized)[first + four_of(turn)] = quantise_four(fours[turn], inverse_scale, sum);
-            ((u32*)room.quantized)[first + four_of(turn + 1)] = quantise_four(fours[turn + 1], inverse_scale, sum);
-            const int lower_sum = __reduce_add_sync(FULL_WARP, is_upper ? 0 : sum), upper_sum = __reduce_add_sync(FULL_WARP, is_upper ? sum : 0);
-            if ((threadIdx.x & 15) == 0) {
-                const u32 group = chunk * 2 + is_upper;
-                room.x_scales[group] = 1.0f / inverse_scale;
-                room.x_sums[group] = is_upper ? upper_sum : lower_sum;
-            }
-        }
-    }
-};
-
-// Waits for the operation before, norms and quantises the row; returns its inverse scale, if it has one.
-template <bool GROUPED>
-__device__ __forceinline__ float prepare_row(const StepLinear& linear, const LinearRoom& room, StepScratch& scratch, const Mail& mail) {
-    StepRow row;
-    const u32 k = linear.k, n_blocks = linear.n_blocks, n_norms = linear.norms.n;
-    const float epsilon = linear.norms.epsilons[0];
-    const bool receives = linear.receives;
-    float inverse_scale = 0.0f;
-    u32 first = 0;
-    while (true) {
-        const u32 left = k - first * 4;
-        if (receives) row.receive(mail.in + first * 4, left);
-        else row.load(linear.x + first * 4, left);
-        // Rows in parts have neither norms nor one scale.
-        const u32 next = first + FOURS * STEP_THREADS;
-        const bool is_last = !GROUPED || next >= n_blocks * 64;
-        if (is_last) mail.have_read();
-#pragma unroll 1
-        for (u32 norm = 0; norm < n_norms; norm++) {
-            if (norm > 0) StepRow::fetch_weights(linear.norms.weights[1], k, n_blocks, room);
-            row.norm(norm == 0 ? epsilon : linear.norms.epsilons[1], k, n_blocks, room, scratch.chunks[norm]);
-        }
-        if constexpr (GROUPED) row.quantise_groups(n_blocks, room, first);
-        else inverse_scale = row.quantise(n_blocks, room, scratch);
-        if (is_last) break;
-        first = next;
-    }
-    return inverse_scale;
-}
-
-// How a sum of integers becomes a float: numerics::dequantise, with all that does not depend on the sum found before.
+// How a sum of integers becomes a float: numerics::dequantise, with all that does not depend on the sum found before. It is easy where both scales are ordinary.
 struct Dequantiser {
     float divisor, reciprocal;
-    bool is_easy;
 
     __device__ __forceinline__ Dequantiser(float weight_inverse_scale, float x_inverse_scale) {
         divisor = x_inverse_scale * weight_inverse_scale;
         reciprocal = reciprocal_of_ordinary(divisor);
-        is_easy = is_ordinary(weight_inverse_scale) && is_ordinary(x_inverse_scale);
     }
-    __device__ __forceinline__ float of(int sum) const { return is_easy ? quotient_by((float)sum, divisor, reciprocal) : (float)sum / divisor; }
+    __device__ __forceinline__ float of(int sum, bool is_easy) const { return is_easy ? quotient_by((float)sum, divisor, reciprocal) : (float)sum / divisor; }
 };
 
 // Σ of products of `n` segments of a row, ascending, those of the next segments on their way while others are added up.
@@ -363,84 +192,93 @@ __device__ __forceinline__ float sum_of_segments(const float* products, int n) {
     return y;
 }
 
+// Where a product has its sums: [tiles, 16] integers, which take turns with those of the product before; in groups [tiles, 2 · n_blocks, 16] floats. Up stands
+// eight rows behind the gate.
+__device__ __forceinline__ int* sums_of(int* sums, const MyTiles& tiles, u32 tile_words, u32 index) {
+    return sums + (index >> tiles.log_rows) * tile_words + (index & ((1 << tiles.log_rows) - 1));
+}
+
 template <bool GROUPED>
-__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, char* shared, StepScratch& scratch, Ring& ring, const Mail& mail, u32& turn) {
-    const MyTiles tiles(a, linear);
-    if (tiles.n == 0) return mail.have_read();
-    const u32 k = linear.k, n_blocks = linear.n_blocks, filled = n_blocks * 256;
+__device__ __forceinline__ void multiply_row(const StepArgs& a, const StepLinear& linear, const StepPlan& plan, char* shared, StepScratch& scratch, const Ring& ring,
+                                             const Mail& mail) {
+    const MyTiles tiles(a, linear, plan);
+    const u32 n_blocks = linear.n_blocks, filled = n_blocks * 256, turn = plan.turn;
     LinearRoom room;
     room.quantized = (i8*)shared + 2 * a.sums_bytes;
     room.weights = (float*)(room.quantized + filled);
     room.x_scales = room.weights + (linear.norms.n > 0 ? filled : 0);
     room.x_sums = (int*)(room.x_scales + filled / 128);
-    // Sums of integers take turns: those of the product before are read while these are set to zero.
     room.sums = GROUPED ? room.x_sums + filled / 128 : (int*)(shared + turn * a.sums_bytes);
-    turn ^= 1;
     // What does not depend on the operation before.
-    if (linear.norms.n > 0) StepRow::fetch_weights(linear.norms.weights[0], k, n_blocks, room);
-    Multiplier<GROUPED> multiplier(a, linear, tiles, ring);
-    const bool is_gate = linear.is_gate, adds = linear.add;
-    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, activation = linear.activation, n_groups = linear.n_groups;
-    const float* scales = linear.scales;
-    const auto sums_of = [&](u32 index) { return room.sums + (index >> tiles.log_rows) * (GROUPED ? n_blocks * 2 * 16 : 16) + (index & ((1 << tiles.log_rows) - 1)); };
-    const u32 my_index = threadIdx.x, my_row = tiles.row(min(my_index, n_out - 1));
-    const int* my_sums = sums_of(my_index);
+    Multiplier<GROUPED> multiplier(a, linear, plan, tiles, room, ring);
+    const u32 n_out = tiles.n << tiles.log_rows, half_n = linear.n / 2, first_index = threadIdx.x;
+    const bool is_gate = linear.is_gate, adds = linear.add, sends = threadIdx.x < SENDING_WARPS * 32;
     float* const out = linear.out;
-    float *const my_out = out + my_row, *const my_mail = mail.out == nullptr ? nullptr : mail.out + my_row;
-    float weight_scale = 1.0f, up_scale = 1.0f, before = 0.0f;
-    if (my_index < n_out) {
-        if (!GROUPED) {
-            weight_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row)));
-            if (is_gate) up_scale = weight_inverse_scale(__ldg(scales + (n_groups == 0 ? 0 : my_row + half_n)));
-        }
-        // Written at least two operations ago.
-        if (adds) before = __ldcg(my_out);
-    }
-    if (!GROUPED)
-        for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
-    const float inverse_scale = prepare_row<GROUPED>(linear, room, scratch, mail);
-    const Dequantiser dequantiser(weight_scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
-    barrier_of_step();
-    multiplier.run(room);
-    const u32 lane = threadIdx.x & 31;
-    int x_sum = 0;
-    if (!GROUPED) x_sum = __reduce_add_sync(FULL_WARP, lane < STEP_WARPS ? scratch.sums[lane] : 0);
-    barrier_of_step();
-
-    // Up stands eight rows behind the gate.
-    if (my_index < n_out) {
-        float y, up = 0.0f;
-        if constexpr (GROUPED) {
-            y = sum_of_segments((const float*)my_sums, n_blocks * 2);
-            if (is_gate) up = sum_of_segments((const float*)my_sums + 8, n_blocks * 2);
-        } else {
-            y = dequantiser.of(my_sums[0] - x_sum);
-            if (is_gate) up = up_dequantiser.of(my_sums[8] - x_sum);
-        }
-        if (is_gate) y = gated(activation, y, up);
-        if (adds) y = before + y;
-        if (my_mail != nullptr) send(my_mail, y);
-        *my_out = y;
-    }
+    const float* const scales = linear.scales;
+    float scale = 1.0f, up_scale = 1.0f, before = 0.0f;
+    const u32 first_row = tiles.row(min(first_index, n_out - 1));
+    if constexpr (!GROUPED) {
 #pragma unroll 1
-    for (u32 index = my_index + STEP_THREADS; index < n_out; index += STEP_THREADS) {
-        const u32 row = tiles.row(index);
-        const int* sums = sums_of(index);
-        float y, up = 0.0f;
-        if constexpr (GROUPED) {
-            y = sum_of_segments((const float*)sums, n_blocks * 2);
-            if (is_gate) up = sum_of_segments((const float*)sums + 8, n_blocks * 2);
-        } else {
-            y = dequantise(sums[0] - x_sum, __ldg(scales + (n_groups == 0 ? 0 : row)), inverse_scale);
-            if (is_gate) up = dequantise(sums[8] - x_sum, __ldg(scales + (n_groups == 0 ? 0 : row + half_n)), inverse_scale);
+        for (u32 index = threadIdx.x; index < tiles.n * 16; index += STEP_THREADS) room.sums[index] = 0;
+        if (threadIdx.x == 0) scratch.sums[turn] = 0;
+        if (sends) {
+            const u32 place = linear.n_groups == 0 ? 0 : first_row;
+            scale = __ldg(scales + place);
+            if (is_gate) up_scale = __ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n));
+            // This thread has written it, at least two operations ago.
+            if (adds) before = __ldcg(out + first_row);
+            mail.await_room();
         }
-        if (is_gate) y = gated(activation, y, up);
+    }
+    const int NARROW = GROUPED ? NARROW_CHUNKS_IN_GROUPS : NARROW_CHUNKS;
+    const float inverse_scale = n_blocks <= NARROW * STEP_WARPS ? prepare_row<GROUPED, NARROW>(linear, room, scratch, mail, turn)
+                                                                : prepare_row<GROUPED, WIDE_CHUNKS>(linear, room, scratch, mail, turn);
+    // What results need is found before the products, which all wait for: behind them a result is a few instructions away.
+    const Dequantiser dequantiser(scale, inverse_scale), up_dequantiser(up_scale, inverse_scale);
+    const bool is_easy = is_ordinary(scale) && is_ordinary(up_scale) && is_ordinary(inverse_scale);
+    barrier_of_step();
+    multiplier.run();
+    if constexpr (GROUPED) {
+        barrier_of_step();
+        mail.await_room();
+#pragma unroll 1
+        for (u32 index = threadIdx.x; index < n_out; index += STEP_THREADS) {
+            const u32 row = tiles.row(index);
+            if (adds) before = __ldcg(out + row);
+            const float* products = (const float*)sums_of(room.sums, tiles, n_blocks * 2 * 16, index);
+            float y = sum_of_segments(products, n_blocks * 2);
+            if (is_gate) y = gated(linear.activation, y, sum_of_segments(products + 8, n_blocks * 2));
+            if (adds) y = before + y;
+            mail.send_result(row, y);
+            out[row] = y;
+        }
+        // Products are read until here.
+        barrier_of_step();
+        return;
+    }
+    // The others could go on without this barrier, but then what they do comes between the last products.
+    barrier_of_step();
+    if (!sends) return;
+    const int x_sum = scratch.sums[turn];
+    if (first_index < n_out) {
+        const int* const sums = sums_of(room.sums, tiles, 16, first_index);
+        float y = dequantiser.of(sums[0] - x_sum, is_easy);
+        if (is_gate) y = gated(linear.activation, y, up_dequantiser.of(sums[8] - x_sum, is_easy));
+        if (adds) y = before + y;
+        mail.send_result(first_row, y);
+        out[first_row] = y;
+    }
+    // Where a block has more than these warps have threads.
+#pragma unroll 1
+    for (u32 index = first_index + SENDING_WARPS * 32; index < n_out; index += SENDING_WARPS * 32) {
+        const u32 row = tiles.row(index), place = linear.n_groups == 0 ? 0 : row;
+        const int* sums = sums_of(room.sums, tiles, 16, index);
+        float y = (float)(sums[0] - x_sum) / (__ldg(scales + place) * inverse_scale);
+        if (is_gate) y = gated(linear.activation, y, (float)(sums[8] - x_sum) / (__ldg(scales + (linear.n_groups == 0 ? 0 : place + half_n)) * inverse_scale));
         if (adds) y = __ldcg(out + row) + y;
-        if (mail.out != nullptr) send(mail.out + row, y);
+        mail.send_result(row, y);
         out[row] = y;
     }
-    // Products of groups are read until here.
-    if (GROUPED) barrier_of_step();
 }
 
 #endif

@@ -104,3 +104,9 @@ fn long_sequences_with_heads_of_128_do_not_depend_on_chunks_and_company() {
 fn long_sequences_with_groups_of_activations_do_not_depend_on_chunks_and_company() {
     check(&config(64, ActivationPolicy::Int8PerGroup));
 }
+
+/// More splits of heads than attention has blocks of its own for: it works beside products.
+#[test]
+fn long_sequences_with_many_heads_do_not_depend_on_chunks_and_company() {
+    check(&ModelConfig { n_heads: 16, n_kv_heads: 8, ..config(64, ActivationPolicy::Int8PerToken) });
+}

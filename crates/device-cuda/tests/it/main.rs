@@ -7,6 +7,7 @@ mod faults;
 #[path = "../../../device-cpu/tests/it/golden.rs"]
 mod golden;
 mod gpu;
+mod greedy;
 mod long;
 mod many;
 mod parity;

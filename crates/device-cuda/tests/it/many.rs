@@ -133,3 +133,28 @@ fn best_tokens_of_many_rows_are_those_of_the_reference() {
         }
     }
 }
+
+/// All logits of `m` rows of a ternary head.
+fn ternary_logits<D: Device>(device: &mut D, [m, n, k]: [usize; 3], group_size: usize) -> Vec<f32> {
+    let run = |device: &mut D| {
+        let x = hidden(device, &random_values(m * k, 71), k)?;
+        let mut head = device.table(Tensor::Ternary(weights(n, k, group_size)).into(), TableUse::Head)?;
+        let mut logits = device.hidden(m, n)?;
+        device.logits(&x, &mut head, &vec![None; m], &mut logits)?;
+        Ok::<_, DeviceError>(device.finish(&logits)?.to_vec())
+    };
+    run(device).expect("the case fits the device")
+}
+
+/// The last rows do not fill a block.
+#[test]
+fn logits_of_a_ternary_head_equal_the_reference() {
+    let Some(mut device) = device() else { return };
+    for shape in [[1, 1003, 512], [1, 20_000, 256], [1, 77, 4096], [1, 130, 640], [3, 500, 768]] {
+        for group_size in [0, 64, 128] {
+            let (expected, got) = (ternary_logits(&mut ReferenceDevice, shape, group_size), ternary_logits(&mut device, shape, group_size));
+            let differs = expected.iter().zip(&got).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!((expected.len(), differs), (got.len(), None), "{shape:?} group {group_size}");
+        }
+    }
+}
