@@ -54,7 +54,9 @@ pub(crate) struct Write<'a> {
 
 const SQLITE_SETUP: &[&str] =
     &["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 10000"];
-const POSTGRES_SETUP: &[&str] = &["SET synchronous_commit TO on", "SET TIME ZONE 'UTC'"];
+/// A plan that is kept would be the one that was best when a table was young: PostgreSQL then looks for an event's key among all events of its
+/// account.
+const POSTGRES_SETUP: &[&str] = &["SET synchronous_commit TO on", "SET TIME ZONE 'UTC'", "SET plan_cache_mode TO force_custom_plan"];
 
 impl Store {
     /// Opens `sqlite:PATH`, `sqlite::memory:` or `postgres://…`, creating what is missing. Migrates nothing.
