@@ -1,7 +1,7 @@
 //! Greedy decoding looks at no logits: the device repeats steps that it has seen and finds the best token itself. It finds the one that all logits show.
 
 use bitnet_checkpoint::ModelConfig;
-use bitnet_checkpoint::config::{Activation, ActivationPolicy, Architecture, Rope, RopeScaling};
+use bitnet_checkpoint::config::ActivationPolicy;
 use bitnet_device_cuda::CudaDevice;
 use bitnet_model::batch::{Batch, BatchSequence, BlockId, Rows};
 use bitnet_model::device::KvType;
@@ -10,6 +10,7 @@ use bitnet_model::random::RandomWeights;
 use bitnet_model::{Runner, RunnerOptions, TokenId, TransformerRunner};
 
 use crate::gpu::device;
+use crate::long;
 
 /// Not a multiple of what blocks, warps and stages take of the head.
 const N_VOCAB: usize = 5_003;
@@ -20,28 +21,7 @@ const BLOCKS_EACH: usize = 32;
 const N_STEPS_OF_TURN: usize = 6;
 
 fn config(head_dim: usize, activation_policy: ActivationPolicy) -> ModelConfig {
-    let in_groups = activation_policy == ActivationPolicy::Int8PerGroup;
-    ModelConfig {
-        architecture: if in_groups { Architecture::Qwen3 } else { Architecture::Bitnet },
-        hidden_size: 768,
-        intermediate_size: 1536,
-        n_layers: 2,
-        n_heads: 8,
-        n_kv_heads: 2,
-        head_dim,
-        n_vocab: N_VOCAB,
-        context_length: 1024,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        activation: if in_groups { Activation::Silu } else { Activation::Relu2 },
-        sub_norms: !in_groups,
-        qk_norm: in_groups,
-        projection_norms: false,
-        projection_norm_eps: 1e-5,
-        tied_head: true,
-        activation_policy,
-        last_token_pooling: false,
-    }
+    ModelConfig { hidden_size: 768, intermediate_size: 1536, n_vocab: N_VOCAB, ..long::config(head_dim, activation_policy) }
 }
 
 /// The most likely next token of each sequence, whose token at `position` is in `tokens`.

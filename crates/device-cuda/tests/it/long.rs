@@ -16,7 +16,7 @@ const N_TOKENS: usize = 700;
 /// So many that a block takes all splits of its token.
 const N_NEIGHBOURS: usize = 150;
 
-fn config(head_dim: usize, activation_policy: ActivationPolicy) -> ModelConfig {
+pub(crate) fn config(head_dim: usize, activation_policy: ActivationPolicy) -> ModelConfig {
     let in_groups = activation_policy == ActivationPolicy::Int8PerGroup;
     ModelConfig {
         architecture: if in_groups { Architecture::Qwen3 } else { Architecture::Bitnet },

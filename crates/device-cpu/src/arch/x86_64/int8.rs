@@ -149,16 +149,6 @@ fn stream<const T: usize>(x: Int8Rows<'_>, weights: &Tiles, tile: usize, tokens:
     y
 }
 
-/// The same range of each token's row. (Closures do not inherit target features in time to be inlined: kernels have none.)
-#[inline]
-#[target_feature(enable = "avx2")]
-fn within<const T: usize, E>(mut rows: [&[E]; T], range: Range<usize>) -> [&[E]; T] {
-    for row in &mut rows {
-        *row = &row[range.clone()];
-    }
-    rows
-}
-
 /// `numerics::dequantise` of four rows.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -192,17 +182,6 @@ fn add_products<const T: usize>(sums: &mut Sums<T>, codes: [__m256i; TILE_ROWS],
             *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, x));
         }
     }
-}
-
-/// One quarter of one block of each token.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load_quarters<const T: usize>(rows: [&[[i8; BLOCK_COLUMNS]]; T], block: usize, quarter: usize) -> [__m256i; T] {
-    let mut x = [_mm256_setzero_si256(); T];
-    for (x, row) in x.iter_mut().zip(rows) {
-        *x = load_i8(&row[block].as_chunks().0[quarter]);
-    }
-    x
 }
 
 /// The quarter of a block that lies `shift` bits up, four rows.

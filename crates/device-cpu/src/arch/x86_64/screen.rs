@@ -2,7 +2,6 @@
 //! before they can overflow (const asserts).
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use super::vector::*;
 use crate::arch::portable;
@@ -60,27 +59,6 @@ fn coarse_sums_of<const T: usize>(tile: &[[u8; COARSE_BYTES]], tokens: [&[[i8; B
     for (sums, wide) in sums.iter_mut().zip(wide) {
         store_sums(sums, sum_rows(wide));
     }
-}
-
-/// The same range of each token's row.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn within<const T: usize>(mut tokens: [&[[i8; BLOCK_COLUMNS]]; T], range: Range<usize>) -> [&[[i8; BLOCK_COLUMNS]]; T] {
-    for token in &mut tokens {
-        *token = &token[range.clone()];
-    }
-    tokens
-}
-
-/// One quarter of one block of each token.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load_quarters<const T: usize>(tokens: [&[[i8; BLOCK_COLUMNS]]; T], block: usize, quarter: usize) -> [__m256i; T] {
-    let mut x = [_mm256_setzero_si256(); T];
-    for (x, token) in x.iter_mut().zip(tokens) {
-        *x = load_i8(&token[block].as_chunks().0[quarter]);
-    }
-    x
 }
 
 /// sums += codes · (low | high), for 64 columns of four rows.

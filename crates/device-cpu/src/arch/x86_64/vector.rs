@@ -1,6 +1,9 @@
 //! Loads, stores and sums of AVX2 registers: raw pointers end here, kernels see references to arrays.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
+
+use crate::tile::BLOCK_COLUMNS;
 
 /// How far ahead of a linear stream of weights to prefetch. One DRAM page: measured best of 1–8 KiB in the prototypes.
 pub(super) const PREFETCH_BYTES: usize = 4096;
@@ -199,4 +202,25 @@ pub(super) fn widen_bf16(bytes: &[u8; 16]) -> __m256 {
 pub(super) fn trits(codes: &[u8; 8], shift: i32) -> __m256 {
     let values = _mm256_setr_ps(-1.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0);
     _mm256_permutevar_ps(values, _mm256_srl_epi32(load_widened(codes), _mm_cvtsi32_si128(shift)))
+}
+
+/// The same range of each token's row. (Closures do not inherit target features in time to be inlined: kernels have none.)
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn within<const T: usize, E>(mut rows: [&[E]; T], range: Range<usize>) -> [&[E]; T] {
+    for row in &mut rows {
+        *row = &row[range.clone()];
+    }
+    rows
+}
+
+/// One quarter of one block of each token.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load_quarters<const T: usize>(rows: [&[[i8; BLOCK_COLUMNS]]; T], block: usize, quarter: usize) -> [__m256i; T] {
+    let mut x = [_mm256_setzero_si256(); T];
+    for (x, row) in x.iter_mut().zip(rows) {
+        *x = load_i8(&row[block].as_chunks().0[quarter]);
+    }
+    x
 }
