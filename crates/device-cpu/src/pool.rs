@@ -24,16 +24,11 @@ use crate::error::CpuError;
 use crate::limits::{SPIN_TURNS, THREADS_MAX};
 
 /// How finely a thread's share of columns is cut.
-#[derive(Clone, Copy)]
-struct Grain {
-    chunks_per_thread: usize,
-    /// Chunks are whole multiples of so many granules, so that kernels which work on several granules at once fill them.
-    multiple: usize,
-}
-
-const GRAIN: Grain = Grain { chunks_per_thread: 20, multiple: 8 };
-/// For up to `FEW_ROWS` rows: threads wait for one another several hundred times a second, and kernels work on one granule at a time.
-const GRAIN_OF_FEW: Grain = Grain { chunks_per_thread: 40, multiple: 2 };
+const CHUNKS_PER_THREAD: usize = 20;
+/// Chunks are whole multiples of so many granules, so that kernels which work on several granules at once fill them.
+const MULTIPLE: usize = 8;
+/// For up to `FEW_ROWS` rows: kernels work on one granule at a time.
+const MULTIPLE_OF_FEW: usize = 2;
 const FEW_ROWS: usize = 4;
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
@@ -181,7 +176,7 @@ impl Pool {
         assert!(columns.start <= columns.end && columns.end <= width, "columns {columns:?} are outside rows of {width}");
         let n_rows = values.len() / width;
         let (n_threads, n_granules) = (self.n_threads(), columns.len().div_ceil(granule));
-        let n_chunk = chunk_granules(n_granules, n_threads, if n_rows <= FEW_ROWS { GRAIN_OF_FEW } else { GRAIN });
+        let n_chunk = chunk_granules(n_granules, n_threads, if n_rows <= FEW_ROWS { MULTIPLE_OF_FEW } else { MULTIPLE });
         let base = Shareable(values.as_mut_ptr());
         let shared = Arc::clone(&self.shared);
         shared.cursors.iter().for_each(|cursor| cursor.0.store(0, Ordering::Relaxed));
@@ -322,9 +317,9 @@ pub(crate) fn share(n_items: usize, part: usize, n_parts: usize) -> Range<usize>
 }
 
 /// Granules of a chunk: a thread's whole share, unless that is many chunks' worth.
-fn chunk_granules(n_granules: usize, n_threads: usize, grain: Grain) -> usize {
+fn chunk_granules(n_granules: usize, n_threads: usize, multiple: usize) -> usize {
     let n_share = n_granules.div_ceil(n_threads);
-    let chunk = n_share / grain.chunks_per_thread / grain.multiple * grain.multiple;
+    let chunk = n_share / CHUNKS_PER_THREAD / multiple * multiple;
     if n_threads == 1 || chunk == 0 { n_share.max(1) } else { chunk }
 }
 

@@ -100,8 +100,6 @@ impl Planes {
 /// What is known of one row of the head.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RowBound {
-    /// s.
-    pub(crate) scale: f32,
     /// ‖w‖, rounded upwards.
     pub(crate) norm: f32,
     /// ‖w − ŵ‖ for the coarse plane alone, rounded upwards.
@@ -116,7 +114,6 @@ impl RowBound {
     /// Bounds both.
     fn larger(self, other: Self) -> Self {
         Self {
-            scale: self.scale.max(other.scale),
             norm: self.norm.max(other.norm),
             coarse_error: self.coarse_error.max(other.coarse_error),
             half_error: self.half_error.max(other.half_error),
@@ -133,6 +130,8 @@ pub(crate) struct ScreenRowMut<'a> {
     pub(crate) row_in_tile: usize,
     /// `[k / BLOCK_COLUMNS, FINE_BYTES]`.
     pub(crate) fine: &'a mut [u8],
+    /// s.
+    pub(crate) scale: &'a mut f32,
 }
 
 /// A screen `[n, k]`.
@@ -140,6 +139,8 @@ pub(crate) struct Screen {
     n_blocks: usize,
     coarse: Memory<u8>,
     fine: Memory<u8>,
+    /// s of each row: read with its codes, unlike its bound.
+    scales: Vec<f32>,
     bounds: Vec<RowBound>,
     /// The largest of each `FINE_BLOCK_ROWS` rows.
     block_bounds: Vec<RowBound>,
@@ -187,6 +188,7 @@ fn rounding(k: usize) -> f32 {
 struct PlanesMut<'a> {
     coarse: &'a mut [u8],
     fine: &'a mut [u8],
+    scales: &'a mut [f32],
     bounds: &'a mut [RowBound],
 }
 
@@ -209,7 +211,7 @@ impl PlanesMut<'_> {
                 let index = row - rows.start;
                 let coarse = &mut self.coarse[index / TILE_ROWS * tile_bytes..][..tile_bytes];
                 let fine = &mut self.fine[index * fine_bytes..][..fine_bytes];
-                let out = ScreenRowMut { coarse, row_in_tile: index % TILE_ROWS, fine };
+                let out = ScreenRowMut { coarse, row_in_tile: index % TILE_ROWS, fine, scale: &mut self.scales[index] };
                 self.bounds[index] = kernels.screen_row(values, out, &mut scratch.codes);
             }
         }
@@ -232,19 +234,22 @@ impl Screen {
         let (tile_bytes, fine_bytes) = (n_blocks * 2 * COARSE_BYTES, n_blocks * FINE_BYTES);
         let mut coarse = Memory::zeroed(n_tiles * tile_bytes).map_err(refused)?;
         let mut fine = Memory::zeroed(n_tiles * TILE_ROWS * fine_bytes).map_err(refused)?;
-        let mut bounds = vec![RowBound::default(); n_tiles * TILE_ROWS];
-        let (mut coarse_left, mut fine_left, mut bounds_left) = (&mut coarse[..], &mut fine[..], &mut bounds[..]);
+        let (mut scales, mut bounds) = (vec![0.0; n_tiles * TILE_ROWS], vec![RowBound::default(); n_tiles * TILE_ROWS]);
+        let (mut coarse_left, mut fine_left) = (&mut coarse[..], &mut fine[..]);
+        let (mut scales_left, mut bounds_left) = (&mut scales[..], &mut bounds[..]);
         let parts = Parts::new(n_tiles, pool.n_threads(), |tiles| {
             let coarse = coarse_left.split_off_mut(..tiles.len() * tile_bytes).expect("tiles sum up to n_tiles");
             let fine = fine_left.split_off_mut(..tiles.len() * TILE_ROWS * fine_bytes).expect("tiles sum up to n_tiles");
+            let scales = scales_left.split_off_mut(..tiles.len() * TILE_ROWS).expect("tiles sum up to n_tiles");
             let bounds = bounds_left.split_off_mut(..tiles.len() * TILE_ROWS).expect("tiles sum up to n_tiles");
-            (tiles, PlanesMut { coarse, fine, bounds })
+            (tiles, PlanesMut { coarse, fine, scales, bounds })
         });
         pool.run_parts(scratch, parts, |scratch, (tiles, planes)| {
             let rows = tiles.start * TILE_ROWS..head.n().min(tiles.end * TILE_ROWS);
             scratch.with_rows(|buffer, scratch| planes.fill((head, rows, buffer), scratch, kernels));
         });
         first_failure(scratch)?;
+        scales.truncate(head.n());
         bounds.truncate(head.n());
         let is_finite = bounds
             .iter()
@@ -260,6 +265,7 @@ impl Screen {
             n_blocks,
             coarse,
             fine,
+            scales,
             bounds,
             block_bounds,
             tokens,
@@ -280,7 +286,7 @@ impl Screen {
             Planes::Coarse => 0,
             Planes::Both => self.fine.len(),
         };
-        (self.coarse.len() + fine + self.bounds.len() * size_of::<RowBound>()) as u64
+        (self.coarse.len() + fine + size_of_val(&self.scales[..]) + size_of_val(&self.bounds[..])) as u64
     }
 
     /// One tile of the coarse plane.
@@ -368,9 +374,9 @@ impl Screen {
     #[inline]
     fn write(&self, planes: Planes, quantized: RowScale, (rows, sums): (Range<usize>, &[i32; TILE_ROWS]), logits: &mut [f32]) {
         let (of_codes, of_integers) = planes.factors();
-        for ((logit, &sum), bound) in logits.iter_mut().zip(sums).zip(&self.bounds[rows]) {
+        for ((logit, &sum), scale) in logits.iter_mut().zip(sums).zip(&self.scales[rows]) {
             let products = of_codes * i64::from(sum) - of_integers * i64::from(quantized.sum);
-            *logit = scaled(products, 0.5 * bound.scale, quantized.scale.real);
+            *logit = scaled(products, 0.5 * scale, quantized.scale.real);
         }
     }
 
@@ -380,7 +386,7 @@ impl Screen {
         let quantized = self.tokens[token].quantized;
         let products = kernels.fine_sum(&self.fine_row(row)[blocks.clone()], &self.activations(token)[blocks]);
         // 4·q₄ − 30 + q₂ − 1.5 = q − 31.5
-        scaled(2 * i64::from(products) - 3 * i64::from(sum), 0.5 * self.bounds[row].scale, quantized.scale.real)
+        scaled(2 * i64::from(products) - 3 * i64::from(sum), 0.5 * self.scales[row], quantized.scale.real)
     }
 }
 

@@ -347,8 +347,8 @@ pub(super) fn screen_row(row: &[f32], out: ScreenRowMut<'_>, codes: &mut Vec<u8>
     let norm = (first[0] + second[0]).sqrt();
     // Every norm is rounded upwards: its sum has few additions a lane, and a difference may lose half a unit of the weight.
     let upwards = |square: f32| (square.sqrt() + norm * f32::EPSILON) * (1.0 + 1.0 / 1024.0) + f32::MIN_POSITIVE;
+    *out.scale = scale;
     RowBound {
-        scale,
         norm: upwards(first[0] + second[0]),
         coarse_error: upwards(first[1] + second[1]),
         half_error: upwards(first[2] + second[1]),

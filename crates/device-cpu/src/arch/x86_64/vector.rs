@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::tile::BLOCK_COLUMNS;
 
-/// How far ahead of a linear stream of weights to prefetch. One DRAM page: measured best of 1–8 KiB in the prototypes.
-pub(super) const PREFETCH_BYTES: usize = 4096;
+/// How far ahead of a linear stream of weights to prefetch: measured best of 4 to 16 KiB (docs/kernels.md).
+pub(super) const PREFETCH_BYTES: usize = 7 << 10;
 
 #[inline]
 #[target_feature(enable = "avx2")]
