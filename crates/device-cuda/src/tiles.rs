@@ -23,6 +23,8 @@ const BLOCK_CYCLES: usize = 2500;
 const CLUSTER_CYCLES: usize = 3000;
 /// Cycles of a stage that is waited for rather than worked on.
 const STAGE_CYCLES: usize = 500;
+/// The same where no other block works meanwhile.
+const ALONE_STAGE_CYCLES: usize = 700;
 
 /// What a kernel takes at a time.
 #[derive(Clone, Copy)]
@@ -83,13 +85,23 @@ struct Plan {
 }
 
 impl Plan {
+    fn n_blocks(&self) -> usize {
+        self.grid[0] * self.grid[1] * self.n_splits as usize
+    }
+
+    /// Whether each block gets a multiprocessor.
+    fn fits_alone(&self, n_multiprocessors: usize) -> bool {
+        self.n_blocks() <= n_multiprocessors
+    }
+
     fn cycles(&self, n_blocks: usize, n_multiprocessors: usize) -> usize {
         // Quarters of what all multiprocessors take at once. Blocks that share columns are short: one ends where the next begins.
-        let n_blocks_of_grid = self.grid[0] * self.grid[1] * self.n_splits as usize;
-        let n_quarters = (4 * n_blocks_of_grid).div_ceil(n_multiprocessors * self.shape.n_resident);
+        let (n_resident, waited_for) =
+            if self.fits_alone(n_multiprocessors) { (1, ALONE_STAGE_CYCLES) } else { (self.shape.n_resident, STAGE_CYCLES) };
+        let n_quarters = (4 * self.n_blocks()).div_ceil(n_multiprocessors * n_resident);
         let n_quarters = if self.n_splits > 1 { n_quarters.max(4) } else { n_quarters.next_multiple_of(4) };
-        let units = (self.shape.rows / 64) * self.shape.tokens.div_ceil(8) * self.shape.n_resident;
-        let of_stage = (units * UNIT_CYCLES / 8).max(STAGE_CYCLES);
+        let units = (self.shape.rows / 64) * self.shape.tokens.div_ceil(8) * n_resident;
+        let of_stage = (units * UNIT_CYCLES / 8).max(waited_for);
         let clustering = if self.n_splits > 1 { CLUSTER_CYCLES } else { 0 };
         n_quarters * (n_blocks.div_ceil(self.n_splits as usize) * of_stage + BLOCK_CYCLES + clustering) / 4
     }
@@ -108,8 +120,7 @@ impl Plan {
         let shared_bytes = self.shape.n_stages * self.shape.stage_bytes;
         let [rows, tokens] = self.grid;
         // Blocks of a cluster would share a multiprocessor while others have nothing to do.
-        let fits_alone = rows * tokens * self.n_splits as usize <= n_multiprocessors;
-        let shared_bytes = if fits_alone { shared_bytes.max(ALONE_BYTES) } else { shared_bytes };
+        let shared_bytes = if self.fits_alone(n_multiprocessors) { shared_bytes.max(ALONE_BYTES) } else { shared_bytes };
         let launch = arguments.launch(self.shape.kernel, [rows, tokens * self.n_splits as usize], (THREADS, shared_bytes));
         Launch { cluster: self.n_splits, ..launch }
     }
