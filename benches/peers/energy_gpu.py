@@ -4,7 +4,7 @@ PyTorch's step is what a careful user would run: one product for queries, keys a
 over a KV cache made once, and all of it recorded as one CUDA graph, so that the processor does not hold the GPU up. Weights are random, which
 does not change the energy by much. PyTorch's sequences have 128 tokens behind them, `bitnet`'s grow from none to 128. Needs one NVIDIA GPU from Volta on and torch with CUDA; nothing else of `requirements.txt`.
 
-    python benches/peers/energy_gpu.py --shape 2b4t --batch 1,64 --bitnet target/release/bitnet
+    python benches/peers/energy_gpu.py --shape 2b4t --batch 1,64 --head memory --bitnet target/release/bitnet
 """
 
 import argparse
@@ -135,9 +135,10 @@ def pytorch(shape, n_sequences, counter):
     return n_tokens / seconds, (counter.joules() - before) / n_tokens
 
 
-def bitnet(command, shape, batches):
+def bitnet(command, shape, batches, head):
     """The same of `bitnet bench`, by number of sequences."""
-    arguments = ["bench", "--shape", shape.name, "--device", "cuda", "-p", "0", "-n", str(CONTEXT), "-b", ",".join(map(str, batches)), "--json", "-q"]
+    head = [] if head is None else ["--head", head]
+    arguments = ["bench", "--shape", shape.name, "--device", "cuda", "-p", "0", "-n", str(CONTEXT), "-b", ",".join(map(str, batches)), "--json", "-q", *head]
     lines = json.loads(subprocess.run([*command.split(), *arguments], check=True, stdout=subprocess.PIPE).stdout)
     return {line["n_sequences"]: (line["tokens_per_second_mean"], line["joules_per_token"]) for line in lines}
 
@@ -147,9 +148,10 @@ def main():
     parser.add_argument("--shape", default="2b4t", choices=SHAPES)
     parser.add_argument("--batch", default="1", help="numbers of sequences at once, as 1,64")
     parser.add_argument("--bitnet", default="target/release/bitnet")
+    parser.add_argument("--head", choices=["file", "memory"], help="where the rows of bitnet's head are: on the host, or on the GPU as PyTorch's are")
     arguments = parser.parse_args()
     shape, batches = SHAPES[arguments.shape], [int(n) for n in arguments.batch.split(",")]
-    ours, counter = bitnet(arguments.bitnet, shape, batches), EnergyCounter()
+    ours, counter = bitnet(arguments.bitnet, shape, batches, arguments.head), EnergyCounter()
     print(f"{shape.name} on {torch.cuda.get_device_name(0)}, torch {torch.__version__}, 128 tokens from none on (bitnet), tokens at context {CONTEXT} (torch)\n")
     print("| sequences | bitnet, tokens/s | J/token | PyTorch bf16, tokens/s | J/token | less energy |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
     for n_sequences in batches:

@@ -28,7 +28,14 @@ const FILES: [(&str, &str); 23] = [
     ("bit_linear_groups.cu", include_str!("kernels/bit_linear_groups.cu")),
     ("bit_linear_many.cu", include_str!("kernels/bit_linear_many.cu")),
     ("bit_linear_one.cu", include_str!("kernels/bit_linear_one.cu")),
-    ("bit_linear_tiles.cu", concat!(include_str!("kernels/wgmma.cuh"), include_str!("kernels/bit_linear_tiles.cu"))),
+    (
+        "bit_linear_tiles.cu",
+        concat!(
+            include_str!("kernels/wgmma.cuh"),
+            include_str!("kernels/bit_linear_tiles.cuh"),
+            include_str!("kernels/bit_linear_tiles.cu")
+        ),
+    ),
     ("embed.cu", include_str!("kernels/embed.cu")),
     ("final_norm.cu", include_str!("kernels/final_norm.cu")),
     ("gate.cu", include_str!("kernels/gate.cu")),

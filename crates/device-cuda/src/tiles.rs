@@ -23,6 +23,8 @@ const BLOCK_CYCLES: usize = 2500;
 const CLUSTER_CYCLES: usize = 3000;
 /// Cycles of a stage that is waited for rather than worked on.
 const STAGE_CYCLES: usize = 500;
+/// The same where no other block works meanwhile.
+const ALONE_STAGE_CYCLES: usize = 700;
 
 /// What a kernel takes at a time.
 #[derive(Clone, Copy)]
@@ -33,9 +35,13 @@ struct Shape {
     rows: usize,
     /// Blocks that a multiprocessor has at once.
     n_resident: usize,
+    /// As the kernel has it.
     n_stages: usize,
     stage_bytes: usize,
 }
+
+/// Shared memory that leaves no room for a second block.
+const ALONE_BYTES: usize = 120 << 10;
 
 /// What wgmma's swizzle asks for.
 const STAGE_ALIGNMENT: usize = 1024;
@@ -45,7 +51,7 @@ const OUT: usize = 5;
 const ROWS_AND_OUT_FEATURES: usize = 6;
 const BLOCKS_AND_WIDTH: usize = 7;
 const ADD_AND_ACTIVATION: usize = 9;
-const SPLITS_AND_STAGES: usize = 10;
+const SPLITS: usize = 10;
 
 /// `tokens` tokens a block of a plain product: fewer rows and stages where two blocks share a multiprocessor.
 fn plain(kernels: &Kernels, index: usize) -> Shape {
@@ -55,8 +61,8 @@ fn plain(kernels: &Kernels, index: usize) -> Shape {
 }
 
 fn gated(kernels: &Kernels, index: usize) -> Shape {
-    let (tokens, n_stages) = [(16, 8), (32, 8), (64, 8), (128, 6)][index];
-    Shape { kernel: kernels.bit_linear_tiles_gate[index], tokens, rows: 256, n_resident: 1, n_stages, stage_bytes: stage_bytes(tokens) }
+    let (tokens, rows, n_stages) = [(16, 128, 8), (32, 128, 8), (64, 128, 8), (128, 256, 6)][index];
+    Shape { kernel: kernels.bit_linear_tiles_gate[index], tokens, rows, n_resident: 1, n_stages, stage_bytes: stage_bytes(tokens) }
 }
 
 fn grouped(kernels: &Kernels, index: usize) -> Shape {
@@ -79,13 +85,23 @@ struct Plan {
 }
 
 impl Plan {
+    fn n_blocks(&self) -> usize {
+        self.grid[0] * self.grid[1] * self.n_splits as usize
+    }
+
+    /// Whether each block gets a multiprocessor.
+    fn fits_alone(&self, n_multiprocessors: usize) -> bool {
+        self.n_blocks() <= n_multiprocessors
+    }
+
     fn cycles(&self, n_blocks: usize, n_multiprocessors: usize) -> usize {
         // Quarters of what all multiprocessors take at once. Blocks that share columns are short: one ends where the next begins.
-        let n_blocks_of_grid = self.grid[0] * self.grid[1] * self.n_splits as usize;
-        let n_quarters = (4 * n_blocks_of_grid).div_ceil(n_multiprocessors * self.shape.n_resident);
+        let (n_resident, waited_for) =
+            if self.fits_alone(n_multiprocessors) { (1, ALONE_STAGE_CYCLES) } else { (self.shape.n_resident, STAGE_CYCLES) };
+        let n_quarters = (4 * self.n_blocks()).div_ceil(n_multiprocessors * n_resident);
         let n_quarters = if self.n_splits > 1 { n_quarters.max(4) } else { n_quarters.next_multiple_of(4) };
-        let units = (self.shape.rows / 64) * self.shape.tokens.div_ceil(8) * self.shape.n_resident;
-        let of_stage = (units * UNIT_CYCLES / 8).max(STAGE_CYCLES);
+        let units = (self.shape.rows / 64) * self.shape.tokens.div_ceil(8) * n_resident;
+        let of_stage = (units * UNIT_CYCLES / 8).max(waited_for);
         let clustering = if self.n_splits > 1 { CLUSTER_CYCLES } else { 0 };
         n_quarters * (n_blocks.div_ceil(self.n_splits as usize) * of_stage + BLOCK_CYCLES + clustering) / 4
     }
@@ -100,19 +116,21 @@ impl Plan {
         plans.min_by_key(|plan| plan.cycles(n_blocks, n_multiprocessors)).expect("there is a shape")
     }
 
-    fn launch(&self, arguments: Arguments) -> Launch {
+    fn launch(&self, arguments: Arguments, n_multiprocessors: usize) -> Launch {
         let shared_bytes = self.shape.n_stages * self.shape.stage_bytes;
         let [rows, tokens] = self.grid;
+        // Blocks of a cluster would share a multiprocessor while others have nothing to do.
+        let shared_bytes = if self.fits_alone(n_multiprocessors) { shared_bytes.max(ALONE_BYTES) } else { shared_bytes };
         let launch = arguments.launch(self.shape.kernel, [rows, tokens * self.n_splits as usize], (THREADS, shared_bytes));
         Launch { cluster: self.n_splits, ..launch }
     }
 }
 
-/// The shapes worth a look for `m` tokens: the smallest that takes all at once, or the large ones.
-fn candidates(all: &[Shape], m: usize) -> &[Shape] {
+/// The shapes worth a look for `m` tokens: the smallest that takes all at once, or those from `first_large` on.
+fn candidates(all: &[Shape], m: usize, first_large: usize) -> &[Shape] {
     match all.iter().position(|shape| m <= shape.tokens) {
         Some(index) if m <= 64 => &all[index..=index],
-        _ => &all[2..],
+        _ => &all[first_large..],
     }
 }
 
@@ -127,17 +145,17 @@ pub(crate) fn bit_linear_tiles(
     let n_blocks = packed.k.div_ceil(BLOCK_COLUMNS);
     let plan = if in_groups {
         let shapes = [0, 1, 2].map(|index| grouped(kernels, index));
-        Plan::best(candidates(&shapes, m), [m, packed.n, n_blocks], (1, n_multiprocessors))
+        Plan::best(candidates(&shapes, m, 2), [m, packed.n, n_blocks], (1, n_multiprocessors))
     } else {
         let shapes = [0, 1, 2, 3, 4].map(|index| plain(kernels, index));
-        Plan::best(candidates(&shapes, m), [m, packed.n, n_blocks], (SPLITS_MAX, n_multiprocessors))
+        Plan::best(candidates(&shapes, m, 2), [m, packed.n, n_blocks], (SPLITS_MAX, n_multiprocessors))
     };
     let arguments = Arguments::new().address(quantized).address(scales).address(sums).address(packed.words()).address(packed.scales());
     let arguments = arguments.address(target.address).word(m).word(packed.n).word(n_blocks).word(target.width);
     let arguments =
         arguments.word(packed.granularity.n_groups(packed.k)).word(packed.granularity.size(packed.k).div_ceil(ACTIVATION_GROUP));
-    let arguments = arguments.word(target.add).word(0).word(plan.n_splits as usize).word(plan.shape.n_stages);
-    plan.launch(arguments)
+    let arguments = arguments.word(target.add).word(0).word(plan.n_splits as usize).word(0);
+    plan.launch(arguments, n_multiprocessors)
 }
 
 /// If the last thing recorded is the product that `gate` reads whole, records both as one; the product itself is then not stored.
@@ -155,13 +173,13 @@ pub(crate) fn gate_behind_tiles(
     }
     queue.take_back();
     let shapes = [0, 1, 2, 3].map(|index| gated(kernels, index));
-    let plan = Plan::best(candidates(&shapes, m), [m, n, n_blocks], (SPLITS_MAX, n_multiprocessors));
-    let launch = plan.launch(Arguments::new());
+    let plan = Plan::best(candidates(&shapes, m, 3), [m, n, n_blocks], (SPLITS_MAX, n_multiprocessors));
+    let launch = plan.launch(Arguments::new(), n_multiprocessors);
     let mut arguments = last.arguments;
     arguments[OUT] = gated_address;
     arguments[BLOCKS_AND_WIDTH] = n_blocks as u64 | ((n / 2) as u64) << 32;
     arguments[ADD_AND_ACTIVATION] = (activation_number(activation) as u64) << 32;
-    arguments[SPLITS_AND_STAGES] = u64::from(plan.n_splits) | (plan.shape.n_stages as u64) << 32;
+    arguments[SPLITS] = u64::from(plan.n_splits);
     queue.record(Launch { arguments, ..launch })?;
     Ok(true)
 }

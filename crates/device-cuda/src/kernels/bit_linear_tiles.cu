@@ -1,7 +1,7 @@
 // bit_linear for several tokens, int8, on Hopper's tensor cores (wgmma): 64 out features × TOKENS tokens at once. Weights go from memory to
-// registers as they are packed and are decoded there with a shift and a mask; activations come by bulk copies (tiles.cuh) into a ring of
-// stages of 256 columns in shared memory, which wgmma reads itself. Two warpgroups of 64 · ROW_TILES rows share the activations; one
-// thread fetches.
+// registers as they are packed and are decoded there with a shift and a mask; activations come by bulk copies (tiles, mma.cuh) into a ring of
+// stages of 256 columns in shared memory, which wgmma reads itself. Two warpgroups of 64 · ROW_TILES rows share the activations; a thread of each
+// fetches.
 //
 // Few rows of output are not enough for all multiprocessors: the blocks of a cluster share the columns and send each other their integers, each
 // adds up those of every n-th eight of tokens, which is exact in any order. Where scales are for 128 columns (GROUPED), each such segment's integers become floats and
@@ -11,42 +11,10 @@
 #define STAGES_MAX 8
 // Columns of a stage: one packed block of weights.
 #define BLOCK_COLUMNS 256
-
-// Where a block's rows have one scale, as those of one projection do, and all scales are ordinary, a product is an integer over its token's divisor, by
-// a reciprocal that is found once (TokenDivisors); threads then keep the places that wgmma gives them, from the sums to the result. Otherwise results
-// go through shared memory, and each is divided by itself.
-struct BitLinearTilesArgs {
-    const i8* x;           // tiles (mma.cuh): [2 · n_blocks, n_tiles]; a block of tokens may read beyond the last of them
-    const float* x_scales; // inverse, [m]; or of groups, tiled [2 · n_blocks, n_tiles, 32]
-    const int* x_sums;     // likewise
-    const uint4* words;    // pack_int8: [n, n_blocks, 4]
-    const float* scales;   // [1], [n] or [n, n_groups]
-    float* out;            // [m, width], first column
-    u32 m;
-    u32 n;
-    u32 n_blocks;
-    u32 width;
-    u32 n_groups;          // weight scales of a row; 0: one for the matrix
-    u32 group_segments;    // segments of 128 columns that share a weight scale
-    u32 add;
-    u32 activation;        // of the gate
-    u32 n_splits;          // blocks of a cluster
-    u32 n_stages;
-};
+// Up to so many, weights are prefetched.
+#define FEW_TOKENS 256
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-// Scales of a block, and what becomes of them: of gate and up apart.
-template <int TOKENS, int BLOCK_ROWS, int KINDS>
-struct BlockScales {
-    float of_rows[BLOCK_ROWS];
-    float x_inverse[TOKENS];
-    int x_sums[TOKENS];
-    // By which a token's integers are divided, the reciprocal, and what makes a float of an integer less the token's sum.
-    float divisors[KINDS][TOKENS];
-    float reciprocals[KINDS][TOKENS];
-    int biases[TOKENS];
-};
 
 template <int TOKENS, int ROW_TILES, bool GATE, bool GROUPED>
 struct Tiles {
@@ -58,13 +26,22 @@ struct Tiles {
     static const int STAGE_BYTES = (FETCHED_BYTES + 1023) / 1024 * 1024;
     static const int BLOCK_ROWS = WARPGROUPS * 64 * ROW_TILES;
     static const int N_SUMS = TOKENS / 2;
+    // As tiles.rs takes memory for them. A constant, since each thread finds its place in the ring several times a stage.
+    static const u32 N_STAGES = GROUPED ? 6 : TOKENS > 128 ? 5 : TOKENS > 64 || (TOKENS == 64 && !GATE) ? 6 : 8;
+    // Stages that are asked for before one is read. A pair's are fetched into those that the pair before last and the first half of the last have read;
+    // where stages go one by one, each two turns after it was read, so that the warpgroups need not keep step.
+    static const u32 N_AHEAD = N_STAGES - (GROUPED ? 2 : 3);
     // Words from a token's sums to the next one's, where they are shared: a warp that puts its sums there meets no bank twice.
     static const int STRIDE = BLOCK_ROWS + 4;
 
     static const int KINDS = GATE ? 2 : 1;
     // Rows of results of a block, and tiles of them of a warpgroup.
     static const int OUT_ROWS = BLOCK_ROWS / KINDS;
-    static const int OUT_TILES = ROW_TILES / KINDS;
+    // Whether a tile has rows of both gate and up, eight of one and then eight of the other, which are then a thread's.
+    static const bool IS_PAIRED = GATE && ROW_TILES == 1;
+    static const int OUT_TILES = IS_PAIRED ? 1 : ROW_TILES / KINDS;
+    // Results of a thread, of an eight of tokens and a tile.
+    static const int N_RESULTS = IS_PAIRED ? 2 : 4;
     typedef BlockScales<TOKENS, BLOCK_ROWS, KINDS> Scales;
 
     const BitLinearTilesArgs& a;
@@ -73,9 +50,9 @@ struct Tiles {
     Scales& scales;           // where columns are not in groups
     u32 first_token, first_block, end_block;
 
-    // Starts to fetch the `turn`th block of columns; by one thread, which has products to start, too: copies are few and large.
+    // Starts to fetch the `turn`th block of columns; by one thread, whose warpgroup waits for it: copies are few and large.
     __device__ __forceinline__ void fetch_stage(u32 turn) const {
-        const u32 slot = turn % a.n_stages, round = turn / a.n_stages, block = first_block + turn;
+        const u32 slot = turn % N_STAGES, round = turn / N_STAGES, block = first_block + turn;
         if (block >= end_block) return;
         if (round > 0) await(empty + slot * 8, (round - 1) & 1);
         expect_bytes(full + slot * 8, FETCHED_BYTES);
@@ -97,9 +74,11 @@ struct Tiles {
         if (GATE) return tile * (a.n / 2) + blockIdx.x * (BLOCK_ROWS / 2) + warpgroup * 64;
         return blockIdx.x * BLOCK_ROWS + (warpgroup * ROW_TILES + tile) * 64;
     }
-    __device__ __forceinline__ u32 end_row(int tile) const { return GATE && tile == 0 ? a.n / 2 : a.n; }
+    __device__ __forceinline__ u32 end_row(int tile, int half) const { return GATE && (IS_PAIRED ? half : tile) == 0 ? a.n / 2 : a.n; }
     __device__ __forceinline__ u32 row(int tile, int half) const {
-        return first_row(tile) + (threadIdx.x / 32 & 3) * 16 + (threadIdx.x & 31) / 4 + half * 8;
+        const u32 warp = threadIdx.x / 32, line = (threadIdx.x & 31) / 4;
+        if (IS_PAIRED) return half * (a.n / 2) + blockIdx.x * OUT_ROWS + warp * 8 + line;
+        return first_row(tile) + (warp & 3) * 16 + line + half * 8;
     }
     // The token of register `index` of the sums.
     __device__ __forceinline__ u32 token(int index) const {
@@ -137,7 +116,7 @@ struct Tiles {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const u32 group = min((block * 2 + segment) / a.group_segments, a.n_groups - 1);
-                const u64 place = (u64)min(row(tile, half), end_row(tile) - 1) * a.n_groups + group;
+                const u64 place = (u64)min(row(tile, half), end_row(tile, half) - 1) * a.n_groups + group;
                 weight_scales[tile][half] = __ldg(a.scales + (a.n_groups == 0 ? 0 : place));
             }
 #pragma unroll
@@ -251,33 +230,41 @@ struct Tiles {
         return __syncthreads_and(is_plain);
     }
 
-    // Results of two rows, eight apart, and two neighbouring tokens from `token` of the block: sums lie as wgmma leaves them.
-    __device__ __forceinline__ void divide(float (&y)[4], const int* sums, u32 kind, u32 token) const {
+    // Results of rows eight apart and two neighbouring tokens from `token` of the block: sums lie as wgmma leaves them.
+    template <int N>
+    __device__ __forceinline__ void divide(float (&y)[N], const int* sums, u32 kind, u32 token) const {
         const float2 divisor = *(const float2*)(scales.divisors[kind] + token), reciprocal = *(const float2*)(scales.reciprocals[kind] + token);
         const int2 bias = *(const int2*)(scales.biases + token);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < N / 2; half++) {
             y[half * 2] = quotient_by(biased_integer(sums[half * 2] + bias.x), divisor.x, reciprocal.x);
             y[half * 2 + 1] = quotient_by(biased_integer(sums[half * 2 + 1] + bias.y), divisor.y, reciprocal.y);
         }
     }
 
     // Results of tile `tile` of the block's eight of tokens `eight`; `sums` are those of all tiles, `stride` integers apart.
-    __device__ __forceinline__ void results(float (&y)[4], const int* sums, int stride, int tile, u32 eight) const {
+    __device__ __forceinline__ void results(float (&y)[N_RESULTS], const int* sums, int stride, int tile, u32 eight) const {
         const u32 token = eight * 8 + (threadIdx.x & 3) * 2;
-        divide(y, sums + tile * stride, 0, token);
-        if constexpr (GATE) {
-            float up[4];
-            divide(up, sums + stride, 1, token);
+        if constexpr (IS_PAIRED) {
+            float up[2];
+            divide(y, sums, 0, token);
+            divide(up, sums + 2, 1, token);
 #pragma unroll
-            for (int part = 0; part < 4; part++) y[part] = gated(RELU2, y[part], up[part]);
+            for (int part = 0; part < 2; part++) y[part] = gated(RELU2, y[part], up[part]);
+        } else {
+            divide(y, sums + tile * stride, 0, token);
+            if constexpr (GATE) {
+                float up[4];
+                divide(up, sums + stride, 1, token);
+#pragma unroll
+                for (int part = 0; part < 4; part++) y[part] = gated(RELU2, y[part], up[part]);
+            }
         }
     }
 
     // Where the results of this thread go, of its first two tokens of eight `eight`.
     __device__ __forceinline__ float* place_of(u32 eight) const {
-        const u32 first = GATE ? blockIdx.x * OUT_ROWS + threadIdx.x / 128 * 64 : first_row(0);
-        return a.out + (u64)(first_token + eight * 8 + (threadIdx.x & 3) * 2) * a.width + first + (threadIdx.x / 32 & 3) * 16 + (threadIdx.x & 31) / 4;
+        return a.out + (u64)(first_token + eight * 8 + (threadIdx.x & 3) * 2) * a.width + row(0, 0);
     }
     __device__ __forceinline__ u32 offset_of(int tile, int part) const { return tile * 64 + part / 2 * 8 + (part & 1) * a.width; }
     __device__ __forceinline__ bool has_token(u32 eight, int part) const { return first_token + eight * 8 + (threadIdx.x & 3) * 2 + (part & 1) < a.m; }
@@ -294,10 +281,10 @@ struct Tiles {
         float* to = place_of(eight);
 #pragma unroll
         for (int tile = 0; tile < OUT_TILES; tile++) {
-            float y[4];
+            float y[N_RESULTS];
             results(y, sums, stride, tile, eight);
 #pragma unroll
-            for (int part = 0; part < 4; part++)
+            for (int part = 0; part < N_RESULTS; part++)
                 if (has_token(eight, part)) to[offset_of(tile, part)] = GATE ? y[part] : before[tile][part] + y[part];
         }
     }
@@ -324,7 +311,7 @@ struct Tiles {
     }
     // Bytes that come to block `rank`.
     __device__ __forceinline__ u32 n_bytes_received(u32 rank) const {
-        return (n_eights() + a.n_splits - 1 - rank) / a.n_splits * a.n_splits * ROW_TILES * THREADS * 16;
+        return (n_eights() + a.n_splits - 1 - rank) / a.n_splits * (a.n_splits - 1) * ROW_TILES * THREADS * 16;
     }
 
     // Sends each block of the cluster its eights' sums.
@@ -335,7 +322,11 @@ struct Tiles {
         for (u32 eight = 0; eight < TOKENS / 8; eight++) {
             if (eight >= end) break;
 #pragma unroll
-            for (int tile = 0; tile < ROW_TILES; tile++) send_words(&sums[tile][eight * 4], place_of_sums(rank, slot, tile), received, owner);
+            for (int tile = 0; tile < ROW_TILES; tile++) {
+                // Its own stay where this thread will look for them.
+                if (owner == rank) keep_words(&sums[tile][eight * 4], place_of_sums(rank, slot, tile));
+                else send_words(&sums[tile][eight * 4], place_of_sums(rank, slot, tile), received, owner);
+            }
             if (++owner == a.n_splits) owner = 0, slot++;
         }
     }
@@ -371,8 +362,8 @@ struct Tiles {
         const u32 rows = GATE ? BLOCK_ROWS / 2 : BLOCK_ROWS, fours = rows / 4, inside = threadIdx.x % fours * 4, tokens_step = THREADS / fours * a.n_splits;
         const u32 first_row = blockIdx.x * rows + inside, end = GATE ? a.n / 2 : a.n;
         if (first_row >= end) return;
-        // Where rows of a gate lie: each warpgroup has 64 of gate and 64 of up behind.
-        const u32 at = stages + (GATE ? inside / 64 * 128 + inside % 64 : inside) * 4;
+        // Where rows of a gate lie: each warpgroup has 64 of gate and 64 of up behind, or they are in pairs.
+        const u32 OF_KIND = IS_PAIRED ? 8 : 64, at = stages + (GATE ? inside / OF_KIND * 2 * OF_KIND + inside % OF_KIND : inside) * 4;
         float inverse[4], inverse_of_up[4];
         bool is_near = false;
         if constexpr (!GROUPED) {
@@ -401,7 +392,7 @@ struct Tiles {
                 add_up(y, at + token * STRIDE * 4, inverse, is_near, token);
                 if constexpr (GATE) {
                     float up[4];
-                    add_up(up, at + (token * STRIDE + 64) * 4, inverse_of_up, is_near, token);
+                    add_up(up, at + (token * STRIDE + OF_KIND) * 4, inverse_of_up, is_near, token);
 #pragma unroll
                     for (int part = 0; part < 4; part++) y[part] = gated(a.activation, y[part], up[part]);
                 }
@@ -426,26 +417,34 @@ struct Tiles {
             for (int half = 0; half < 2; half++) words[tile][half] = block < end_block ? __ldg(rows[tile][half] + block * 4) : make_uint4(0, 0, 0, 0);
     }
 
-    __device__ __forceinline__ u32 stage_of(u32 turn) const { return stages + turn % a.n_stages * STAGE_BYTES; }
-    __device__ __forceinline__ void await_stage(u32 turn) const { await(full + turn % a.n_stages * 8, turn / a.n_stages & 1); }
+    // Asks the second-level cache for the block's weights behind the first two blocks of columns: where few blocks of tokens share them, memory would be waited
+    // for at each pair of stages.
+    __device__ __forceinline__ void prefetch_words(const uint4* const (&rows)[ROW_TILES][2]) const {
+        const u32 lane = threadIdx.x & 3;
+#pragma unroll 1
+        for (u32 block = first_block + 2 + lane / 2; block < end_block; block += 2)
+#pragma unroll
+            for (int tile = 0; tile < ROW_TILES; tile++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) asm volatile("prefetch.global.L2 [%0];" ::"l"(rows[tile][half] - lane + block * 4 + lane % 2 * 2));
+    }
+
+    __device__ __forceinline__ u32 stage_of(u32 turn) const { return stages + turn % N_STAGES * STAGE_BYTES; }
+    __device__ __forceinline__ void await_stage(u32 turn) const { await(full + turn % N_STAGES * 8, turn / N_STAGES & 1); }
     // Says that this warpgroup has read a stage.
     __device__ __forceinline__ void free_stage(u32 turn) const {
-        if ((threadIdx.x & 127) == 0) arrive(empty + turn % a.n_stages * 8);
+        if ((threadIdx.x & 127) == 0) arrive(empty + turn % N_STAGES * 8);
     }
 
     // All blocks of columns, two at a time: products of one chunk run while the next is decoded, and only between pairs does nothing run. (The
     // compiler waits for each product where they run on into another turn of the loop.)
     __device__ __forceinline__ void multiply_pairs(int (&sums)[ROW_TILES][N_SUMS], const uint4* const (&rows)[ROW_TILES][2], uint4 (&next)[2][ROW_TILES][2]) const {
-        // A pair's stages are fetched into those that the pair before last and the first half of the last have read.
-        const u32 ahead = a.n_stages - 3;
         u32 block = first_block;
 #pragma unroll 1
         for (; block + 1 < end_block; block += 2) {
             const u32 turn = block - first_block;
-            if (threadIdx.x == 0) {
-                fetch_stage(turn + ahead);
-                fetch_stage(turn + ahead + 1);
-            }
+            // A warpgroup each: what one thread does, all of its warpgroup wait for.
+            if ((threadIdx.x & 127) == 0) fetch_stage(turn + N_AHEAD + threadIdx.x / 128);
             uint4 words[2][ROW_TILES][2];
 #pragma unroll
             for (int half = 0; half < 2; half++)
@@ -481,8 +480,7 @@ struct Tiles {
 #pragma unroll 1
         for (u32 block = first_block; block < end_block; block++) {
             const u32 turn = block - first_block;
-            // A stage is filled again two turns after it was read, so that the warpgroups need not keep step.
-            if (threadIdx.x == 0) fetch_stage(turn + a.n_stages - 2);
+            if (threadIdx.x == 0) fetch_stage(turn + N_AHEAD);
             uint4 words[ROW_TILES][2];
 #pragma unroll
             for (int tile = 0; tile < ROW_TILES; tile++)
@@ -513,14 +511,15 @@ struct Tiles {
         for (int tile = 0; tile < ROW_TILES; tile++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                rows[tile][half] = a.words + (u64)min(row(tile, half), end_row(tile) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
+                rows[tile][half] = a.words + (u64)min(row(tile, half), end_row(tile, half) - 1) * a.n_blocks * 4 + (threadIdx.x & 3);
         uint4 next[2][ROW_TILES][2];
         load_words(next[0], rows, first_block);
         load_words(next[1], rows, first_block + 1);
         if constexpr (!GROUPED) fetch_row_scales();
+        if (a.m <= FEW_TOKENS) prefetch_words(rows);
         await_predecessors();
-        if (threadIdx.x == 0)
-            for (u32 turn = 0; turn + (GROUPED ? 2 : 3) < a.n_stages; turn++) fetch_stage(turn);
+        // A warp each: one thread would take longer than the first of them needs to come.
+        if ((threadIdx.x & 31) == 0 && threadIdx.x / 32 < N_AHEAD) fetch_stage(threadIdx.x / 32);
         if constexpr (GROUPED) {
             multiply_groups(y, sums, rows, next);
             // All stages have been read.
@@ -564,7 +563,7 @@ __device__ __forceinline__ void bit_linear_tiles_body(const BitLinearTilesArgs& 
         first_block, min(a.n_blocks, first_block + blocks_each),
     };
     if (threadIdx.x == 0) {
-        for (u32 slot = 0; slot < a.n_stages; slot++) {
+        for (u32 slot = 0; slot < Body::N_STAGES; slot++) {
             make_barrier(first_full + slot * 8, 1);
             make_barrier(first_empty + slot * 8, WARPGROUPS);
         }
@@ -590,9 +589,9 @@ BIT_LINEAR_TILES(bit_linear_tiles_32, 2, 32, 1, false, false)
 BIT_LINEAR_TILES(bit_linear_tiles_64, 2, 64, 1, false, false)
 BIT_LINEAR_TILES(bit_linear_tiles_128, 1, 128, 2, false, false)
 BIT_LINEAR_TILES(bit_linear_tiles_160, 1, 160, 1, false, false)
-BIT_LINEAR_TILES(bit_linear_tiles_gate_16, 1, 16, 2, true, false)
-BIT_LINEAR_TILES(bit_linear_tiles_gate_32, 1, 32, 2, true, false)
-BIT_LINEAR_TILES(bit_linear_tiles_gate_64, 1, 64, 2, true, false)
+BIT_LINEAR_TILES(bit_linear_tiles_gate_16, 1, 16, 1, true, false)
+BIT_LINEAR_TILES(bit_linear_tiles_gate_32, 1, 32, 1, true, false)
+BIT_LINEAR_TILES(bit_linear_tiles_gate_64, 1, 64, 1, true, false)
 BIT_LINEAR_TILES(bit_linear_tiles_gate_128, 1, 128, 2, true, false)
 BIT_LINEAR_TILES(bit_linear_tiles_groups_16, 2, 16, 1, false, true)
 BIT_LINEAR_TILES(bit_linear_tiles_groups_32, 2, 32, 1, false, true)

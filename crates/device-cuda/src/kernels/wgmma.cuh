@@ -103,6 +103,11 @@ __device__ __forceinline__ void send_words(const int* words, u32 shared, u32 bar
                  : "memory");
 }
 
+// Puts four words where `shared` is.
+__device__ __forceinline__ void keep_words(const int* words, u32 shared) {
+    asm volatile("st.shared.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}
+
 // Starts to copy a word of memory to shared memory.
 __device__ __forceinline__ void copy_word(const void* shared, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(shared)), "l"(from) : "memory");
