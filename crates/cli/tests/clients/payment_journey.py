@@ -1,7 +1,8 @@
 """A platform of its own that collects through localstripe, a stateful stand-in for Stripe: a month that is over becomes an invoice, the
-card is charged, the event that comes back changes nothing, a card that is declined leaves the invoice open. The database is made two
-months older by hand, since a month is not waited for."""
+card is charged, the event that comes back changes nothing, a card that is declined leaves the invoice open. The database is made older
+by hand, since a month is not waited for."""
 
+import datetime
 import json
 import os
 import re
@@ -20,7 +21,6 @@ import journeys
 BINARY = os.environ["BITNET_BINARY"]
 HOOK_SECRET = "whsec_journey"
 KEY = "sk_test_12345"
-MONTH = 31 * 86_400 * 1_000_000
 
 
 def free_port():
@@ -102,11 +102,15 @@ class World:
         return account, self.run("keys", "create", account, "--name", "admin", "--admin")
 
     def grow_older(self, accounts):
-        """As if these had been made two months ago."""
+        """As if these had been made in the middle of the month before the last one: two months are over since, whatever day it is."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        months = now.year * 12 + now.month - 1 - 2
+        made = datetime.datetime(months // 12, months % 12 + 1, 15, tzinfo=datetime.timezone.utc)
+        older = (now - made) // datetime.timedelta(microseconds=1)
         with sqlite3.connect(os.path.join(self.folder, "bitnet.db"), timeout=30) as database:
             for account in accounts:
-                database.execute("UPDATE account SET created_at = created_at - ? WHERE id = ?", (2 * MONTH, account))
-                database.execute("UPDATE account_plan SET valid_from = valid_from - ? WHERE account_id = ?", (2 * MONTH, account))
+                database.execute("UPDATE account SET created_at = created_at - ? WHERE id = ?", (older, account))
+                database.execute("UPDATE account_plan SET valid_from = valid_from - ? WHERE account_id = ?", (older, account))
 
     def card(self, number):
         form = {"type": "card", "card[number]": number, "card[exp_month]": "12", "card[exp_year]": "2050", "card[cvc]": "123"}
